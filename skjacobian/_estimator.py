@@ -1,0 +1,523 @@
+"""What both classifiers share: parameters, checks, fitting, prediction, pickling."""
+
+from numbers import Integral, Real
+from typing import Any, Self
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context
+from sklearn.metrics import accuracy_score, check_scoring
+from sklearn.model_selection import train_test_split
+from sklearn.utils import Tags, _safe_indexing, check_random_state
+from sklearn.utils._param_validation import RealNotInt, StrOptions
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
+from torch import Tensor, nn
+
+from skjacobian._batches import Samples
+from skjacobian._net import (
+    LR_SCHEDULES,
+    OPTIMIZERS,
+    ObjectiveNet,
+    ValidationScores,
+    early_stopping,
+    make_net,
+    net_state,
+    predict_logits,
+    restore_net,
+    train,
+)
+from skjacobian._rng import own_entropy
+from skjacobian._training_data import (
+    apply_class_weight,
+    as_tensor,
+    make_samples,
+    resolve_device,
+    training_weights,
+)
+from skjacobian._validation import ScalarInterval, did_you_mean, reject, unwrap_scalar
+from skjacobian.differentiable import Network, TensorFunction, as_torch
+from skjacobian.jacobian import jacobian_norm
+from skjacobian.modules import MODULES, make_module, module_params
+from skjacobian.objectives import Objective
+
+NESTED_PREFIXES = ("module", "optimizer", "iterator_train", "iterator_valid", "callbacks")
+
+# Rows of one forward pass at prediction; their order of summation does not depend on n.
+PREDICTION_BATCH_SIZE = 1024
+
+TRAINING_CONSTRAINTS: dict[str, list[Any]] = {
+    "module": [StrOptions(set(MODULES)), callable],
+    "lr": [ScalarInterval(Real, 0, None, closed="neither")],
+    "max_epochs": [StrOptions({"auto"}), ScalarInterval(Integral, 1, None, closed="left")],
+    "batch_size": [StrOptions({"auto"}), ScalarInterval(Integral, 1, None, closed="left")],
+    "optimizer": [StrOptions(set(OPTIMIZERS)), type],
+    "weight_decay": [ScalarInterval(Real, 0, None, closed="left")],
+    "lr_schedule": [StrOptions(set(LR_SCHEDULES))],
+    "class_weight": [dict, StrOptions({"balanced"}), None],
+    "early_stopping": ["boolean"],
+    "validation_fraction": [ScalarInterval(RealNotInt, 0, 1, closed="neither")],
+    "n_iter_no_change": [ScalarInterval(Integral, 1, None, closed="left")],
+    "scoring": [str, callable, None],
+    "warm_start": ["boolean"],
+    "callbacks": [list, tuple, None],
+    "device": [str, torch.device],
+    "dtype": [StrOptions({"auto", "float32", "float64"})],
+    "random_state": ["random_state"],
+    "verbose": ["verbose"],
+}
+
+
+class RobustClassifier(ClassifierMixin, BaseEstimator):
+    """Base of the classifiers: composes a skorch net, and behaves as scikit-learn expects.
+
+    A subclass stores its own parameters and says what is minimized (`_make_objective`).
+    """
+
+    _parameter_constraints: dict[str, list[Any]] = TRAINING_CONSTRAINTS
+
+    def __init__(
+        self,
+        module: Any,
+        *,
+        lr: float,
+        max_epochs: int | str,
+        batch_size: int | str,
+        optimizer: Any,
+        weight_decay: float,
+        lr_schedule: str,
+        class_weight: Any,
+        early_stopping: bool,
+        validation_fraction: float,
+        n_iter_no_change: int,
+        scoring: Any,
+        warm_start: bool,
+        callbacks: Any,
+        device: Any,
+        dtype: str,
+        random_state: Any,
+        verbose: int,
+        nested: dict[str, Any],
+    ) -> None:
+        self.module = module
+        self.lr = lr
+        self.max_epochs = max_epochs
+        self.batch_size = batch_size
+        self.optimizer = optimizer
+        self.weight_decay = weight_decay
+        self.lr_schedule = lr_schedule
+        self.class_weight = class_weight
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.n_iter_no_change = n_iter_no_change
+        self.scoring = scoring
+        self.warm_start = warm_start
+        self.callbacks = callbacks
+        self.device = device
+        self.dtype = dtype
+        self.random_state = random_state
+        self.verbose = verbose
+        for name in nested:
+            if not _is_nested(name):
+                raise TypeError(
+                    f"{type(self).__name__} got an unexpected parameter {name!r}"
+                    f"{did_you_mean(name, self._get_param_names())}."
+                )
+        self._nested = nested
+
+    def _make_objective(self, X: Tensor) -> Objective:
+        """Return what is minimized; raise for parameters that do not fit `X`."""
+        raise NotImplementedError
+
+    # --- parameters ---------------------------------------------------------------------
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Get the parameters, those in skorch's spelling (`module__…`) included.
+
+        Parameters
+        ----------
+        deep : bool, default=True
+            Whether to include the parameters of parameters that are estimators.
+
+        Returns
+        -------
+        dict
+        """
+        return {**super().get_params(deep), **self._nested}
+
+    def set_params(self, **params: Any) -> Self:
+        """Set parameters, those in skorch's spelling (`module__…`) included.
+
+        Parameters
+        ----------
+        **params : dict
+
+        Returns
+        -------
+        self
+        """
+        nested = {name: value for name, value in params.items() if _is_nested(name)}
+        super().set_params(**{n: v for n, v in params.items() if n not in nested})
+        self._nested = {**self._nested, **nested}
+        return self
+
+    def __sklearn_tags__(self) -> Tags:
+        """Say that images, arrays of more than two dimensions, are accepted."""
+        tags = super().__sklearn_tags__()
+        tags.input_tags.three_d_array = True
+        return tags
+
+    # --- fitting ------------------------------------------------------------------------
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """Train on X and y; with `warm_start=True`, go on from the last fit.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, *image_shape)
+        y : array-like of shape (n_samples,)
+            Labels of any type.
+        sample_weight : array-like of shape (n_samples,), optional
+            Rows of weight 0 are left out.
+
+        Returns
+        -------
+        self
+        """
+        going_on = self.warm_start and hasattr(self, "net_")
+        return self._fit(X, y, sample_weight, fresh=not going_on)
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Self:
+        """Train one more epoch, at a constant learning rate.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, *image_shape)
+        y : array-like of shape (n_samples,)
+        classes : array-like of shape (n_classes,), optional
+            All labels that will ever come; needed at the first call where `y` lacks one.
+        sample_weight : array-like of shape (n_samples,), optional
+
+        Returns
+        -------
+        self
+        """
+        if self.early_stopping:
+            raise ValueError(
+                "Got early_stopping=True, but partial_fit expected early_stopping=False: one "
+                "epoch leaves nothing to stop."
+            )
+        fresh = not hasattr(self, "net_")
+        return self._fit(X, y, sample_weight, fresh=fresh, classes=classes, partial=True)
+
+    def _fit(
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any,
+        *,
+        fresh: bool,
+        classes: Any = None,
+        partial: bool = False,
+    ) -> Self:
+        values, y = self._validate_training_data(X, y, reset=fresh)
+        weight, rows = training_weights(values, sample_weight)
+        self._learn_classes(y[rows], classes, fresh)
+        random_state = check_random_state(own_entropy(self.random_state))
+        if fresh:
+            self._init_net(values.dtype, seed=int(random_state.randint(2**31 - 1)))
+        held_out = rows[:0]
+        if self.early_stopping:
+            rows, held_out = train_test_split(
+                rows,
+                test_size=float(unwrap_scalar(self.validation_fraction)),
+                stratify=y[rows],
+                random_state=random_state,
+            )
+        samples = self._samples(values, y, weight, rows)
+        objective = self._make_objective(samples.X)
+        scores = self._validation_callbacks(X, y, sample_weight, held_out)
+        train(
+            self.net_,
+            samples,
+            self._samples(values, y, weight, held_out) if len(held_out) else None,
+            objective=objective,
+            epochs=1 if partial else self._n_epochs(len(samples)),
+            lr=float(unwrap_scalar(self.lr)),
+            lr_schedule="constant" if partial else self.lr_schedule,
+            batch_size=self._batch_size(len(samples)),
+            callbacks=[*scores, *(self.callbacks or [])],
+            verbose=int(self.verbose),
+        )
+        return self
+
+    def _validate_training_data(
+        self, X: Any, y: Any, *, reset: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        X, y = validate_data(self, X, y, dtype=[np.float64, np.float32], allow_nd=True, reset=reset)
+        check_classification_targets(y)
+        y = column_or_1d(y, warn=True)
+        if reset:
+            self.input_shape_ = X.shape[1:]
+        self._check_shape(X)
+        return X, y
+
+    def _check_shape(self, X: np.ndarray) -> None:
+        if X.shape[1:] != self.input_shape_:
+            raise ValueError(
+                f"Got X with samples of shape {X.shape[1:]}, but {type(self).__name__} expected "
+                f"{self.input_shape_}, as in fit."
+            )
+
+    def _learn_classes(self, y: np.ndarray, classes: Any, fresh: bool) -> None:
+        """Set `classes_` when fresh, and check `y` against them."""
+        labels = np.unique(y)
+        if fresh:
+            self.classes_ = labels if classes is None else np.unique(np.asarray(classes))
+            if len(self.classes_) < 2:
+                raise ValueError(
+                    f"Got y with 1 class ({self.classes_[0]!r}), but {type(self).__name__} "
+                    "expected samples of at least 2 classes."
+                )
+        unknown = np.setdiff1d(labels, self.classes_)
+        if len(unknown):
+            raise ValueError(
+                f"Got y with labels {unknown.tolist()}, but expected those in classes: "
+                f"{self.classes_.tolist()}."
+            )
+
+    def _samples(
+        self, X: np.ndarray, y: np.ndarray, weight: np.ndarray | None, rows: np.ndarray
+    ) -> Samples:
+        target = np.searchsorted(self.classes_, y[rows])
+        weight = None if weight is None else weight[rows]
+        return make_samples(
+            X if len(rows) == len(X) else X[rows],
+            target,
+            apply_class_weight(self.class_weight, self.classes_, target, weight),
+            dtype=self._torch_dtype,
+            device=self.net_.device,
+        )
+
+    def _n_epochs(self, n_samples: int) -> int:
+        """Return `max_epochs`; "auto" makes about 1000 steps, in 10 to 100 epochs."""
+        if self.max_epochs == "auto":
+            n_batches = -(-n_samples // self._batch_size(n_samples))
+            return int(np.clip(-(-1000 // n_batches), 10, 100))
+        return int(unwrap_scalar(self.max_epochs))
+
+    def _batch_size(self, n_samples: int) -> int:
+        """Return `batch_size`; "auto" is a twentieth of the samples, between 32 and 128."""
+        if self.batch_size == "auto":
+            return int(np.clip(n_samples // 20, 32, 128))
+        return int(unwrap_scalar(self.batch_size))
+
+    def _validation_callbacks(
+        self, X: Any, y: np.ndarray, sample_weight: Any, rows: np.ndarray
+    ) -> list[tuple[str, Any]]:
+        """Return the callbacks that score the held-out rows and stop early."""
+        if len(rows) == 0:
+            return []
+        X, y = _safe_indexing(X, rows), y[rows]
+        weight = None if sample_weight is None else np.asarray(sample_weight)[rows]
+
+        def score() -> dict[str, float]:
+            scores = {"valid_accuracy": accuracy_score(y, self.predict(X), sample_weight=weight)}
+            if self.scoring is not None:
+                value = check_scoring(self, self.scoring)(self, X, y)
+                if isinstance(value, dict):
+                    reject("scoring", self.scoring, "a scorer that returns one number")
+                scores["valid_score"] = value
+            return {name: float(value) for name, value in scores.items()}
+
+        monitor = "valid_accuracy" if self.scoring is None else "valid_score"
+        patience = int(unwrap_scalar(self.n_iter_no_change))
+        return [("valid_scores", ValidationScores(score)), early_stopping(monitor, patience)]
+
+    # --- the network --------------------------------------------------------------------
+
+    def _init_net(self, data_dtype: np.dtype[Any], seed: int) -> None:
+        """Make the network for the data, and remember how, for pickling."""
+        device = resolve_device(self.device)
+        dtype = self.dtype
+        if dtype == "auto":
+            dtype = str(data_dtype) if device.type == "cpu" else "float32"
+        own = {n: v for n, v in self._nested.items() if n.startswith("module__")}
+        given = {name.removeprefix("module__"): value for name, value in own.items()}
+        sizes = {"input_shape": self.input_shape_, "n_classes": len(self.classes_)}
+        self._net_args = {
+            "module": self.module,
+            "params": module_params(self.module, given, **sizes),
+            "sizes": sizes,
+            "dtype": dtype,
+            "device": str(device),
+            "seed": seed,
+            "optimizer": self.optimizer,
+            "nested": {
+                "optimizer__weight_decay": float(unwrap_scalar(self.weight_decay)),
+                **{n: v for n, v in self._nested.items() if n not in own},
+            },
+        }
+        self.net_ = self._make_net()
+
+    def _make_net(self) -> ObjectiveNet:
+        args = self._net_args
+        device = torch.device(args["device"])
+        if device.type == "cuda" and not torch.cuda.is_available():
+            device = torch.device("cpu")
+        return make_net(
+            lambda: make_module(
+                args["module"], args["params"], dtype=self._torch_dtype, **args["sizes"]
+            ),
+            seed=args["seed"],
+            device=device,
+            n_classes=len(self.classes_),
+            optimizer=args["optimizer"],
+            nested=args["nested"],
+        )
+
+    @property
+    def _torch_dtype(self) -> torch.dtype:
+        return {"float32": torch.float32, "float64": torch.float64}[self._net_args["dtype"]]
+
+    @property
+    def module_(self) -> nn.Module:
+        """The trained torch module, which returns logits."""
+        return self.net_.module_
+
+    @property
+    def n_parameters_(self) -> int:
+        """The number of trained weights."""
+        return sum(p.numel() for p in self.module_.parameters())
+
+    @property
+    def history_(self) -> list[dict[str, Any]]:
+        """One dict per epoch: losses, penalty, validation scores, duration."""
+        hidden = ("_best", "_batch_count")
+        return [
+            {k: v for k, v in row.items() if k != "batches" and not k.endswith(hidden)}
+            for row in self.net_.history
+        ]
+
+    # --- prediction ---------------------------------------------------------------------
+
+    def _logits(self, X: Any) -> np.ndarray:
+        check_is_fitted(self)
+        return predict_logits(self.net_, self._prediction_tensor(X), PREDICTION_BATCH_SIZE)
+
+    def _prediction_tensor(self, X: Any) -> Tensor:
+        X = validate_data(self, X, dtype=[np.float64, np.float32], allow_nd=True, reset=False)
+        self._check_shape(X)
+        return as_tensor(X, self._torch_dtype)
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Return the logits; for two classes, that of the second minus that of the first.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, *image_shape)
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes), or (n_samples,) for two classes
+        """
+        logits = self._logits(X)
+        return logits[:, 1] - logits[:, 0] if len(self.classes_) == 2 else logits
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Return the probability of each class, the softmax of the logits.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, *image_shape)
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes)
+            Columns in the order of `classes_`.
+        """
+        return torch.from_numpy(self._logits(X)).softmax(1).numpy()
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Return the most probable label of each sample.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, *image_shape)
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+        """
+        winners = self._logits(X).argmax(1)
+        return self.classes_[winners]
+
+    def jacobian_norm(
+        self,
+        X: Any,
+        *,
+        norm: str = "l2",
+        n_projections: int | None = None,
+        random_state: Any = None,
+    ) -> np.ndarray:
+        """Return a norm of the Jacobian ∂logits/∂x at each sample.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, *image_shape)
+        norm : {"l2", "l1", "l21"}, default="l2"
+            As in `skjacobian.jacobian.jacobian_norm`; "l2" is squared.
+        n_projections : int, optional
+            None is exact; a number estimates "l2" and "l21" from that many directions.
+        random_state : int, RandomState instance or None, default=None
+            Source of the directions.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+        """
+        check_is_fitted(self)
+        X = self._prediction_tensor(X)
+        seed = check_random_state(own_entropy(random_state)).randint(2**31 - 1)
+        self.module_.eval()
+        norms = [
+            jacobian_norm(
+                self.module_,
+                batch.to(self.net_.device),
+                norm=norm,
+                n_projections=n_projections,
+                generator=torch.Generator().manual_seed(int(seed)),
+            ).cpu()
+            for batch in X.split(PREDICTION_BATCH_SIZE)
+        ]
+        return torch.cat(norms).numpy()
+
+    # --- pickling -----------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state with the weights as arrays, not as torch objects."""
+        state = dict(super().__getstate__())
+        if "net_" in state:
+            state["_net_state"] = net_state(state.pop("net_"))
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Make the network anew, on a device that this machine has, and fill it."""
+        state = dict(state)
+        trained = state.pop("_net_state", None)
+        super().__setstate__(state)
+        if trained is not None:
+            self.net_ = self._make_net()
+            restore_net(self.net_, trained)
+
+
+@as_torch.register
+def _(classifier: RobustClassifier) -> TensorFunction:
+    check_is_fitted(classifier)
+    return Network(classifier.module_)
+
+
+def _is_nested(name: str) -> bool:
+    return any(name.startswith(f"{prefix}__") for prefix in NESTED_PREFIXES)

@@ -1,0 +1,327 @@
+"""The skorch net that trains on an objective. The only file that imports skorch."""
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from skorch import NeuralNet, NeuralNetClassifier
+from skorch.callbacks import (
+    Callback,
+    EarlyStopping,
+    EpochTimer,
+    LRScheduler,
+    PassthroughScoring,
+    PrintLog,
+)
+from skorch.helper import predefined_split
+from torch import Tensor, nn
+
+from skjacobian._batches import Batch, Batches, Samples
+from skjacobian._rng import RandomStream
+from skjacobian.exceptions import TrainingDivergedError
+from skjacobian.objectives import CrossEntropy, Objective
+
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "sgd": torch.optim.SGD,
+}
+LR_SCHEDULES = ("constant", "cosine")
+
+# One fused kernel for all parameters: a fifth of a small network's step on the CPU.
+_FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
+
+
+# The name under which other files speak of any skorch net.
+SkorchNet = NeuralNet
+
+
+class ObjectiveNet(NeuralNetClassifier):
+    """A skorch classifier whose training loss is one of our objectives.
+
+    Parameters
+    ----------
+    module : callable
+        Makes the `nn.Module`.
+    stream : RandomStream
+        What initialization and dropout draw from.
+    generator : torch.Generator
+        What the objective draws from. The order of samples has another: how much it draws
+        depends on their number, and a sample of weight 2 must act like two samples.
+    **kwargs
+        As `skorch.NeuralNetClassifier` takes them.
+    """
+
+    def __init__(
+        self,
+        module: Callable[..., nn.Module],
+        *,
+        stream: RandomStream,
+        generator: torch.Generator,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(module, criterion=nn.CrossEntropyLoss, **kwargs)
+        self.objective: Objective = CrossEntropy()
+        self.stream = stream
+        self.generator = generator
+
+    def get_default_callbacks(self) -> list[tuple[str, Callback]]:
+        """Return skorch's own record keepers, with a column for the penalty."""
+        callbacks = [
+            ("epoch_timer", EpochTimer()),
+            ("train_loss", PassthroughScoring("train_loss", on_train=True)),
+            ("train_penalty", PassthroughScoring("train_penalty", None, on_train=True)),
+            ("valid_loss", PassthroughScoring("valid_loss")),
+        ]
+        return [*callbacks, ("print_log", PrintLog())] if self.verbose else callbacks
+
+    def check_data(self, X: Any, y: Any = None) -> None:
+        """Do nothing: the estimator has checked the data."""
+
+    def initialize_module(self) -> "ObjectiveNet":
+        """Make the module from the private random stream."""
+        with self.stream.borrowed():
+            super().initialize_module()
+        return self
+
+    def _set_training(self, training: bool = True) -> None:
+        # Walking the modules costs more than a small layer, so only when the mode changes.
+        if self.module_.training != training:
+            super()._set_training(training)
+
+    def train_step_single(self, batch: Batch, **fit_params: Any) -> dict[str, Any]:
+        """Take the gradient of the weighted mean of the objective."""
+        self._set_training(True)
+        X, y = (tensor.to(self.device) for tensor in batch)
+        with self.stream.borrowed():
+            value = self.objective(self.module_, X, y, generator=self.generator)
+        loss = weighted_mean(value.loss, batch.sample_weight)
+        loss.backward()  # type: ignore[no-untyped-call]
+        step = {"loss": loss.detach(), "y_pred": value.logits.detach()}
+        if value.penalty is not None:
+            step["penalty"] = weighted_mean(value.penalty, batch.sample_weight)
+        return step
+
+    def run_single_epoch(
+        self, iterator: Any, training: bool, prefix: str, step_fn: Any, **fit_params: Any
+    ) -> None:
+        """Run one epoch, reading the losses back from the device only at its end."""
+        if iterator is None:
+            return
+        for batch in iterator:
+            self.notify("on_batch_begin", batch=batch, training=training)
+            step = step_fn(batch, **fit_params)
+            for name in ("loss", "penalty"):
+                if name in step:
+                    self.history.record_batch(f"{prefix}_{name}", step[name])
+            self.history.record_batch(f"{prefix}_batch_size", len(batch[0]))
+            self.notify("on_batch_end", batch=batch, training=training, **step)
+        self.history.record(f"{prefix}_batch_count", len(iterator))
+        self._read_back(f"{prefix}_loss")
+        self._read_back(f"{prefix}_penalty")
+        if training:
+            self._keep_if_finite()
+
+    def _read_back(self, name: str) -> None:
+        """Turn a column of 0-d tensors of this epoch's batches into floats, in one copy."""
+        batches = [row for row in self.history[-1]["batches"] if name in row]
+        if batches:
+            values = torch.stack([row[name] for row in batches]).tolist()
+            for row, value in zip(batches, values, strict=True):
+                row[name] = value
+
+    def _keep_if_finite(self) -> None:
+        """Keep a copy of good weights; on bad ones go back to it and raise."""
+        losses = [row["train_loss"] for row in self.history[-1]["batches"]]
+        weights = self.module_.state_dict()
+        finite = np.isfinite(losses).all() and all(
+            bool(w.isfinite().all()) for w in weights.values()
+        )
+        if finite:
+            self.last_good_weights_ = {name: w.clone() for name, w in weights.items()}
+            return
+        self.module_.load_state_dict(self.last_good_weights_)
+        epoch = len(self.history)
+        kept = "initial weights" if epoch == 1 else f"weights of epoch {epoch - 1}"
+        raise TrainingDivergedError(
+            f"The loss or the weights became NaN or infinite in epoch {epoch}; the {kept} are "
+            "kept. Lower lr or lam, or scale the features."
+        )
+
+    def partial_fit(
+        self, X: Any, y: Any = None, classes: Any = None, **fit_params: Any
+    ) -> "ObjectiveNet":
+        """Train on; unlike in skorch, only a callback may end it by KeyboardInterrupt."""
+        if not self.initialized_:
+            self.initialize()
+        fit_params.pop("_routing_method", None)
+        self.last_good_weights_ = {n: w.clone() for n, w in self.module_.state_dict().items()}
+        self.notify("on_train_begin", X=X, y=y)
+        try:
+            self.fit_loop(X, y, **fit_params)
+        except KeyboardInterrupt as interrupt:
+            if not _raised_by_callback(interrupt.__traceback__):
+                raise
+        self.notify("on_train_end", X=X, y=y)
+        return self
+
+
+def weighted_mean(values: Tensor, sample_weight: Tensor | None) -> Tensor:
+    """Return Σwv/Σw, the plain mean without weights."""
+    if sample_weight is None:
+        return values.mean()
+    sample_weight = sample_weight.to(values)
+    return (values * sample_weight).sum() / sample_weight.sum()
+
+
+def _raised_by_callback(traceback: TracebackType | None) -> bool:
+    """Tell whether a hook of a callback itself raised, as EarlyStopping does to stop."""
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return traceback is not None and isinstance(traceback.tb_frame.f_locals.get("self"), Callback)
+
+
+class ValidationScores(Callback):
+    """Records validation accuracy, and a score where asked, after each epoch.
+
+    Parameters
+    ----------
+    score : callable
+        Takes nothing, returns the epoch's scores by name.
+    """
+
+    def __init__(self, score: Callable[[], dict[str, float]]) -> None:
+        self.score = score
+
+    def on_epoch_end(self, net: NeuralNetClassifier, **kwargs: Any) -> None:
+        """Record the scores."""
+        for name, value in self.score().items():
+            net.history.record(name, value)
+
+
+def make_net(
+    module: Callable[[], nn.Module],
+    *,
+    seed: int,
+    device: torch.device,
+    n_classes: int,
+    optimizer: str | type[torch.optim.Optimizer],
+    nested: dict[str, Any],
+) -> ObjectiveNet:
+    """Make an initialized net whose every random draw follows from `seed`.
+
+    `nested` holds the parameters of optimizer, iterators and callbacks in skorch's
+    spelling, `optimizer__betas` and so on.
+    """
+    optimizer_class = OPTIMIZERS[optimizer] if isinstance(optimizer, str) else optimizer
+    order = torch.Generator().manual_seed(seed)
+    defaults = {"iterator_train__shuffle": True, "iterator_train__generator": order}
+    if optimizer_class in _FUSED:
+        defaults["optimizer__fused"] = True
+    return ObjectiveNet(
+        module,
+        stream=RandomStream(seed, device),
+        generator=torch.Generator().manual_seed(seed),
+        optimizer=optimizer_class,
+        iterator_train=Batches,
+        iterator_valid=Batches,
+        train_split=None,
+        classes=list(range(n_classes)),
+        device=device,
+        verbose=0,
+        **{**defaults, **nested},
+    ).initialize()
+
+
+def train(
+    net: ObjectiveNet,
+    samples: Samples,
+    validation: Samples | None,
+    *,
+    objective: Objective,
+    epochs: int,
+    lr: float,
+    lr_schedule: str,
+    batch_size: int,
+    callbacks: list[Any],
+    verbose: int,
+) -> None:
+    """Train for `epochs` more, with the settings given now and the weights as they are."""
+    net.objective = objective
+    net.batch_size, net.verbose = batch_size, verbose
+    net.train_split = None if validation is None else predefined_split(validation)
+    for group in net.optimizer_.param_groups:
+        group["lr"] = lr
+        group.pop("initial_lr", None)
+    schedule = []
+    if lr_schedule == "cosine":
+        policy = torch.optim.lr_scheduler.CosineAnnealingLR
+        schedule = [("lr_schedule", LRScheduler(policy, T_max=epochs))]
+    net.callbacks = [*schedule, *callbacks]
+    net._initialize_callbacks()
+    net.max_epochs = epochs
+    net.partial_fit(samples)
+
+
+def early_stopping(monitor: str, patience: int) -> tuple[str, Callback]:
+    """Stop when `monitor` has not improved for `patience` epochs; restore the best."""
+    stop = EarlyStopping(
+        monitor=monitor, patience=patience, threshold=0, lower_is_better=False, load_best=True
+    )
+    return "early_stopping", stop
+
+
+def predict_logits(net: ObjectiveNet, X: Tensor, batch_size: int) -> np.ndarray:
+    """Return the logits of `X` as an array, computed in batches in eval mode."""
+    net._set_training(False)
+    with torch.inference_mode():
+        logits = [net.module_(batch.to(net.device)).cpu() for batch in torch.split(X, batch_size)]
+    return torch.cat(logits).numpy()
+
+
+def net_state(net: ObjectiveNet) -> dict[str, Any]:
+    """Return all that training has changed, as arrays and plain Python objects."""
+    return {
+        "weights": _to_numpy(net.module_.state_dict()),
+        "optimizer": _to_numpy(net.optimizer_.state_dict()),
+        "history": net.history.to_list(),
+        "generator": _to_numpy(net.generator.get_state()),
+        "order": _to_numpy(net.iterator_train__generator.get_state()),
+        "stream": _to_numpy(net.stream.state),
+        "cuda_stream": _to_numpy(net.stream.cuda_state),
+    }
+
+
+def restore_net(net: ObjectiveNet, state: dict[str, Any]) -> None:
+    """Put a state of `net_state` into a newly made net of the same shape."""
+    net.module_.load_state_dict(_to_torch(state["weights"]))
+    net.optimizer_.load_state_dict(_to_torch(state["optimizer"]))
+    net.history.extend(state["history"])
+    net.generator.set_state(_to_torch(state["generator"]))
+    net.iterator_train__generator.set_state(_to_torch(state["order"]))
+    net.stream.state = _to_torch(state["stream"])
+    if net.device.type == "cuda" and state["cuda_stream"] is not None:
+        net.stream.cuda_state = _to_torch(state["cuda_stream"])
+
+
+def _to_numpy(value: Any) -> Any:
+    return _map_leaves(
+        lambda leaf: leaf.cpu().numpy().copy() if isinstance(leaf, Tensor) else leaf, value
+    )
+
+
+def _to_torch(value: Any) -> Any:
+    return _map_leaves(
+        lambda leaf: torch.as_tensor(leaf) if isinstance(leaf, np.ndarray) else leaf, value
+    )
+
+
+def _map_leaves(function: Callable[[Any], Any], value: Any) -> Any:
+    """Apply `function` to the leaves of nested dicts, lists and tuples."""
+    if isinstance(value, dict):
+        return {key: _map_leaves(function, item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_map_leaves(function, item) for item in value)
+    return function(value)

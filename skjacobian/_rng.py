@@ -1,0 +1,86 @@
+"""Keeping torch's global random state out of it: dropout and initialization draw from it."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# Two fits in two threads share the one global state, so only one may borrow it at a time.
+_BORROWING = threading.RLock()
+
+
+def seeded(generator: torch.Generator | None) -> torch.Generator:
+    """Return `generator`, or a new one with a fresh seed, so the global one is untouched."""
+    if generator is None:
+        generator = torch.Generator()
+        generator.seed()
+    return generator
+
+
+def own_entropy(random_state: Any) -> Any:
+    """Return `random_state`; for None a fresh one, so that numpy's global is untouched."""
+    return np.random.RandomState() if random_state is None else random_state
+
+
+class RandomStream:
+    """A private stream of torch's global generators, lent out by `borrowed`.
+
+    Layers such as dropout draw from the global state. While a stream is borrowed that
+    state is the stream's own; afterwards the global state is as it was.
+
+    Parameters
+    ----------
+    seed : int
+    device : torch.device
+    """
+
+    def __init__(self, seed: int, device: torch.device) -> None:
+        self.device = device
+        self.state = torch.Generator().manual_seed(seed).get_state()
+        self.cuda_state = (
+            torch.Generator(device).manual_seed(seed).get_state() if device.type == "cuda" else None
+        )
+
+    @contextmanager
+    def borrowed(self) -> Iterator[None]:
+        """Make the stream the global state for the duration."""
+        with _BORROWING:
+            outer = _get_state(self.device)
+            _set_state(self.device, (self.state, self.cuda_state))
+            try:
+                yield
+            finally:
+                self.state, self.cuda_state = _get_state(self.device)
+                _set_state(self.device, outer)
+
+
+@contextmanager
+def replayed_rng(device: torch.device) -> Iterator[Callable[[], AbstractContextManager[None]]]:
+    """Give a function that replays, for a block, the draws made since this was entered."""
+    start = _get_state(device)
+
+    @contextmanager
+    def replay() -> Iterator[None]:
+        now = _get_state(device)
+        _set_state(device, start)
+        try:
+            yield
+        finally:
+            _set_state(device, now)
+
+    yield replay
+
+
+def _get_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
+    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    return torch.get_rng_state(), cuda
+
+
+def _set_state(device: torch.device, state: tuple[Tensor, Tensor | None]) -> None:
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.cuda.set_rng_state(state[1], device)

@@ -1,0 +1,83 @@
+"""From validated arrays to the tensors that a net trains on."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.utils.class_weight import compute_class_weight
+from sklearn.utils.validation import _check_sample_weight
+from torch import Tensor
+
+from skjacobian._batches import Samples
+from skjacobian._validation import reject
+
+
+def training_weights(X: np.ndarray, sample_weight: Any) -> tuple[np.ndarray | None, np.ndarray]:
+    """Return the weights, or None, and the indices of the rows whose weight is not zero."""
+    if sample_weight is None:
+        return None, np.arange(len(X))
+    weight = _check_sample_weight(sample_weight, X, ensure_non_negative=True)
+    kept = np.flatnonzero(weight)
+    if len(kept) == 0:
+        raise ValueError("Got sample_weight of zeros, but expected a weight that is not zero.")
+    return weight, kept
+
+
+def apply_class_weight(
+    class_weight: Any, classes: np.ndarray, target: np.ndarray, weight: np.ndarray | None
+) -> np.ndarray | None:
+    """Multiply the weights by those of the classes; `target` holds class indices."""
+    if class_weight is None:
+        return weight
+    present = np.unique(target)
+    factors = np.ones(len(classes))
+    factors[present] = compute_class_weight(
+        class_weight, classes=classes[present], y=classes[target], sample_weight=weight
+    )
+    return factors[target] if weight is None else factors[target] * weight
+
+
+def as_tensor(X: np.ndarray, dtype: torch.dtype) -> Tensor:
+    """Return `X` as a CPU tensor, without a copy where numpy and torch allow it."""
+    X = np.ascontiguousarray(X)
+    return torch.from_numpy(X if X.flags.writeable else X.copy()).to(dtype)
+
+
+def make_samples(
+    X: np.ndarray,
+    target: np.ndarray,
+    weight: np.ndarray | None,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Samples:
+    """Make tensors and move them to the device, where they stay if there is room."""
+    tensor = as_tensor(X, dtype)
+    if _fits(tensor, device):
+        tensor = tensor.to(device)
+    y = torch.from_numpy(target).to(tensor.device)
+    return Samples(tensor, y, None if weight is None else torch.from_numpy(weight).to(tensor))
+
+
+def resolve_device(device: Any) -> torch.device:
+    """Return the torch device that a `device` parameter names, and that exists."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    expected = "'auto', 'cpu', 'cuda' or 'cuda:<index>'"
+    try:
+        resolved = torch.device(device)
+    except RuntimeError:
+        reject("device", device, expected)
+    if resolved.type not in ("cpu", "cuda"):
+        reject("device", device, expected)
+    if resolved.type == "cuda" and not torch.cuda.is_available():
+        reject("device", device, "'auto' or 'cpu', because torch finds no CUDA device")
+    return resolved
+
+
+def _fits(X: Tensor, device: torch.device) -> bool:
+    """Tell whether `X` takes at most half of the device's free memory."""
+    if device.type != "cuda":
+        return True
+    free, _ = torch.cuda.mem_get_info(device)
+    return X.numel() * X.element_size() <= free // 2

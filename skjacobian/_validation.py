@@ -1,0 +1,80 @@
+"""Checks of parameters, all in one message form: Got name=value, but expected …."""
+
+import difflib
+import math
+from collections.abc import Callable, Iterable
+from numbers import Integral, Real
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from sklearn.utils._param_validation import Interval
+
+
+def reject(name: str, value: object, expected: str) -> NoReturn:
+    """Raise the package's one form of error for a bad parameter value."""
+    raise ValueError(f"Got {name}={value!r}, but expected {expected}.")
+
+
+def unwrap_scalar(value: Any) -> Any:
+    """Turn a 0-d array or tensor into the number it holds; leave anything else alone."""
+    if isinstance(value, np.ndarray | torch.Tensor) and value.ndim == 0:
+        return value.item()
+    return value
+
+
+def check_number(
+    name: str, value: Any, accept: Callable[[float], bool], expected: str, *, integer: bool = False
+) -> float:
+    """Return `value` as a Python number if it is a finite number that `accept` accepts."""
+    number = unwrap_scalar(value)
+    is_number = isinstance(number, Integral if integer else Real)
+    if (
+        not is_number
+        or isinstance(value, bool)
+        or not math.isfinite(number)
+        or not accept(float(number))
+    ):
+        reject(name, value, expected)
+    return float(number)
+
+
+def check_non_negative(name: str, value: Any) -> float:
+    """Return `value` as a finite float >= 0, or raise."""
+    return check_number(name, value, lambda v: v >= 0, "a non-negative finite number")
+
+
+def check_positive(name: str, value: Any) -> float:
+    """Return `value` as a finite float > 0, or raise."""
+    return check_number(name, value, lambda v: v > 0, "a positive finite number")
+
+
+def check_count(name: str, value: Any) -> int:
+    """Return `value` as an integer >= 1, or raise."""
+    return int(
+        check_number(name, value, lambda v: v >= 1, "an integer of at least 1", integer=True)
+    )
+
+
+def check_option(name: str, value: Any, options: Iterable[str]) -> str:
+    """Return `value` if it is one of `options`, or raise with the closest option."""
+    options = list(options)
+    if not isinstance(value, str) or value not in options:
+        reject(
+            name, value, "one of " + ", ".join(map(repr, options)) + did_you_mean(value, options)
+        )
+    return value
+
+
+def did_you_mean(word: object, options: Iterable[str]) -> str:
+    """Return " (did you mean 'x'?)" for the closest of `options`, or an empty string."""
+    close = difflib.get_close_matches(word, list(options), n=1) if isinstance(word, str) else []
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+class ScalarInterval(Interval):
+    """scikit-learn's `Interval` that also accepts 0-d arrays, as a grid may pass them."""
+
+    def is_satisfied_by(self, val: Any) -> bool:
+        """Tell whether `val`, or the number in it, lies in the interval."""
+        return bool(super().is_satisfied_by(unwrap_scalar(val)))

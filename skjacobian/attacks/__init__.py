@@ -1,0 +1,7 @@
+"""Attacks: value objects, each a callable `(predict_logits, X, y) -> X_adv`."""
+
+from skjacobian.attacks._base import Attack
+from skjacobian.attacks.fgsm import FGSM
+from skjacobian.attacks.pgd import PGD
+
+__all__ = ["FGSM", "PGD", "Attack"]

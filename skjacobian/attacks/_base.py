@@ -1,0 +1,263 @@
+"""The contract of every attack: it alone enforces the ball and decides success."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from sklearn.base import BaseEstimator
+from torch import Tensor
+
+from skjacobian._rng import seeded
+from skjacobian._validation import check_non_negative, check_option
+from skjacobian.exceptions import AttackWarning
+from skjacobian.geometry import (
+    BALL_NORMS,
+    Ball,
+    check_inside,
+    resolve_bounds,
+    resolve_feature_scale,
+    rows,
+)
+from skjacobian.losses import LOSSES, margin
+from skjacobian.model_modes import frozen
+
+PredictLogits = Callable[[Tensor], Tensor]
+SampleLoss = Callable[[Tensor], Tensor]
+
+
+class Attack(BaseEstimator):
+    """Base of all attacks: an adversary with a threat model, and a search that it uses.
+
+    A subclass says how its iterate starts (`_start`) and moves (`_step`); this class runs
+    it, keeps the best perturbation of each sample, drops the samples that are already
+    fooled, and guarantees that nothing leaves the ball.
+
+    An attack is a value object: `__init__` only stores, so `clone`, `repr`, pickling and
+    nested search parameters work.
+    """
+
+    norm: str
+    eps: Any
+    feature_scale: Any
+    bounds: Any
+    loss: str
+    n_restarts: int
+
+    def _start(self, ball: Ball, generator: torch.Generator) -> Tensor:
+        """Return the first iterate."""
+        raise NotImplementedError
+
+    def _step(self, X_adv: Tensor, gradient: Tensor, ball: Ball) -> Tensor:
+        """Return the next iterate, inside the ball up to rounding."""
+        raise NotImplementedError
+
+    def _n_steps(self) -> int:
+        """Return the number of gradient steps of one restart, validated."""
+        raise NotImplementedError
+
+    def _check_params(self) -> None:
+        check_option("norm", self.norm, BALL_NORMS)
+        check_option("loss", self.loss, LOSSES)
+        if not isinstance(self.eps, Tensor):
+            check_non_negative("eps", self.eps)
+        self._n_steps()
+
+    def __call__(
+        self,
+        predict_logits: PredictLogits,
+        X: Tensor,
+        y: Tensor,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Search for a perturbation of each sample that fools the model.
+
+        Parameters
+        ----------
+        predict_logits : callable
+            Maps X to logits of shape (n_samples, n_classes), differentiably. A module is
+            attacked in eval mode with its parameters frozen, and left as it was.
+        X : Tensor of shape (n_samples, *features)
+        y : Tensor of shape (n_samples,)
+            True class indices.
+        generator : torch.Generator, optional
+            A CPU generator for random starts; None draws a fresh, unpredictable seed.
+
+        Returns
+        -------
+        Tensor of shape (n_samples, *features)
+            For each sample the perturbation found with the largest margin
+            max_{k != y} z_k - z_y; the search for a sample ends once it is fooled.
+            Exactly inside ball and box; `X` itself where eps=0.
+        """
+        self._check_params()
+        _check_tensors(X, y)
+        check_inside(X, resolve_bounds(self.bounds, X))
+        ball = self.ball(X)
+        with frozen(predict_logits), torch.enable_grad():
+            evaluation = _Evaluation(predict_logits, ball, y, self.loss)
+            for _ in range(self.n_restarts):
+                if self.eps_is_zero or not evaluation.restart():
+                    break
+                self._ascend(evaluation, seeded(generator))
+        evaluation.warn_of_bad_gradients()
+        return ball.enforce(evaluation.X_best)
+
+    @property
+    def eps_is_zero(self) -> bool:
+        """Whether the radius is 0 for every sample."""
+        return bool((torch.as_tensor(self.eps) == 0).all())
+
+    def maximize(self, loss: SampleLoss, ball: Ball, generator: torch.Generator) -> Tensor:
+        """Return the last iterate of one ascent of `loss(X_adv) -> (n_samples,)`.
+
+        What adversarial training needs: one start, all steps, no bookkeeping of success.
+        """
+        with torch.enable_grad():
+            return ball.enforce(self._ascend(_Maximization(loss, ball), generator))
+
+    def ball(self, X: Tensor) -> Ball:
+        """Return the sets that this adversary may choose from, around the rows of `X`."""
+        return Ball.around(
+            X,
+            norm=self.norm,
+            eps=self.eps,
+            scale=resolve_feature_scale(self.feature_scale, X),
+            bounds=resolve_bounds(self.bounds, X),
+        )
+
+    def _ascend(self, problem: "_Evaluation | _Maximization", generator: torch.Generator) -> Tensor:
+        X_adv = self._start(problem.ball, generator)
+        for step in range(self._n_steps()):
+            X_adv, gradient = problem.gradient(X_adv, step)
+            if len(X_adv) == 0:
+                return X_adv
+            X_adv = self._step(X_adv, gradient, problem.ball)
+        problem.finish(X_adv)
+        return X_adv
+
+
+def input_gradient(loss: SampleLoss, X: Tensor) -> Tensor:
+    """Return ∂(Σ_i loss_i)/∂X, shape of X, by `torch.autograd.grad`.
+
+    Raises
+    ------
+    ValueError
+        If the loss does not depend on X differentiably.
+    """
+    X = X.detach().requires_grad_()
+    value = loss(X).sum()
+    if not value.requires_grad:
+        raise ValueError(
+            "Got predict_logits whose output does not depend on X differentiably, but "
+            "expected a differentiable model: a gradient attack cannot run on it."
+        )
+    (gradient,) = torch.autograd.grad(value, X)
+    return gradient
+
+
+class _Maximization:
+    """Ascent for training: every sample takes every step."""
+
+    def __init__(self, loss: SampleLoss, ball: Ball) -> None:
+        self.loss = loss
+        self.ball = ball
+
+    def gradient(self, X_adv: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        return X_adv, input_gradient(self.loss, X_adv)
+
+    def finish(self, X_adv: Tensor) -> None:
+        pass
+
+
+class _Evaluation:
+    """Ascent for evaluation: the best perturbation so far, and who is still standing.
+
+    `X_best` and `best` (its margin, positive where the model is fooled) hold all samples;
+    `ball`, `y` and `active` those still in the search.
+    """
+
+    def __init__(self, model: PredictLogits, ball: Ball, y: Tensor, loss: str) -> None:
+        self.model = model
+        self.loss = LOSSES[loss]
+        self.all_balls, self.all_y = ball, y
+        with torch.no_grad():
+            self.best = margin(model(ball.X), y)
+        self.X_best = ball.X.clone()
+        self.n_zero = self.n_not_finite = 0
+        self._focus(torch.arange(len(y), device=y.device))
+
+    def _focus(self, active: Tensor) -> None:
+        self.active = active
+        self.ball, self.y = self.all_balls[active], self.all_y[active]
+
+    def restart(self) -> bool:
+        """Turn to all samples that still stand; tell whether there are any."""
+        self._focus((self.best <= 0).nonzero().squeeze(1))
+        return len(self.active) > 0
+
+    def gradient(self, X_adv: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Record the iterate, then return the survivors' iterate and loss gradient."""
+        seen: list[Tensor] = []
+
+        def loss(X: Tensor) -> Tensor:
+            logits = self.model(X)
+            seen.append(logits.detach())
+            return self.loss(logits, self.y)
+
+        gradient = input_gradient(loss, X_adv)
+        self._record(X_adv, seen[0])
+        if step == 0:
+            self._inspect(gradient)
+        # Dropping the fooled makes the CPU wait for an accelerator, so it happens after
+        # steps 0, 1, 3, 7, 15, …: often enough, and log2(n_steps) times.
+        if step & (step + 1) == 0:
+            keep = (self.best[self.active] <= 0).nonzero().squeeze(1)
+            if len(keep) < len(X_adv):
+                self._focus(self.active[keep])
+                X_adv, gradient = X_adv[keep], gradient[keep]
+        return X_adv, gradient
+
+    def finish(self, X_adv: Tensor) -> None:
+        """Record the last iterate."""
+        with torch.no_grad():
+            self._record(X_adv, self.model(X_adv))
+
+    def _record(self, X_adv: Tensor, logits: Tensor) -> None:
+        found, best = margin(logits, self.y), self.best[self.active]
+        better = found > best
+        self.best[self.active] = torch.where(better, found, best)
+        self.X_best[self.active] = torch.where(rows(better, X_adv), X_adv, self.X_best[self.active])
+
+    def _inspect(self, gradient: Tensor) -> None:
+        """Count the samples whose gradient gives the attack nothing to follow."""
+        largest = gradient.abs().flatten(1).amax(1)
+        self.n_zero += int((largest == 0).sum())
+        self.n_not_finite += int((~torch.isfinite(largest)).sum())
+
+    def warn_of_bad_gradients(self) -> None:
+        """Warn if the first gradients were zero or not finite: a sign of masking."""
+        for count, kind in ((self.n_zero, "zero"), (self.n_not_finite, "NaN or infinite")):
+            if count:
+                warnings.warn(
+                    f"The loss gradient was {kind} at the first step of {count} of "
+                    f"{len(self.all_y)} samples, so the attack could not search there and "
+                    "robustness may be overstated. Very large logits do this to "
+                    "cross-entropy; loss='margin' does not suffer from it.",
+                    AttackWarning,
+                    stacklevel=3,
+                )
+
+
+def _check_tensors(X: Tensor, y: Tensor) -> None:
+    for name, value in (("X", X), ("y", y)):
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"Got {name} of type {type(value).__name__}, but expected a torch.Tensor. "
+                "To attack an estimator with arrays, use RobustScorer."
+            )
+    if len(X) != len(y):
+        raise ValueError(
+            f"Got X with {len(X)} samples and y with {len(y)}, but expected as many of each."
+        )

@@ -1,0 +1,71 @@
+"""Fast gradient sign method (Goodfellow, Shlens & Szegedy, arXiv 1412.6572)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from skjacobian.attacks._base import Attack
+from skjacobian.geometry import Ball
+
+
+class FGSM(Attack):
+    """Fast gradient sign method: one steepest step of length eps.
+
+    x + eps·sign(∇ₓℓ) (Goodfellow, Shlens & Szegedy, arXiv 1412.6572, section 4), and for
+    l2 the fast gradient method x + eps·∇ₓℓ/‖∇ₓℓ‖₂. Cheap, and weak: robustness against
+    it alone says little.
+
+    Parameters
+    ----------
+    norm : {"linf", "l2"}, default="linf"
+        Norm of the ball.
+    eps : float, default=0.1
+        Radius: ‖(X_adv - X) / feature_scale‖ <= eps.
+    feature_scale : None, "std", "range" or array of shape (n_features,), default=None
+        Unit of each feature; None is 1, "std" and "range" are those of the X attacked.
+    bounds : (low, high), optional
+        Numbers or one value per feature. None means unbounded; there is no implicit clip.
+    random_start : bool, default=False
+        Start at a random point of the ball and step by 1.25·eps, as fast adversarial
+        training does (Wong, Rice & Kolter, arXiv 2001.03994, algorithm 3).
+    loss : {"cross_entropy", "margin"}, default="cross_entropy"
+        What the step climbs.
+
+    Examples
+    --------
+    >>> import torch
+    >>> W = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    >>> X, y = torch.tensor([[1.0, 0.5]]), torch.tensor([0])
+    >>> FGSM(norm="linf", eps=0.5)(lambda X: X @ W.T, X, y)
+    tensor([[0.5000, 1.0000]])
+    """
+
+    n_restarts = 1
+
+    def __init__(
+        self,
+        *,
+        norm: str = "linf",
+        eps: Any = 0.1,
+        feature_scale: Any = None,
+        bounds: Any = None,
+        random_start: bool = False,
+        loss: str = "cross_entropy",
+    ) -> None:
+        self.norm = norm
+        self.eps = eps
+        self.feature_scale = feature_scale
+        self.bounds = bounds
+        self.random_start = random_start
+        self.loss = loss
+
+    def _n_steps(self) -> int:
+        return 1
+
+    def _start(self, ball: Ball, generator: torch.Generator) -> Tensor:
+        return ball.random_start(generator) if self.random_start else ball.X
+
+    def _step(self, X_adv: Tensor, gradient: Tensor, ball: Ball) -> Tensor:
+        step_size = 1.25 * ball.eps if self.random_start else ball.eps
+        return ball.project(X_adv + step_size * ball.steepest(gradient))

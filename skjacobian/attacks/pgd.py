@@ -1,0 +1,87 @@
+"""Projected gradient descent on the negative loss (Madry et al., arXiv 1706.06083)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from skjacobian._validation import check_count, check_positive
+from skjacobian.attacks._base import Attack
+from skjacobian.geometry import Ball
+
+
+class PGD(Attack):
+    """Projected gradient descent: steepest ascent of the loss, projected on the ball.
+
+    x ← Π(x + α·argmax_{‖d‖<=1} dᵀ∇ₓℓ) (Madry et al., arXiv 1706.06083, section 2.1).
+
+    Parameters
+    ----------
+    norm : {"linf", "l2"}, default="linf"
+        Norm of the ball.
+    eps : float, default=0.1
+        Radius: ‖(X_adv - X) / feature_scale‖ <= eps. Inside objectives also a tensor with
+        one value per sample.
+    feature_scale : None, "std", "range" or array of shape (n_features,), default=None
+        Unit of each feature; None is 1, "std" and "range" are those of the X attacked.
+    bounds : (low, high), optional
+        Numbers or one value per feature. None means unbounded; there is no implicit clip.
+    n_steps : int, default=40
+        Gradient steps of one restart.
+    step_size : float, optional
+        α, in the units of `eps`. None is 2.5·eps/n_steps, which can cross the ball.
+    random_start : bool, default=True
+        Start at a random point of the ball rather than at X.
+    n_restarts : int, default=1
+        Independent searches; without a random start more than one is useless.
+    loss : {"cross_entropy", "margin"}, default="cross_entropy"
+        What the search climbs.
+
+    Examples
+    --------
+    >>> import torch
+    >>> W = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    >>> X, y = torch.tensor([[1.0, 0.5]]), torch.tensor([0])
+    >>> attack = PGD(norm="linf", eps=0.2)
+    >>> attack(lambda X: X @ W.T, X, y, generator=torch.Generator().manual_seed(0))
+    tensor([[0.8000, 0.7000]])
+    """
+
+    def __init__(
+        self,
+        *,
+        norm: str = "linf",
+        eps: Any = 0.1,
+        feature_scale: Any = None,
+        bounds: Any = None,
+        n_steps: int = 40,
+        step_size: float | None = None,
+        random_start: bool = True,
+        n_restarts: int = 1,
+        loss: str = "cross_entropy",
+    ) -> None:
+        self.norm = norm
+        self.eps = eps
+        self.feature_scale = feature_scale
+        self.bounds = bounds
+        self.n_steps = n_steps
+        self.step_size = step_size
+        self.random_start = random_start
+        self.n_restarts = n_restarts
+        self.loss = loss
+
+    def _check_params(self) -> None:
+        super()._check_params()
+        check_count("n_restarts", self.n_restarts)
+        if self.step_size is not None:
+            check_positive("step_size", self.step_size)
+
+    def _n_steps(self) -> int:
+        return check_count("n_steps", self.n_steps)
+
+    def _start(self, ball: Ball, generator: torch.Generator) -> Tensor:
+        return ball.random_start(generator) if self.random_start else ball.X
+
+    def _step(self, X_adv: Tensor, gradient: Tensor, ball: Ball) -> Tensor:
+        step_size = 2.5 * ball.eps / self.n_steps if self.step_size is None else self.step_size
+        return ball.project(X_adv + step_size * ball.steepest(gradient))

@@ -1,0 +1,461 @@
+"""The two robust classifiers."""
+
+from collections.abc import Callable
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+from sklearn.utils._param_validation import StrOptions
+from torch import Tensor
+
+from skjacobian._estimator import TRAINING_CONSTRAINTS, RobustClassifier
+from skjacobian._validation import ScalarInterval, unwrap_scalar
+from skjacobian.attacks import FGSM, PGD, Attack
+from skjacobian.geometry import BALL_NORMS, check_inside, fit_feature_scale, resolve_bounds
+from skjacobian.jacobian import JACOBIAN_NORMS, check_jacobian_norm
+from skjacobian.objectives import (
+    TRADES,
+    AdversarialTraining,
+    CrossEntropy,
+    JacobianRegularization,
+    Objective,
+)
+
+
+class JacobianRegularizedClassifier(RobustClassifier):
+    """Neural network trained with a penalty on the Jacobian of its logits.
+
+    Minimizes the mean of ℓ(x) + λ‖J(x)‖, J = ∂logits/∂x. To first order this bounds the
+    adversarial loss from above: the l2 norm that under l2 attack, the l1 norm that under
+    linf attack (following Wu & Li, arXiv 2412.12449). It is a surrogate, not a
+    certificate: measure the result with `RobustScorer`.
+
+    Parameters
+    ----------
+    module : {"mlp", "cnn"}, nn.Module subclass or callable, default="mlp"
+        What makes the network. "mlp" and "cnn" (`skjacobian.modules`) are sized from the
+        data. A class or function of yours is given `n_features`, `n_classes` and
+        `input_shape` as far as its signature names them, and must return logits.
+    lam : float, default=0.01
+        λ >= 0, the strength of the penalty. 0 is plain training at its cost. The right
+        order of magnitude depends on `norm` and on the scale of the features: search it
+        on a logarithmic grid.
+    norm : {"l2", "l1", "l21"}, default="l2"
+        "l2" penalizes mean ‖J‖_F² and pairs with l2 attacks; "l1" mean ‖J‖_{1,1} = Σ|J_kj|
+        and "l21" mean Σ_j ‖J_·j‖₂ pair with linf attacks.
+    n_projections : int, optional
+        None computes the norm exactly, one backward pass per class. A number k estimates
+        it without bias from k random projections ("l2" and "l21" only).
+    lr : float, default=1e-3
+        Learning rate.
+    max_epochs : int or "auto", default="auto"
+        Passes over the data. "auto" makes about 1000 steps, in 10 to 100 epochs.
+    batch_size : int or "auto", default="auto"
+        Samples per step. "auto" is a twentieth of the data, between 32 and 128.
+    optimizer : {"adam", "adamw", "sgd"} or torch.optim.Optimizer subclass, default="adam"
+        Minimizer; its own parameters are spelled `optimizer__betas` and so on.
+    weight_decay : float, default=0.0
+        Passed to the optimizer.
+    lr_schedule : {"cosine", "constant"}, default="cosine"
+        "cosine" lets the learning rate fall to 0 over the epochs of a fit.
+    class_weight : dict, "balanced" or None, default=None
+        Weight of each class, as in scikit-learn.
+    early_stopping : bool, default=False
+        Hold out `validation_fraction` of the data, stop when its score has not risen for
+        `n_iter_no_change` epochs, and restore the best weights.
+    validation_fraction : float, default=0.1
+        Share of the data held out, stratified by class.
+    n_iter_no_change : int, default=10
+        Patience of early stopping, in epochs.
+    scoring : str, callable or None, default=None
+        What early stopping watches; None is accuracy. A `RobustScorer` guards against
+        robust overfitting.
+    warm_start : bool, default=False
+        Whether `fit` goes on from the weights of the last fit.
+    callbacks : list of skorch callbacks, optional
+        Used unmodified; parameters are spelled `callbacks__name__parameter`.
+    device : str or torch.device, default="auto"
+        "auto" is CUDA where there is one.
+    dtype : {"auto", "float32", "float64"}, default="auto"
+        "auto" is the floating type of X on the CPU and float32 on CUDA.
+    random_state : int, RandomState instance or None, default=None
+        Seed of initialization, order, dropout and projections. None draws fresh entropy;
+        the global states of numpy and torch are neither read nor changed.
+    verbose : int, default=0
+        1 prints a row per epoch.
+    **module__kwargs
+        Parameters of parts in skorch's spelling: `module__hidden_units`,
+        `optimizer__betas`, `iterator_train__drop_last`, `callbacks__name__parameter`.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+        The labels.
+    n_features_in_ : int
+        Size of the second dimension of X.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Names of the columns, where X had string names.
+    input_shape_ : tuple of int
+        Shape of a sample.
+    history_ : list of dict
+        Per epoch: "train_loss", "train_penalty" (the norm without λ), "valid_…", "dur".
+    n_parameters_ : int
+        Number of weights.
+    net_ : skorch.NeuralNetClassifier
+        The net that was trained.
+    module_ : nn.Module
+        The trained network, which returns logits.
+
+    See Also
+    --------
+    AdversarialClassifier : Trains on attacked samples instead.
+    RobustScorer : Measures accuracy under attack.
+
+    References
+    ----------
+    Wu & Li, arXiv 2412.12449. Hoffman, Roberts & Yaida, arXiv 1908.02729.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.pipeline import make_pipeline
+    >>> from sklearn.preprocessing import StandardScaler
+    >>> from skjacobian import JacobianRegularizedClassifier
+    >>> X, y = load_iris(return_X_y=True)
+    >>> model = make_pipeline(
+    ...     StandardScaler(), JacobianRegularizedClassifier(lam=0.01, random_state=0)
+    ... )
+    >>> bool(model.fit(X, y).score(X, y) > 0.9)
+    True
+    """
+
+    _parameter_constraints: dict[str, list[Any]] = {
+        **TRAINING_CONSTRAINTS,
+        "lam": [ScalarInterval(Real, 0, None, closed="left")],
+        "norm": [StrOptions(set(JACOBIAN_NORMS))],
+        "n_projections": [ScalarInterval(Integral, 1, None, closed="left"), None],
+    }
+
+    def __init__(
+        self,
+        module: Any = "mlp",
+        *,
+        lam: float = 0.01,
+        norm: str = "l2",
+        n_projections: int | None = None,
+        lr: float = 1e-3,
+        max_epochs: int | str = "auto",
+        batch_size: int | str = "auto",
+        optimizer: Any = "adam",
+        weight_decay: float = 0.0,
+        lr_schedule: str = "cosine",
+        class_weight: Any = None,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        n_iter_no_change: int = 10,
+        scoring: Any = None,
+        warm_start: bool = False,
+        callbacks: Any = None,
+        device: Any = "auto",
+        dtype: str = "auto",
+        random_state: Any = None,
+        verbose: int = 0,
+        **module__kwargs: Any,
+    ) -> None:
+        super().__init__(
+            module,
+            lr=lr,
+            max_epochs=max_epochs,
+            batch_size=batch_size,
+            optimizer=optimizer,
+            weight_decay=weight_decay,
+            lr_schedule=lr_schedule,
+            class_weight=class_weight,
+            early_stopping=early_stopping,
+            validation_fraction=validation_fraction,
+            n_iter_no_change=n_iter_no_change,
+            scoring=scoring,
+            warm_start=warm_start,
+            callbacks=callbacks,
+            device=device,
+            dtype=dtype,
+            random_state=random_state,
+            verbose=verbose,
+            nested=module__kwargs,
+        )
+        self.lam = lam
+        self.norm = norm
+        self.n_projections = n_projections
+
+    def _make_objective(self, X: Tensor) -> Objective:
+        return _penalized(self.lam, self.norm, unwrap_scalar(self.n_projections))
+
+
+class AdversarialClassifier(RobustClassifier):
+    """Neural network trained on attacked samples.
+
+    Parameters
+    ----------
+    module : {"mlp", "cnn"}, nn.Module subclass or callable, default="mlp"
+        What makes the network. "mlp" and "cnn" (`skjacobian.modules`) are sized from the
+        data. A class or function of yours is given `n_features`, `n_classes` and
+        `input_shape` as far as its signature names them, and must return logits.
+    method : {"pgd", "fgsm", "trades"}, default="pgd"
+        "pgd" trains on the samples that projected gradient descent finds (Madry et al.,
+        arXiv 1706.06083), "fgsm" on those of one step from a random start (Wong, Rice &
+        Kolter, arXiv 2001.03994), "trades" on clean samples plus β times the divergence
+        that the attack causes (Zhang et al., arXiv 1901.08573).
+    norm : {"linf", "l2"}, default="linf"
+        Norm of the attack.
+    eps : float, default=0.1
+        Radius of the attack, in the units of the X that `fit` receives: behind a scaler,
+        scaled units. 0 is plain training at its cost.
+    feature_scale : None, "std", "range" or array of shape (n_features,), default=None
+        Unit of each feature, ‖delta / feature_scale‖ <= eps. "std" and "range" are those
+        of the training data.
+    n_steps : int, default=10
+        Gradient steps of the attack; "fgsm" always makes one.
+    step_size : float, optional
+        Length of a step; None is 2.5·eps/n_steps. "fgsm" uses 1.25·eps, or eps without a
+        random start.
+    random_start : bool, default=True
+        Start the attack at a random point of the ball; one draw per batch.
+    bounds : (low, high), optional
+        Range of valid features, numbers or one value per feature, in the units of X. None
+        is unbounded.
+    beta : float, default=6.0
+        β of "trades".
+    lam : float, default=0.0
+        Strength of a Jacobian penalty on top, taken at the samples trained on.
+    jacobian_norm : {"l2", "l1", "l21"}, default="l2"
+        Norm of that penalty, as `norm` of `JacobianRegularizedClassifier`.
+    lr : float, default=1e-3
+        Learning rate.
+    max_epochs : int or "auto", default="auto"
+        Passes over the data. "auto" makes about 1000 steps, in 10 to 100 epochs.
+    batch_size : int or "auto", default="auto"
+        Samples per step. "auto" is a twentieth of the data, between 32 and 128.
+    optimizer : {"adam", "adamw", "sgd"} or torch.optim.Optimizer subclass, default="adam"
+        Minimizer; its own parameters are spelled `optimizer__betas` and so on.
+    weight_decay : float, default=0.0
+        Passed to the optimizer.
+    lr_schedule : {"cosine", "constant"}, default="cosine"
+        "cosine" lets the learning rate fall to 0 over the epochs of a fit.
+    class_weight : dict, "balanced" or None, default=None
+        Weight of each class, as in scikit-learn.
+    early_stopping : bool, default=False
+        Hold out `validation_fraction` of the data, stop when its score has not risen for
+        `n_iter_no_change` epochs, and restore the best weights.
+    validation_fraction : float, default=0.1
+        Share of the data held out, stratified by class.
+    n_iter_no_change : int, default=10
+        Patience of early stopping, in epochs.
+    scoring : str, callable or None, default=None
+        What early stopping watches; None is accuracy. A `RobustScorer` guards against
+        robust overfitting.
+    warm_start : bool, default=False
+        Whether `fit` goes on from the weights of the last fit.
+    callbacks : list of skorch callbacks, optional
+        Used unmodified; parameters are spelled `callbacks__name__parameter`.
+    device : str or torch.device, default="auto"
+        "auto" is CUDA where there is one.
+    dtype : {"auto", "float32", "float64"}, default="auto"
+        "auto" is the floating type of X on the CPU and float32 on CUDA.
+    random_state : int, RandomState instance or None, default=None
+        Seed of initialization, order, dropout and starts. None draws fresh entropy; the
+        global states of numpy and torch are neither read nor changed.
+    verbose : int, default=0
+        1 prints a row per epoch.
+    **module__kwargs
+        Parameters of parts in skorch's spelling: `module__hidden_units`,
+        `optimizer__betas`, `iterator_train__drop_last`, `callbacks__name__parameter`.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+        The labels.
+    n_features_in_ : int
+        Size of the second dimension of X.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Names of the columns, where X had string names.
+    input_shape_ : tuple of int
+        Shape of a sample.
+    history_ : list of dict
+        Per epoch: "train_loss", "train_penalty" (the norm without λ), "valid_…", "dur".
+    n_parameters_ : int
+        Number of weights.
+    net_ : skorch.NeuralNetClassifier
+        The net that was trained.
+    module_ : nn.Module
+        The trained network, which returns logits.
+
+    See Also
+    --------
+    JacobianRegularizedClassifier : Penalizes the Jacobian instead, for less time.
+    RobustScorer : Measures accuracy under attack.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.pipeline import make_pipeline
+    >>> from sklearn.preprocessing import StandardScaler
+    >>> from skjacobian import AdversarialClassifier
+    >>> X, y = load_iris(return_X_y=True)
+    >>> model = make_pipeline(
+    ...     StandardScaler(), AdversarialClassifier(method="fgsm", eps=0.1, random_state=0)
+    ... )
+    >>> bool(model.fit(X, y).score(X, y) > 0.9)
+    True
+    """
+
+    _parameter_constraints: dict[str, list[Any]] = {
+        **TRAINING_CONSTRAINTS,
+        "method": [StrOptions({"fgsm", "pgd", "trades"})],
+        "norm": [StrOptions(set(BALL_NORMS))],
+        "eps": [ScalarInterval(Real, 0, None, closed="left")],
+        "feature_scale": [StrOptions({"std", "range"}), "array-like", None],
+        "n_steps": [ScalarInterval(Integral, 1, None, closed="left")],
+        "step_size": [ScalarInterval(Real, 0, None, closed="neither"), None],
+        "random_start": ["boolean"],
+        "bounds": [tuple, list, None],
+        "beta": [ScalarInterval(Real, 0, None, closed="left")],
+        "lam": [ScalarInterval(Real, 0, None, closed="left")],
+        "jacobian_norm": [StrOptions(set(JACOBIAN_NORMS))],
+    }
+
+    def __init__(
+        self,
+        module: Any = "mlp",
+        *,
+        method: str = "pgd",
+        norm: str = "linf",
+        eps: float = 0.1,
+        feature_scale: Any = None,
+        n_steps: int = 10,
+        step_size: float | None = None,
+        random_start: bool = True,
+        bounds: Any = None,
+        beta: float = 6.0,
+        lam: float = 0.0,
+        jacobian_norm: str = "l2",
+        lr: float = 1e-3,
+        max_epochs: int | str = "auto",
+        batch_size: int | str = "auto",
+        optimizer: Any = "adam",
+        weight_decay: float = 0.0,
+        lr_schedule: str = "cosine",
+        class_weight: Any = None,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        n_iter_no_change: int = 10,
+        scoring: Any = None,
+        warm_start: bool = False,
+        callbacks: Any = None,
+        device: Any = "auto",
+        dtype: str = "auto",
+        random_state: Any = None,
+        verbose: int = 0,
+        **module__kwargs: Any,
+    ) -> None:
+        super().__init__(
+            module,
+            lr=lr,
+            max_epochs=max_epochs,
+            batch_size=batch_size,
+            optimizer=optimizer,
+            weight_decay=weight_decay,
+            lr_schedule=lr_schedule,
+            class_weight=class_weight,
+            early_stopping=early_stopping,
+            validation_fraction=validation_fraction,
+            n_iter_no_change=n_iter_no_change,
+            scoring=scoring,
+            warm_start=warm_start,
+            callbacks=callbacks,
+            device=device,
+            dtype=dtype,
+            random_state=random_state,
+            verbose=verbose,
+            nested=module__kwargs,
+        )
+        self.method = method
+        self.norm = norm
+        self.eps = eps
+        self.feature_scale = feature_scale
+        self.n_steps = n_steps
+        self.step_size = step_size
+        self.random_start = random_start
+        self.bounds = bounds
+        self.beta = beta
+        self.lam = lam
+        self._jacobian_norm = jacobian_norm
+
+    @property
+    def jacobian_norm(self) -> "_NormAndMethod":
+        """The parameter, which can also be called: `jacobian_norm(X, norm=...)`.
+
+        The parameter of this classifier and the method of both share their name.
+        """
+        return _NormAndMethod(self._jacobian_norm, super().jacobian_norm)
+
+    @jacobian_norm.setter
+    def jacobian_norm(self, value: str) -> None:
+        self._jacobian_norm = value
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Get the parameters, those in skorch's spelling (`module__…`) included.
+
+        Parameters
+        ----------
+        deep : bool, default=True
+            Whether to include the parameters of parameters that are estimators.
+
+        Returns
+        -------
+        dict
+        """
+        return {**super().get_params(deep), "jacobian_norm": self._jacobian_norm}
+
+    def _make_objective(self, X: Tensor) -> Objective:
+        inner = _penalized(self.lam, self._jacobian_norm, None)
+        attack = self._make_attack(X)
+        if self.method == "trades":
+            return TRADES(attack=attack, objective=inner, beta=float(unwrap_scalar(self.beta)))
+        return AdversarialTraining(attack=attack, objective=inner)
+
+    def _make_attack(self, X: Tensor) -> Attack:
+        """Return the inner attack in the units of `X`, which must lie inside the bounds."""
+        check_inside(X, resolve_bounds(self.bounds, X))
+        shared = {
+            "norm": self.norm,
+            "eps": float(unwrap_scalar(self.eps)),
+            "feature_scale": fit_feature_scale(self.feature_scale, X),
+            "bounds": self.bounds,
+            "random_start": self.random_start,
+        }
+        if self.method == "fgsm":
+            return FGSM(**shared)
+        return PGD(**shared, n_steps=int(unwrap_scalar(self.n_steps)), step_size=self.step_size)
+
+
+class _NormAndMethod(str):
+    """A norm's name that can be called as the method of the same name."""
+
+    method: Callable[..., np.ndarray]
+
+    def __new__(cls, norm: str, method: Callable[..., np.ndarray]) -> "_NormAndMethod":
+        self = super().__new__(cls, norm)
+        self.method = method
+        return self
+
+    def __call__(self, X: Any, **kwargs: Any) -> np.ndarray:
+        return self.method(X, **kwargs)
+
+
+def _penalized(lam: Any, norm: str, n_projections: int | None) -> Objective:
+    """Return cross-entropy, with a Jacobian penalty unless λ is 0."""
+    check_jacobian_norm(norm, n_projections)
+    strength = float(unwrap_scalar(lam))
+    if strength == 0:
+        return CrossEntropy()
+    return JacobianRegularization(lam=strength, norm=norm, n_projections=n_projections)

@@ -1,0 +1,413 @@
+"""Perturbation sets: norms and their duals, exact projection on ball ∩ box, starts, steps.
+
+Everything is row by row: a sample is a row, its features may have any shape. A feature
+scale s turns the constraint into ‖delta / s‖ <= eps, so all of it is computed in the
+scaled coordinates u = delta / s. Features of scale 0 are held fixed.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from skjacobian._validation import check_non_negative, check_option, reject
+
+BALL_NORMS = ("l2", "linf")
+
+# A clean sample may exceed its bounds by this many units in the last place: scalers
+# return 1.0000000000000002 for 1.
+_ROUNDING_ULPS = 16
+
+
+def rows(value: Tensor, like: Tensor) -> Tensor:
+    """Shape one value per sample so that it broadcasts over the features of `like`."""
+    return value.reshape(-1, *[1] * (like.ndim - 1)) if value.ndim == 1 else value
+
+
+def vector_norm(X: Tensor, norm: str) -> Tensor:
+    """Return the l1, l2 or linf norm of each row of `X`, shape (n_samples,).
+
+    Examples
+    --------
+    >>> import torch
+    >>> vector_norm(torch.tensor([[3.0, -4.0]]), "l2")
+    tensor([5.])
+    """
+    order = {"l1": 1.0, "l2": 2.0, "linf": torch.inf}[norm]
+    return torch.linalg.vector_norm(X.flatten(1), order, dim=1)
+
+
+def dual_norm(norm: str) -> str:
+    """Return the norm q with max {uᵀg : ‖u‖_p <= 1} = ‖g‖_q."""
+    return {"l1": "linf", "l2": "l2", "linf": "l1"}[norm]
+
+
+def unit_rows(G: Tensor) -> Tensor:
+    """Divide each row by its l2 norm, safely for tiny rows; a zero row stays zero."""
+    flat = G.flatten(1)
+    largest = flat.abs().amax(1, keepdim=True)
+    flat = flat / largest.where(largest > 0, 1.0)
+    length = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
+    return (flat / length.where(length > 0, 1.0)).reshape(G.shape)
+
+
+def project_l2_box(Z: Tensor, eps: float | Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Project the rows of `Z` on {u : ‖u‖₂ <= eps, low <= u <= high}, exactly.
+
+    By the KKT conditions the projection is clip(t Z, low, high) with the largest t in
+    [0, 1] that keeps the norm within eps. With s = t², the squared norm
+    f(s) = Σ_j min(s z_j², b_j²), where b_j is the bound on z_j's side, is concave and
+    piecewise linear, so Newton's method from the left climbs to the root in finitely
+    many steps (two or three in practice) and every iterate is feasible.
+
+    Parameters
+    ----------
+    Z, low, high : Tensor of shape (n_samples, n_features)
+        Points, and the box around the origin: low <= 0 <= high.
+    eps : float or Tensor of shape (n_samples, 1)
+        Radius of the ball.
+
+    Returns
+    -------
+    Tensor of shape (n_samples, n_features)
+
+    Examples
+    --------
+    >>> import torch
+    >>> one = torch.ones(1, 2)
+    >>> project_l2_box(torch.tensor([[3.0, 4.0]]), 1.25, -one, one)
+    tensor([[0.7500, 1.0000]])
+    """
+    side = Z.sign()
+    b2 = (side.relu() * high + (-side).relu() * low).square()
+    z2 = Z.square()
+    total = z2.sum(1, keepdim=True)
+    budget = torch.as_tensor(eps, dtype=Z.dtype, device=Z.device).square()
+    s = (budget / total.clamp(min=torch.finfo(Z.dtype).tiny)).clamp(max=1.0)
+    for _ in range(16):
+        scaled = s * z2
+        room = budget - torch.minimum(scaled, b2).sum(1, keepdim=True)
+        # Σ z_j² over the unclipped j; a boolean mask would cost ten times this arithmetic.
+        slope = ((b2 - scaled).sign_().relu_() * z2).sum(1, keepdim=True)
+        climbed = s + room.clamp(min=0.0) / slope.clamp(min=torch.finfo(Z.dtype).tiny)
+        climbed = climbed.clamp(max=1.0)
+        # Waiting for an accelerator to tell whether all rows have converged costs more
+        # than the remaining steps, so only the CPU looks.
+        converged = not Z.is_cuda and bool((climbed <= s * (1 + 1e-6)).all())
+        s = climbed
+        if converged:
+            break
+    return (s.sqrt() * Z).clamp(low, high)
+
+
+@dataclass(frozen=True)
+class DataScale:
+    """A feature scale computed from data, where 0 holds a feature fixed.
+
+    What "std" and "range" become before the data is cut into batches.
+
+    Attributes
+    ----------
+    values : Tensor in the shape of one sample
+    """
+
+    values: Tensor
+
+
+def fit_feature_scale(feature_scale: Any, X: Tensor) -> Any:
+    """Replace "std" and "range" by those of `X`; check anything else, and return it.
+
+    Examples
+    --------
+    >>> import torch
+    >>> fit_feature_scale("range", torch.tensor([[0.0, 1.0], [4.0, 1.0]])).values
+    tensor([4., 0.])
+    """
+    scale = resolve_feature_scale(feature_scale, X)
+    if isinstance(feature_scale, str) and scale is not None:
+        return DataScale(scale)
+    return feature_scale
+
+
+def resolve_feature_scale(feature_scale: Any, X: Tensor) -> Tensor | None:
+    """Turn `feature_scale` into a tensor of the shape of one sample, or None for 1.
+
+    Parameters
+    ----------
+    feature_scale : None, "std", "range", array of shape (n_features,) or DataScale
+        "std" and "range" are those of `X`; a feature that is constant in `X` then gets
+        scale 0 and is held fixed.
+    X : Tensor of shape (n_samples, *features)
+
+    Raises
+    ------
+    ValueError
+        For an unknown name, a wrong length, or a given scale that is not positive.
+
+    Examples
+    --------
+    >>> import torch
+    >>> resolve_feature_scale("range", torch.tensor([[0.0, 1.0], [4.0, 1.0]]))
+    tensor([4., 0.])
+    """
+    if feature_scale is None:
+        return None
+    if isinstance(feature_scale, DataScale):
+        return feature_scale.values.to(X)
+    if isinstance(feature_scale, str):
+        check_option("feature_scale", feature_scale, ["std", "range"])
+        return X.std(0, correction=0) if feature_scale == "std" else X.amax(0) - X.amin(0)
+    scale = _per_feature("feature_scale", feature_scale, X)
+    if not bool((torch.isfinite(scale) & (scale > 0)).all()):
+        reject("feature_scale", feature_scale, "positive finite numbers")
+    return scale.to(X.device)
+
+
+def resolve_bounds(bounds: Any, X: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Turn `bounds` into two tensors that broadcast over `X`, or None for unbounded.
+
+    Parameters
+    ----------
+    bounds : None or (low, high)
+        Each a number or an array with one value per feature; infinities are allowed.
+    X : Tensor of shape (n_samples, *features)
+
+    Raises
+    ------
+    ValueError
+        If `bounds` is not such a pair, has a wrong length, or low exceeds high.
+    """
+    if bounds is None:
+        return None
+    expected = "None or a pair (low, high) of numbers or per-feature arrays with low <= high"
+    if not isinstance(bounds, tuple | list) or len(bounds) != 2:
+        reject("bounds", bounds, expected)
+    low, high = (_per_feature("bounds", side, X) for side in bounds)
+    if not bool((low <= high).all()):
+        reject("bounds", bounds, expected)
+    return low.to(X.device), high.to(X.device)
+
+
+def _per_feature(name: str, value: Any, X: Tensor) -> Tensor:
+    """Return `value` as a CPU tensor that broadcasts over a sample of `X`."""
+    try:
+        tensor = torch.as_tensor(np.asarray(value, dtype=np.float64), dtype=X.dtype)
+    except (TypeError, ValueError):
+        reject(name, value, "numbers")
+    n_features = X[0].numel() if len(X) else int(np.prod(X.shape[1:]))
+    if tensor.numel() == 1:
+        return tensor.reshape(())
+    if tensor.numel() != n_features:
+        raise ValueError(
+            f"Got {name} with {tensor.numel()} values, but expected one number or one value "
+            f"for each of the {n_features} features."
+        )
+    return tensor.reshape(X.shape[1:])
+
+
+def check_inside(X: Tensor, bounds: tuple[Tensor, Tensor] | None) -> None:
+    """Raise a ValueError unless every sample of `X` lies inside `bounds`, up to rounding."""
+    if bounds is None or X.numel() == 0:
+        return
+    low, high = bounds
+    excess = torch.maximum(low - X, X - high)
+    ulps = _ROUNDING_ULPS * torch.finfo(X.dtype).eps
+    outside = (excess > ulps * X.abs().clamp(min=1.0)).flatten(1).any(1)
+    if bool(outside.any()):
+        shown = tuple(round(float(b.min() if b is low else b.max()), 6) for b in bounds)
+        raise ValueError(
+            f"Got X with {int(outside.sum())} of {len(X)} samples outside bounds={shown}, by up "
+            f"to {float(excess.max()):.4g}, but expected every clean sample inside its bounds. "
+            "Bounds are in the units of the array that is attacked."
+        )
+
+
+@dataclass(frozen=True)
+class Ball:
+    """The perturbed samples that an adversary may choose, one set per row.
+
+    {x : ‖(x - X) / scale‖ <= eps, low <= x <= high}. Make one with `Ball.around`.
+
+    Attributes
+    ----------
+    X : Tensor of shape (n_samples, *features)
+        The clean samples, the centers.
+    norm : {"l2", "linf"}
+    eps : float or Tensor of shape (n_samples, 1, ...)
+    scale : Tensor or None
+        Feature scale, in the shape of one sample; None is 1.
+    low, high : Tensor of shape (n_samples, *features) or None
+        The box; for linf it already holds the ball.
+    """
+
+    X: Tensor
+    norm: str
+    eps: float | Tensor
+    scale: Tensor | None
+    low: Tensor | None
+    high: Tensor | None
+
+    @classmethod
+    def around(
+        cls,
+        X: Tensor,
+        *,
+        norm: str,
+        eps: float | Tensor,
+        scale: Tensor | None = None,
+        bounds: tuple[Tensor, Tensor] | None = None,
+    ) -> "Ball":
+        """Build the sets around the rows of `X`.
+
+        Parameters
+        ----------
+        X : Tensor of shape (n_samples, *features)
+        norm : {"l2", "linf"}
+        eps : float or Tensor of shape (n_samples,)
+            Radius, in the units of `X` over `scale`.
+        scale : Tensor or None
+            As `resolve_feature_scale` returns it.
+        bounds : pair of Tensor or None
+            As `resolve_bounds` returns it; `X` lies inside (`check_inside`).
+
+        Examples
+        --------
+        >>> import torch
+        >>> ball = Ball.around(torch.zeros(1, 2), norm="linf", eps=0.5)
+        >>> ball.project(torch.tensor([[1.0, -0.25]]))
+        tensor([[ 0.5000, -0.2500]])
+        """
+        check_option("norm", norm, BALL_NORMS)
+        if not isinstance(eps, Tensor):
+            eps = check_non_negative("eps", eps)
+        low = high = None
+        if bounds is not None:
+            # A sample that rounding put past its bound keeps its own value as the bound.
+            low, high = torch.minimum(bounds[0], X), torch.maximum(bounds[1], X)
+        ball = cls(X, norm, rows(eps, X) if isinstance(eps, Tensor) else eps, scale, low, high)
+        return ball._with_linf_box() if norm == "linf" else ball
+
+    def _with_linf_box(self) -> "Ball":
+        """Intersect the box with the linf ball, rounded inward so that it is never left."""
+        radius = self._rounded_inward(self._radius())
+        low, high = self.X - radius, self.X + radius
+        if self.low is not None and self.high is not None:
+            low, high = torch.maximum(low, self.low), torch.minimum(high, self.high)
+        return replace(self, low=low, high=high)
+
+    def _radius(self) -> float | Tensor:
+        """Return eps, per feature where there is a scale, a few ulps short of it."""
+        shortened = self.eps * (1 - 4 * torch.finfo(self.X.dtype).eps)
+        return shortened if self.scale is None else shortened * self.scale
+
+    def _rounded_inward(self, distance: float | Tensor) -> Tensor:
+        """Shorten distances from X by the rounding error that adding them to X can make.
+
+        |fl(x + d) - x| <= |d| + u (|x| + |d|) with u = eps/2, so d shortened by 2u|x| lands
+        within the distance asked for, whatever the direction of rounding.
+        """
+        return (distance - torch.finfo(self.X.dtype).eps * self.X.abs()).clamp_(min=0.0)
+
+    def _scaled(self, X_adv: Tensor) -> Tensor:
+        """Return (X_adv - X) / scale in float64."""
+        delta = X_adv.double() - self.X.double()
+        if self.scale is None:
+            return delta
+        # A feature held fixed (scale 0) is at distance 0, and infinitely far once moved.
+        return torch.where(delta == 0, 0.0, delta / self.scale.double())
+
+    def __getitem__(self, index: Tensor) -> "Ball":
+        """Return the sets of the chosen rows."""
+        eps = self.eps
+        return replace(
+            self,
+            X=self.X[index],
+            eps=eps[index] if isinstance(eps, Tensor) and eps.ndim else eps,
+            low=None if self.low is None else self.low[index],
+            high=None if self.high is None else self.high[index],
+        )
+
+    def distance(self, X_adv: Tensor) -> Tensor:
+        """Return ‖(X_adv - X) / scale‖ of each row, in float64, shape (n_samples,)."""
+        return vector_norm(self._scaled(X_adv), self.norm)
+
+    def contains(self, X_adv: Tensor) -> Tensor:
+        """Tell of each row whether it lies inside ball and box, with no tolerance."""
+        eps = self.eps.flatten() if isinstance(self.eps, Tensor) else self.eps
+        inside = self.distance(X_adv) <= eps
+        if self.low is not None and self.high is not None:
+            inside &= ((X_adv >= self.low) & (X_adv <= self.high)).flatten(1).all(1)
+        return inside
+
+    def random_start(self, generator: torch.Generator | None = None) -> Tensor:
+        """Draw one perturbation uniformly from the unit ball and give it to every row.
+
+        One draw for all rows keeps a sample's weight equivalent to its repetition and the
+        result of an attack independent of the batch size.
+        """
+        # Drawn on the CPU: the same seed gives the same start on every device.
+        shape, dtype = self.X.shape[1:], self.X.dtype
+        if self.norm == "linf":
+            unit = torch.rand(shape, generator=generator, dtype=dtype).mul_(2).sub_(1)
+        else:
+            direction = torch.randn(shape, generator=generator, dtype=dtype).unsqueeze(0)
+            radius = torch.rand((), generator=generator, dtype=dtype) ** (1 / max(1, shape.numel()))
+            unit = (unit_rows(direction) * radius).squeeze(0)
+        delta = unit.to(self.X.device) * self.eps
+        return self.project(self.X + (delta if self.scale is None else delta * self.scale))
+
+    def steepest(self, gradient: Tensor) -> Tensor:
+        """Return the unit step that climbs the first-order loss most, for ∂loss/∂x.
+
+        argmax {gᵀd : ‖d / scale‖ <= 1}: sign(g) for linf, g / ‖g‖₂ for l2, in scaled
+        coordinates. A zero gradient gives a zero step.
+        """
+        if self.norm == "linf":
+            step = gradient.sign()
+            return step if self.scale is None else step * self.scale
+        if self.scale is None:
+            return unit_rows(gradient)
+        return self.scale * unit_rows(self.scale * gradient)
+
+    def project(self, X_adv: Tensor) -> Tensor:
+        """Return the nearest point of each set (in scaled coordinates), up to rounding."""
+        if self.norm == "linf":
+            return torch.clamp(X_adv, self.low, self.high)
+        delta = (X_adv - self.X).flatten(1)
+        eps = self.eps.flatten(1) if isinstance(self.eps, Tensor) and self.eps.ndim else self.eps
+        scale = None if self.scale is None else self.scale.expand(self.X.shape[1:]).flatten()
+        u = delta if scale is None else torch.where(scale > 0, delta / scale, 0.0)
+        if self.low is None or self.high is None:
+            length = torch.linalg.vector_norm(u, dim=1, keepdim=True)
+            u = u * (eps / length.where(length > 0, 1.0)).clamp(max=1.0)
+        else:
+            u = project_l2_box(u, eps, *self._scaled_box(scale))
+        delta = u if scale is None else u * scale
+        projected = self.X + delta.reshape(self.X.shape)
+        return projected if self.low is None else projected.clamp(self.low, self.high)
+
+    def _scaled_box(self, scale: Tensor | None) -> tuple[Tensor, Tensor]:
+        assert self.low is not None
+        assert self.high is not None
+        low, high = (self.low - self.X).flatten(1), (self.high - self.X).flatten(1)
+        if scale is None:
+            return low, high
+        return torch.where(scale > 0, low / scale, 0.0), torch.where(scale > 0, high / scale, 0.0)
+
+    def enforce(self, X_adv: Tensor) -> Tensor:
+        """Return `X_adv` with every row exactly inside, moved by rounding errors at most.
+
+        `project` is exact up to the rounding of its dtype; this is exact in the sense of
+        `contains`: no tolerance, the norm computed in float64.
+        """
+        if self.norm == "linf":
+            return torch.clamp(X_adv, self.low, self.high)
+        delta = X_adv - self.X
+        length = rows(self.distance(X_adv), delta)
+        limit = self.eps * (1 - 4 * torch.finfo(self.X.dtype).eps)
+        shrink = (limit / length.clamp(min=1e-300)).clamp(max=1.0)
+        delta = delta * shrink.to(delta.dtype)
+        X_adv = self.X + delta.sign() * self._rounded_inward(delta.abs())
+        return X_adv if self.low is None else X_adv.clamp(self.low, self.high)

@@ -1,0 +1,59 @@
+"""Modes of a model for a while: frozen for an attack, batch normalization in eval."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+@contextmanager
+def frozen(model: object) -> Iterator[None]:
+    """Put a module in eval mode with frozen parameters, and restore both afterwards."""
+    if not isinstance(model, nn.Module):
+        yield
+        return
+    modes = [(module, module.training) for module in model.modules()]
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    try:
+        model.eval()
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        for module, mode in modes:
+            module.training = mode
+
+
+def mixes_samples(model: object) -> bool:
+    """Tell whether `model` is a module that has batch normalization in training mode."""
+    return isinstance(model, nn.Module) and any(
+        isinstance(module, _BatchNorm) and module.training for module in model.modules()
+    )
+
+
+@contextmanager
+def batch_norm_in_eval(model: object) -> Iterator[None]:
+    """Put the batch normalization of a module in eval mode for the duration."""
+    if not isinstance(model, nn.Module):
+        yield
+        return
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
+    for module in norms:
+        if not module.track_running_stats:
+            raise ValueError(
+                "Got a module with batch normalization that keeps no running statistics "
+                "(track_running_stats=False), but expected one that treats each sample by "
+                "itself: such a layer mixes the samples of a batch, so a sample has no "
+                "Jacobian of its own. Use nn.GroupNorm or nn.LayerNorm."
+            )
+    modes = [module.training for module in norms]
+    try:
+        for module in norms:
+            module.training = False
+        yield
+    finally:
+        for module, mode in zip(norms, modes, strict=True):
+            module.training = mode

@@ -1,0 +1,63 @@
+"""TRADES (Zhang et al., arXiv 1901.08573)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from skjacobian.attacks import Attack
+from skjacobian.model_modes import frozen
+from skjacobian.objectives._base import Objective, ObjectiveValue, PredictLogits
+
+
+class TRADES(Objective):
+    """A clean objective plus β times how far an attack can move the prediction.
+
+    ℓ(x) + β max_{δ in ball} KL(p(x) ‖ p(x + δ)) (Zhang et al., arXiv 1901.08573, equation
+    5, with β = 1/λ there).
+
+    Parameters
+    ----------
+    attack : Attack
+        The inner maximization, with the threat model, as in `AdversarialTraining`; it
+        needs a random start, because the divergence has gradient 0 at the clean sample.
+    objective : Objective
+        What is evaluated at the clean samples.
+    beta : float, default=6.0
+        β; 6 is the authors' choice.
+    """
+
+    def __init__(self, *, attack: Attack, objective: Objective, beta: Any = 6.0) -> None:
+        self.attack = attack
+        self.objective = objective
+        self.beta = beta
+
+    def __call__(
+        self,
+        predict_logits: PredictLogits,
+        X: Tensor,
+        y: Tensor,
+        *,
+        generator: torch.Generator,
+    ) -> ObjectiveValue:
+        """Return the clean objective plus the divergence of each sample."""
+        if self.attack.eps_is_zero:
+            return self.objective(predict_logits, X, y, generator=generator)
+        with frozen(predict_logits):
+            with torch.no_grad():
+                clean_logits = predict_logits(X)
+            X_adv = self.attack.maximize(
+                lambda X_adv: divergence(clean_logits, predict_logits(X_adv)),
+                self.attack.ball(X),
+                generator,
+            )
+        clean = self.objective(predict_logits, X, y, generator=generator)
+        moved = divergence(clean.logits, predict_logits(X_adv))
+        return clean._replace(loss=clean.loss + self.beta * moved)
+
+
+def divergence(logits: Tensor, other_logits: Tensor) -> Tensor:
+    """KL(softmax(logits) ‖ softmax(other_logits)) of each sample, shape (n_samples,)."""
+    log_p, log_q = F.log_softmax(logits, 1), F.log_softmax(other_logits, 1)
+    return (log_p.exp() * (log_p - log_q)).sum(1)
