@@ -78,6 +78,6 @@ class Batches:
         ).to(X.device)
         for start in range(0, len(self) * self.batch_size, self.batch_size):
             index = order[start : start + self.batch_size]
-            batch = Batch((X[index], y[index]))
-            batch.sample_weight = None if weight is None else weight[index]
+            batch = Batch((X.index_select(0, index), y.index_select(0, index)))
+            batch.sample_weight = None if weight is None else weight.index_select(0, index)
             yield batch

@@ -1,6 +1,7 @@
 """The skorch net that trains on an objective. The only file that imports skorch."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from types import TracebackType
 from typing import Any
 
@@ -19,19 +20,21 @@ from skorch.helper import predefined_split
 from torch import Tensor, nn
 
 from skjacobian._batches import Batch, Batches, Samples
+from skjacobian._optimizer import Adam
 from skjacobian._rng import RandomStream
 from skjacobian.exceptions import TrainingDivergedError
+from skjacobian.modules import may_draw
 from skjacobian.objectives import CrossEntropy, Objective
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
-    "adam": torch.optim.Adam,
+    "adam": Adam,
     "adamw": torch.optim.AdamW,
     "sgd": torch.optim.SGD,
 }
 LR_SCHEDULES = ("constant", "cosine")
 
 # One fused kernel for all parameters: a fifth of a small network's step on the CPU.
-_FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
+_FUSED = (Adam, torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
 
 
 # The name under which other files speak of any skorch net.
@@ -77,6 +80,14 @@ class ObjectiveNet(NeuralNetClassifier):
         ]
         return [*callbacks, ("print_log", PrintLog())] if self.verbose else callbacks
 
+    def notify(self, method_name: str, **cb_kwargs: Any) -> None:
+        """Call a hook of the net and of those callbacks that have something to do there."""
+        getattr(self, method_name)(self, **cb_kwargs)
+        no_op = getattr(Callback, method_name)
+        for _, callback in self.callbacks_:
+            if getattr(type(callback), method_name) is not no_op:
+                getattr(callback, method_name)(self, **cb_kwargs)
+
     def check_data(self, X: Any, y: Any = None) -> None:
         """Do nothing: the estimator has checked the data."""
 
@@ -84,6 +95,7 @@ class ObjectiveNet(NeuralNetClassifier):
         """Make the module from the private random stream."""
         with self.stream.borrowed():
             super().initialize_module()
+        self.draws_ = may_draw(self.module_)
         return self
 
     def _set_training(self, training: bool = True) -> None:
@@ -95,13 +107,14 @@ class ObjectiveNet(NeuralNetClassifier):
         """Take the gradient of the weighted mean of the objective."""
         self._set_training(True)
         X, y = (tensor.to(self.device) for tensor in batch)
-        with self.stream.borrowed():
+        with self.stream.borrowed() if self.draws_ else nullcontext():
             value = self.objective(self.module_, X, y, generator=self.generator)
-        loss = weighted_mean(value.loss, batch.sample_weight)
-        loss.backward()  # type: ignore[no-untyped-call]
-        step = {"loss": loss.detach(), "y_pred": value.logits.detach()}
+        share = shares(batch.sample_weight, like=value.loss)
+        # The gradient of the weighted mean, without a node for the mean.
+        value.loss.backward(share)  # type: ignore[no-untyped-call]
+        step = {"loss": value.loss.detach() @ share, "y_pred": value.logits.detach()}
         if value.penalty is not None:
-            step["penalty"] = weighted_mean(value.penalty, batch.sample_weight)
+            step["penalty"] = value.penalty @ share
         return step
 
     def run_single_epoch(
@@ -168,12 +181,12 @@ class ObjectiveNet(NeuralNetClassifier):
         return self
 
 
-def weighted_mean(values: Tensor, sample_weight: Tensor | None) -> Tensor:
-    """Return Σwv/Σw, the plain mean without weights."""
+def shares(sample_weight: Tensor | None, like: Tensor) -> Tensor:
+    """Return w/Σw, the share of each sample in a weighted mean; 1/n without weights."""
     if sample_weight is None:
-        return values.mean()
-    sample_weight = sample_weight.to(values)
-    return (values * sample_weight).sum() / sample_weight.sum()
+        return torch.full_like(like, 1 / len(like))
+    sample_weight = sample_weight.to(like)
+    return sample_weight / sample_weight.sum()
 
 
 def _raised_by_callback(traceback: TracebackType | None) -> bool:

@@ -130,6 +130,20 @@ class CNN(nn.Module):
         return self.layers(X.reshape(-1, *self.image_shape))
 
 
+# Modules whose forward pass is known not to draw random numbers.
+_DETERMINISTIC = (
+    *(MLP, CNN, nn.Sequential, nn.Flatten, nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.LayerNorm),
+    *(nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool2d),
+    *(nn.Identity, nn.LeakyReLU, nn.Sigmoid, *ACTIVATIONS.values()),
+)
+
+
+def may_draw(module: nn.Module) -> bool:
+    """Tell whether a forward pass may draw random numbers; a type not known may."""
+    return any(type(part) not in _DETERMINISTIC for part in module.modules())
+
+
 MODULES: dict[str, type[nn.Module]] = {"mlp": MLP, "cnn": CNN}
 
 
