@@ -216,8 +216,8 @@ class AdversarialClassifier(RobustClassifier):
     n_steps : int, default=10
         Gradient steps of the attack; "fgsm" always makes one.
     step_size : float, optional
-        Length of a step; None is 2.5·eps/n_steps. "fgsm" uses 1.25·eps, or eps without a
-        random start.
+        Length of a step; None lets it fall as 2·eps·(1 - step/n_steps)². "fgsm" uses
+        1.25·eps, or eps without a random start.
     random_start : bool, default=True
         Start the attack at a random point of the ball; one draw per batch.
     bounds : (low, high), optional

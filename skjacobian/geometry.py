@@ -80,8 +80,9 @@ def project_l2_box(Z: Tensor, eps: float | Tensor, low: Tensor, high: Tensor) ->
     >>> project_l2_box(torch.tensor([[3.0, 4.0]]), 1.25, -one, one)
     tensor([[0.7500, 1.0000]])
     """
-    side = Z.sign()
-    b2 = (side.relu() * high + (-side).relu() * low).square()
+    # b_j: far along z_j's side, clipped. Arithmetic, because on the CPU a boolean mask
+    # costs ten times as much, here and below.
+    b2 = (Z * (torch.finfo(Z.dtype).max / 2)).clamp_(low, high).square_()
     z2 = Z.square()
     total = z2.sum(1, keepdim=True)
     budget = torch.as_tensor(eps, dtype=Z.dtype, device=Z.device).square()
@@ -89,8 +90,7 @@ def project_l2_box(Z: Tensor, eps: float | Tensor, low: Tensor, high: Tensor) ->
     for _ in range(16):
         scaled = s * z2
         room = budget - torch.minimum(scaled, b2).sum(1, keepdim=True)
-        # Σ z_j² over the unclipped j; a boolean mask would cost ten times this arithmetic.
-        slope = ((b2 - scaled).sign_().relu_() * z2).sum(1, keepdim=True)
+        slope = (b2 - scaled).sign_().relu_().mul_(z2).sum(1, keepdim=True)  # Σ unclipped z_j²
         climbed = s + room.clamp(min=0.0) / slope.clamp(min=torch.finfo(Z.dtype).tiny)
         climbed = climbed.clamp(max=1.0)
         # Waiting for an accelerator to tell whether all rows have converged costs more
@@ -99,7 +99,7 @@ def project_l2_box(Z: Tensor, eps: float | Tensor, low: Tensor, high: Tensor) ->
         s = climbed
         if converged:
             break
-    return (s.sqrt() * Z).clamp(low, high)
+    return (s.sqrt() * Z).clamp_(low, high)
 
 
 @dataclass(frozen=True)
@@ -240,6 +240,8 @@ class Ball:
         Feature scale, in the shape of one sample; None is 1.
     low, high : Tensor of shape (n_samples, *features) or None
         The box; for linf it already holds the ball.
+    u_low, u_high : Tensor of shape (n_samples, n_features) or None
+        For l2 the box around the origin of the scaled coordinates.
     """
 
     X: Tensor
@@ -248,6 +250,8 @@ class Ball:
     scale: Tensor | None
     low: Tensor | None
     high: Tensor | None
+    u_low: Tensor | None = None
+    u_high: Tensor | None = None
 
     @classmethod
     def around(
@@ -287,7 +291,7 @@ class Ball:
             # A sample that rounding put past its bound keeps its own value as the bound.
             low, high = torch.minimum(bounds[0], X), torch.maximum(bounds[1], X)
         ball = cls(X, norm, rows(eps, X) if isinstance(eps, Tensor) else eps, scale, low, high)
-        return ball._with_linf_box() if norm == "linf" else ball
+        return ball._with_linf_box() if norm == "linf" else ball._with_scaled_box()
 
     def _with_linf_box(self) -> "Ball":
         """Intersect the box with the linf ball, rounded inward so that it is never left."""
@@ -296,6 +300,19 @@ class Ball:
         if self.low is not None and self.high is not None:
             low, high = torch.maximum(low, self.low), torch.minimum(high, self.high)
         return replace(self, low=low, high=high)
+
+    def _with_scaled_box(self) -> "Ball":
+        """Add the box in scaled coordinates, once for all projections."""
+        if self.low is None or self.high is None:
+            return self
+        u_low, u_high = (self._to_scaled(side - self.X) for side in (self.low, self.high))
+        return replace(self, u_low=u_low, u_high=u_high)
+
+    def _to_scaled(self, delta: Tensor) -> Tensor:
+        """Return u = delta / scale as rows, 0 where the feature is held fixed."""
+        if self.scale is None:
+            return delta.flatten(1)
+        return torch.where(self.scale > 0, delta / self.scale, 0.0).flatten(1)
 
     def _radius(self) -> float | Tensor:
         """Return eps, per feature where there is a scale, a few ulps short of it."""
@@ -320,13 +337,17 @@ class Ball:
 
     def __getitem__(self, index: Tensor) -> "Ball":
         """Return the sets of the chosen rows."""
+        sides = {
+            name: None if (side := getattr(self, name)) is None else side[index]
+            for name in ("low", "high", "u_low", "u_high")
+        }
         eps = self.eps
-        return replace(
-            self,
-            X=self.X[index],
-            eps=eps[index] if isinstance(eps, Tensor) and eps.ndim else eps,
-            low=None if self.low is None else self.low[index],
-            high=None if self.high is None else self.high[index],
+        return Ball(
+            self.X[index],
+            self.norm,
+            eps[index] if isinstance(eps, Tensor) and eps.ndim else eps,
+            self.scale,
+            **sides,
         )
 
     def distance(self, X_adv: Tensor) -> Tensor:
@@ -371,30 +392,29 @@ class Ball:
             return unit_rows(gradient)
         return self.scale * unit_rows(self.scale * gradient)
 
+    def ascend(self, X_adv: Tensor, gradient: Tensor, step_size: float | Tensor) -> Tensor:
+        """Return Π(x + α·d): the steepest step of length α from x, projected on the set.
+
+        Overwrites `gradient`, which saves an allocation of its size.
+        """
+        if self.norm == "linf":
+            d = gradient.sign_() if self.scale is None else gradient.sign_().mul_(self.scale)
+            return torch.clamp(d.mul_(step_size).add_(X_adv), self.low, self.high, out=d)
+        return self.project(X_adv + step_size * self.steepest(gradient))
+
     def project(self, X_adv: Tensor) -> Tensor:
         """Return the nearest point of each set (in scaled coordinates), up to rounding."""
         if self.norm == "linf":
             return torch.clamp(X_adv, self.low, self.high)
-        delta = (X_adv - self.X).flatten(1)
+        u = self._to_scaled(X_adv - self.X)
         eps = self.eps.flatten(1) if isinstance(self.eps, Tensor) and self.eps.ndim else self.eps
-        scale = None if self.scale is None else self.scale.expand(self.X.shape[1:]).flatten()
-        u = delta if scale is None else torch.where(scale > 0, delta / scale, 0.0)
-        if self.low is None or self.high is None:
+        if self.u_low is None or self.u_high is None:
             length = torch.linalg.vector_norm(u, dim=1, keepdim=True)
             u = u * (eps / length.where(length > 0, 1.0)).clamp(max=1.0)
         else:
-            u = project_l2_box(u, eps, *self._scaled_box(scale))
-        delta = u if scale is None else u * scale
-        projected = self.X + delta.reshape(self.X.shape)
-        return projected if self.low is None else projected.clamp(self.low, self.high)
-
-    def _scaled_box(self, scale: Tensor | None) -> tuple[Tensor, Tensor]:
-        assert self.low is not None
-        assert self.high is not None
-        low, high = (self.low - self.X).flatten(1), (self.high - self.X).flatten(1)
-        if scale is None:
-            return low, high
-        return torch.where(scale > 0, low / scale, 0.0), torch.where(scale > 0, high / scale, 0.0)
+            u = project_l2_box(u, eps, self.u_low, self.u_high)
+        delta = u.reshape(self.X.shape)
+        return self.X + (delta if self.scale is None else delta * self.scale)
 
     def enforce(self, X_adv: Tensor) -> Tensor:
         """Return `X_adv` with every row exactly inside, moved by rounding errors at most.

@@ -66,6 +66,6 @@ class FGSM(Attack):
     def _start(self, ball: Ball, generator: torch.Generator) -> Tensor:
         return ball.random_start(generator) if self.random_start else ball.X
 
-    def _step(self, X_adv: Tensor, gradient: Tensor, ball: Ball) -> Tensor:
+    def _step(self, X_adv: Tensor, gradient: Tensor, ball: Ball, step: int) -> Tensor:
         step_size = 1.25 * ball.eps if self.random_start else ball.eps
-        return ball.project(X_adv + step_size * ball.steepest(gradient))
+        return ball.ascend(X_adv, gradient, step_size)

@@ -29,7 +29,8 @@ class PGD(Attack):
     n_steps : int, default=40
         Gradient steps of one restart.
     step_size : float, optional
-        α, in the units of `eps`. None is 2.5·eps/n_steps, which can cross the ball.
+        α, in the units of `eps`. None lets it fall as 2·eps·(1 - step/n_steps)²: large steps
+        fool most samples early, small ones finish the rest (docs/benchmarks.md).
     random_start : bool, default=True
         Start at a random point of the ball rather than at X.
     n_restarts : int, default=1
@@ -82,6 +83,7 @@ class PGD(Attack):
     def _start(self, ball: Ball, generator: torch.Generator) -> Tensor:
         return ball.random_start(generator) if self.random_start else ball.X
 
-    def _step(self, X_adv: Tensor, gradient: Tensor, ball: Ball) -> Tensor:
-        step_size = 2.5 * ball.eps / self.n_steps if self.step_size is None else self.step_size
-        return ball.project(X_adv + step_size * ball.steepest(gradient))
+    def _step(self, X_adv: Tensor, gradient: Tensor, ball: Ball, step: int) -> Tensor:
+        falling = 2 * ball.eps * (1 - step / self.n_steps) ** 2
+        step_size = falling if self.step_size is None else self.step_size
+        return ball.ascend(X_adv, gradient, step_size)

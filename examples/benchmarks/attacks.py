@@ -1,0 +1,62 @@
+"""PGD-40 through RobustScorer against torchattacks' PGD-40, side by side, on MNIST.
+
+Run ``python examples/benchmarks/attacks.py``. Needs MNIST (see README) and
+``pip install --no-deps torchattacks``.
+"""
+
+import numpy as np
+import torch
+from _timing import describe_machine, interleaved, print_ratios
+
+from skjacobian import AdversarialClassifier, JacobianRegularizedClassifier, RobustScorer
+from skjacobian.datasets import load_mnist
+
+THREATS = {"linf": 0.1, "l2": 1.5}
+COMMON = {
+    "module__hidden_units": (256, 256),
+    "batch_size": 128,
+    "max_epochs": 4,
+    "lr_schedule": "constant",
+    "random_state": 0,
+}
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    try:
+        import torchattacks
+    except ImportError:
+        raise SystemExit("torchattacks is missing: pip install --no-deps torchattacks") from None
+    X_train, y_train = load_mnist("train")
+    X_test, y_test = load_mnist("test", n_samples=1000)
+    print(describe_machine(), "; MNIST, first 1,000 test points, MLP 784-256-256-10, 4 epochs")
+    models = {
+        "plain": JacobianRegularizedClassifier(lam=0, **COMMON),
+        "adversarially trained": AdversarialClassifier(eps=0.1, bounds=(0, 1), **COMMON),
+    }
+    X, y = torch.from_numpy(X_test), torch.from_numpy(y_test)
+    for kind, model in models.items():
+        print(f"training the {kind} network …", flush=True)
+        model.fit(X_train, y_train)
+        for norm, eps in THREATS.items():
+            accuracies: dict[str, list[float]] = {"RobustScorer": [], "torchattacks": []}
+            scorer = RobustScorer(norm=norm, eps=eps, bounds=(0, 1), n_steps=40)
+            step = 2.5 * eps / 40
+            make = torchattacks.PGD if norm == "linf" else torchattacks.PGDL2
+            peer = make(model.module_, eps=eps, alpha=step, steps=40, random_start=True)
+
+            def ours(scorer=scorer, model=model, record=accuracies) -> None:
+                record["RobustScorer"].append(scorer(model, X_test, y_test))
+
+            def theirs(peer=peer, model=model, record=accuracies) -> None:
+                X_adv = peer(X, y).numpy()
+                record["torchattacks"].append(float(np.mean(model.predict(X_adv) == y_test)))
+
+            results = interleaved({"torchattacks": theirs, "RobustScorer": ours}, 5, "torchattacks")
+            print_ratios(f"{kind}, {norm} eps={eps}", results, "torchattacks")
+            for name, values in accuracies.items():
+                print(f"robust accuracy by {name}: {np.median(values):.3f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
