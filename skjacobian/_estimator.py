@@ -395,9 +395,13 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):
     @property
     def history_(self) -> list[dict[str, Any]]:
         """One dict per epoch: losses, penalty, validation scores, duration."""
-        hidden = ("_best", "_batch_count")
+        hidden = ("batches", "_best", "_batch_count")
         return [
-            {k: v for k, v in row.items() if k != "batches" and not k.endswith(hidden)}
+            {
+                name: value.item() if isinstance(value, np.generic) else value
+                for name, value in row.items()
+                if not name.endswith(hidden)
+            }
             for row in self.net_.history
         ]
 

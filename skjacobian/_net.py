@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from skjacobian._batches import Batch, Batches, Samples
 from skjacobian._optimizer import Adam
 from skjacobian._rng import RandomStream
+from skjacobian._validation import did_you_mean, reject
 from skjacobian.exceptions import TrainingDivergedError
 from skjacobian.modules import may_draw
 from skjacobian.objectives import CrossEntropy, Objective
@@ -35,7 +36,6 @@ LR_SCHEDULES = ("constant", "cosine")
 
 # One fused kernel for all parameters: a fifth of a small network's step on the CPU.
 _FUSED = (Adam, torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
-
 
 # The name under which other files speak of any skorch net.
 SkorchNet = NeuralNet
@@ -85,8 +85,18 @@ class ObjectiveNet(NeuralNetClassifier):
         getattr(self, method_name)(self, **cb_kwargs)
         no_op = getattr(Callback, method_name)
         for _, callback in self.callbacks_:
-            if getattr(type(callback), method_name) is not no_op:
+            if getattr(type(callback), method_name, None) is not no_op:
                 getattr(callback, method_name)(self, **cb_kwargs)
+
+    def check_callback_params(self) -> None:
+        """Raise for parameters of callbacks that there are not; skorch ignores them."""
+        names = [name for name, _ in self.callbacks_]
+        for parameter in self.get_params_for("callbacks"):
+            name = parameter.split("__")[0]
+            if name not in names and name != "print_log":
+                value = getattr(self, f"callbacks__{parameter}")
+                hint = did_you_mean(name, names)
+                reject(f"callbacks__{parameter}", value, f"one of {', '.join(names)}{hint}")
 
     def check_data(self, X: Any, y: Any = None) -> None:
         """Do nothing: the estimator has checked the data."""
@@ -266,14 +276,15 @@ def train(
     net.batch_size, net.verbose = batch_size, verbose
     net.train_split = None if validation is None else predefined_split(validation)
     for group in net.optimizer_.param_groups:
-        group["lr"] = lr
-        group.pop("initial_lr", None)
+        group["lr"] = group["initial_lr"] = lr
     schedule = []
     if lr_schedule == "cosine":
         policy = torch.optim.lr_scheduler.CosineAnnealingLR
-        schedule = [("lr_schedule", LRScheduler(policy, T_max=epochs))]
+        # last_epoch=-1: each fit has a schedule of its own.
+        schedule = [("lr_schedule", LRScheduler(policy, T_max=epochs, last_epoch=-1))]
     net.callbacks = [*schedule, *callbacks]
     net._initialize_callbacks()
+    net.check_callback_params()
     net.max_epochs = epochs
     net.partial_fit(samples)
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 
 class Adam(torch.optim.Adam):
@@ -27,9 +28,11 @@ class Adam(torch.optim.Adam):
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step; `closure`, if given, computes the gradients."""
-        hooks = self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks
-        if hooks or not all(map(self._is_plain, self.param_groups)):
-            return self.profile_hook_step(torch.optim.Adam.step)(self, closure)
+        if self._is_watched() or not all(map(self._is_plain, self.param_groups)):
+            step = torch.optim.Adam.step
+            # torch wraps the method, which calls the hooks, once a plain Adam is made.
+            wrapped = step if hasattr(step, "hooked") else self.profile_hook_step(step)
+            return wrapped(self, closure)
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -51,12 +54,25 @@ class Adam(torch.optim.Adam):
             for parameter in group["params"]:
                 parameter.grad = None
 
+    def _is_watched(self) -> bool:
+        """Tell whether hooks, or a scaler of gradients, want torch's own step."""
+        return bool(
+            self._optimizer_step_pre_hooks
+            or self._optimizer_step_post_hooks
+            or _global_optimizer_pre_hooks
+            or _global_optimizer_post_hooks
+            or getattr(self, "grad_scale", None) is not None
+            or getattr(self, "found_inf", None) is not None
+        )
+
     def _is_plain(self, group: dict[str, Any]) -> bool:
-        unusual = ("amsgrad", "maximize", "differentiable", "capturable")
-        return group["fused"] and not any(group[name] for name in unusual)
+        unusual = ("amsgrad", "maximize", "differentiable", "capturable", "decoupled_weight_decay")
+        return group["fused"] and not any(group.get(name) for name in unusual)
 
     def _fused_step(self, group: dict[str, Any]) -> None:
         params: list[Tensor] = [p for p in group["params"] if p.grad is not None]
+        if not params:
+            return
         grads: list[Tensor] = [p.grad for p in params]  # type: ignore[misc]
         states = [self.state[p] for p in params]
         if not all(states):

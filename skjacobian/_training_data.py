@@ -17,10 +17,7 @@ def training_weights(X: np.ndarray, sample_weight: Any) -> tuple[np.ndarray | No
     if sample_weight is None:
         return None, np.arange(len(X))
     weight = _check_sample_weight(sample_weight, X, ensure_non_negative=True)
-    kept = np.flatnonzero(weight)
-    if len(kept) == 0:
-        raise ValueError("Got sample_weight of zeros, but expected a weight that is not zero.")
-    return weight, kept
+    return weight, np.flatnonzero(weight)
 
 
 def apply_class_weight(
@@ -29,10 +26,14 @@ def apply_class_weight(
     """Multiply the weights by those of the classes; `target` holds class indices."""
     if class_weight is None:
         return weight
-    present = np.unique(target)
+    # "balanced" is about the classes in the data, a dict about all that there are.
+    present = np.unique(target) if class_weight == "balanced" else np.arange(len(classes))
     factors = np.ones(len(classes))
     factors[present] = compute_class_weight(
-        class_weight, classes=classes[present], y=classes[target], sample_weight=weight
+        class_weight,
+        classes=classes[present],
+        y=classes[target] if class_weight == "balanced" else classes,
+        sample_weight=weight if class_weight == "balanced" else None,
     )
     return factors[target] if weight is None else factors[target] * weight
 

@@ -31,7 +31,7 @@ def check_number(
     is_number = isinstance(number, Integral if integer else Real)
     if (
         not is_number
-        or isinstance(value, bool)
+        or type(number) is bool
         or not math.isfinite(number)
         or not accept(float(number))
     ):

@@ -36,17 +36,18 @@ class JacobianRegularizedClassifier(RobustClassifier):
         What makes the network. "mlp" and "cnn" (`skjacobian.modules`) are sized from the
         data. A class or function of yours is given `n_features`, `n_classes` and
         `input_shape` as far as its signature names them, and must return logits.
-    lam : float, default=0.01
-        λ >= 0, the strength of the penalty. 0 is plain training at its cost. The right
-        order of magnitude depends on `norm` and on the scale of the features: search it
-        on a logarithmic grid.
+    lam : float, default=0.005
+        λ >= 0, the strength of the penalty. 0 is plain training at its cost. The default
+        suits "l2" and features of about unit scale (docs/benchmarks.md says how it was
+        chosen); a tenth of it is a start for "l1" and "l21". Search it on a logarithmic
+        grid: the right magnitude depends on the norm and on the scale of the features.
     norm : {"l2", "l1", "l21"}, default="l2"
         "l2" penalizes mean ‖J‖_F² and pairs with l2 attacks; "l1" mean ‖J‖_{1,1} = Σ|J_kj|
         and "l21" mean Σ_j ‖J_·j‖₂ pair with linf attacks.
     n_projections : int, optional
         None computes the norm exactly, one backward pass per class. A number k estimates
         it without bias from k random projections ("l2" and "l21" only).
-    lr : float, default=1e-3
+    lr : float, default=3e-3
         Learning rate.
     max_epochs : int or "auto", default="auto"
         Passes over the data. "auto" makes about 1000 steps, in 10 to 100 epochs.
@@ -123,7 +124,7 @@ class JacobianRegularizedClassifier(RobustClassifier):
     >>> from skjacobian import JacobianRegularizedClassifier
     >>> X, y = load_iris(return_X_y=True)
     >>> model = make_pipeline(
-    ...     StandardScaler(), JacobianRegularizedClassifier(lam=0.01, random_state=0)
+    ...     StandardScaler(), JacobianRegularizedClassifier(random_state=0)
     ... )
     >>> bool(model.fit(X, y).score(X, y) > 0.9)
     True
@@ -140,10 +141,10 @@ class JacobianRegularizedClassifier(RobustClassifier):
         self,
         module: Any = "mlp",
         *,
-        lam: float = 0.01,
+        lam: float = 0.005,
         norm: str = "l2",
         n_projections: int | None = None,
-        lr: float = 1e-3,
+        lr: float = 3e-3,
         max_epochs: int | str = "auto",
         batch_size: int | str = "auto",
         optimizer: Any = "adam",
@@ -229,7 +230,7 @@ class AdversarialClassifier(RobustClassifier):
         Strength of a Jacobian penalty on top, taken at the samples trained on.
     jacobian_norm : {"l2", "l1", "l21"}, default="l2"
         Norm of that penalty, as `norm` of `JacobianRegularizedClassifier`.
-    lr : float, default=1e-3
+    lr : float, default=3e-3
         Learning rate.
     max_epochs : int or "auto", default="auto"
         Passes over the data. "auto" makes about 1000 steps, in 10 to 100 epochs.
@@ -338,7 +339,7 @@ class AdversarialClassifier(RobustClassifier):
         beta: float = 6.0,
         lam: float = 0.0,
         jacobian_norm: str = "l2",
-        lr: float = 1e-3,
+        lr: float = 3e-3,
         max_epochs: int | str = "auto",
         batch_size: int | str = "auto",
         optimizer: Any = "adam",

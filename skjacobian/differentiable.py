@@ -106,16 +106,16 @@ class SkorchLogits(nn.Module):
     def __init__(self, net: SkorchNet) -> None:
         super().__init__()
         self.module = net.module_
-        self.criterion = type(net.criterion_)
+        self.criterion = net.criterion_
 
     def forward(self, X: Tensor) -> Tensor:
         """Return logits of shape (n_samples, n_classes)."""
         weight = next(self.module.parameters(), X)
         output = self.module(X.to(device=weight.device, dtype=weight.dtype))
         output = output[0] if isinstance(output, tuple) else output
-        if self.criterion is nn.NLLLoss:
+        if isinstance(self.criterion, nn.NLLLoss):
             return (output + torch.finfo(output.dtype).eps).log()
-        if self.criterion is nn.BCEWithLogitsLoss:
+        if isinstance(self.criterion, nn.BCEWithLogitsLoss):
             positive = output.reshape(-1)
             return torch.stack([torch.zeros_like(positive), positive], dim=1)
         return output

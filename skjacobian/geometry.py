@@ -87,7 +87,7 @@ def project_l2_box(Z: Tensor, eps: float | Tensor, low: Tensor, high: Tensor) ->
     total = z2.sum(1, keepdim=True)
     budget = torch.as_tensor(eps, dtype=Z.dtype, device=Z.device).square()
     s = (budget / total.clamp(min=torch.finfo(Z.dtype).tiny)).clamp(max=1.0)
-    for _ in range(16):
+    for _ in range(16 if Z.is_cuda else Z.shape[1] + 1):
         scaled = s * z2
         room = budget - torch.minimum(scaled, b2).sum(1, keepdim=True)
         slope = (b2 - scaled).sign_().relu_().mul_(z2).sum(1, keepdim=True)  # Σ unclipped z_j²
@@ -284,8 +284,12 @@ class Ball:
         tensor([[ 0.5000, -0.2500]])
         """
         check_option("norm", norm, BALL_NORMS)
-        if not isinstance(eps, Tensor):
-            eps = check_non_negative("eps", eps)
+        # The square of the radius must be finite; beyond this it makes no difference.
+        most = torch.finfo(X.dtype).max ** 0.5 / 16
+        if isinstance(eps, Tensor):
+            eps = eps.to(X.dtype).clamp(max=most)
+        else:
+            eps = min(check_non_negative("eps", eps), most)
         low = high = None
         if bounds is not None:
             # A sample that rounding put past its bound keeps its own value as the bound.
@@ -363,21 +367,44 @@ class Ball:
         return inside
 
     def random_start(self, generator: torch.Generator | None = None) -> Tensor:
-        """Draw one perturbation uniformly from the unit ball and give it to every row.
+        """Draw a perturbation of each row uniformly from its ball, then project it.
 
-        One draw for all rows keeps a sample's weight equivalent to its repetition and the
-        result of an attack independent of the batch size.
+        Rows with equal values get equal starts, so that a sample of weight 2 acts like two
+        samples, and the start of a row does not depend on the batch that it comes in.
         """
-        # Drawn on the CPU: the same seed gives the same start on every device.
-        shape, dtype = self.X.shape[1:], self.X.dtype
+        uniform = self._uniform_rows(generator)
         if self.norm == "linf":
-            unit = torch.rand(shape, generator=generator, dtype=dtype).mul_(2).sub_(1)
+            unit = 2 * uniform[:, 1:] - 1
         else:
-            direction = torch.randn(shape, generator=generator, dtype=dtype).unsqueeze(0)
-            radius = torch.rand((), generator=generator, dtype=dtype) ** (1 / max(1, shape.numel()))
-            unit = (unit_rows(direction) * radius).squeeze(0)
-        delta = unit.to(self.X.device) * self.eps
+            radius = uniform[:, :1] ** (1 / max(1, self.X[0].numel()))
+            # Directions of normal vectors are uniform; scale does not matter to them.
+            unit = unit_rows(torch.erfinv(2 * uniform[:, 1:] - 1)) * radius
+        delta = unit.reshape(self.X.shape) * self.eps
         return self.project(self.X + (delta if self.scale is None else delta * self.scale))
+
+    def _uniform_rows(self, generator: torch.Generator | None) -> Tensor:
+        """Return numbers in (0, 1), one more than features in each row.
+
+        One uniform draw r for all rows, rotated for each row by an amount that follows from
+        its values: u_ij = r_j + a_j h_i mod 1 with a hash h_i of row i. The shift r makes
+        every row exactly uniform (Cranley & Patterson, SIAM J. Numer. Anal. 13, 1976), the
+        rotation makes rows of different values differ. Sharing one start between all rows
+        cost adversarial training a point of accuracy on MNIST, clean and robust.
+        """
+        n_features = self.X.shape[1:].numel()
+        # Drawn on the CPU, by the CPU's generator, for every device.
+        draws = torch.rand(3, n_features + 1, generator=generator, dtype=torch.float64)
+        shift, rotation, weights = draws.to(self.X.device)
+        # Not by a matrix product, whose rounding depends on the number of rows.
+        hashes = (
+            (self.X.flatten(1).contiguous() * weights[1:])
+            .sum(1, keepdim=True)
+            .mul_(1e3)
+            .remainder_(1)
+        )
+        uniform = (shift + 1e5 * rotation * hashes).remainder_(1).to(self.X.dtype)
+        tiny = torch.finfo(self.X.dtype).eps
+        return uniform.clamp_(tiny, 1 - tiny)
 
     def steepest(self, gradient: Tensor) -> Tensor:
         """Return the unit step that climbs the first-order loss most, for ∂loss/∂x.

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from skjacobian._rng import seeded
 from skjacobian._validation import check_count, check_option, reject
-from skjacobian.geometry import vector_norm
+from skjacobian.geometry import unit_rows, vector_norm
 from skjacobian.model_modes import batch_norm_in_eval
 
 PredictLogits = Callable[[Tensor], Tensor]
@@ -46,7 +46,7 @@ def jacobian_norm(
     norm : {"l2", "l1", "l21"}, default="l2"
     n_projections : int, optional
         None computes the norm exactly, by one backward pass per class. A number k
-        estimates it without bias from k random directions v, shared by all samples:
+        estimates it without bias from k random directions v of each sample:
         "l2" by C·mean ‖Jᵀv‖₂², v uniform on the sphere (Hoffman, Roberts & Yaida, arXiv
         1908.02729, who report half of it), and "l21" by √(π/2)·mean ‖Jᵀv‖₁, v normal.
         No such estimate of "l1" is known.
@@ -100,16 +100,16 @@ def jacobian_norm_of(
     Lets a training objective share one forward pass between its loss and its penalty.
     """
     check_jacobian_norm(norm, n_projections)
-    if not logits.requires_grad:
-        raise ValueError("Got logits that do not depend on X differentiably.")
     if n_projections is None:
         n_classes = logits.shape[1]
         return _EXACT[norm](
             _vjp(logits, X, _one_hot(k, logits), create_graph, keep_graph=k < n_classes - 1)
             for k in range(n_classes)
         )
+    # Each sample has directions of its own: with one for the whole batch, training at
+    # λ=0.05 on MNIST lost three points of accuracy to the noise.
     directions = torch.randn(
-        (n_projections, logits.shape[1]), generator=seeded(generator), dtype=logits.dtype
+        (n_projections, *logits.shape), generator=seeded(generator), dtype=logits.dtype
     ).to(logits.device)
     terms = [
         _ESTIMATE[norm](logits, X, v, create_graph, k < n_projections - 1)
@@ -135,14 +135,22 @@ def check_jacobian_norm(norm: str, n_projections: int | None) -> None:
 def _vjp(
     logits: Tensor, X: Tensor, v: Tensor, create_graph: bool, keep_graph: bool = True
 ) -> Tensor:
-    """Return Jᵀv of each sample, shape of X, for one direction v of shape (n_classes,)."""
-    (product,) = torch.autograd.grad(
-        logits,
-        X,
-        grad_outputs=v.expand_as(logits),
-        create_graph=create_graph,
-        retain_graph=keep_graph or create_graph,
-    )
+    """Return Jᵀv of each sample, shape of X; v broadcasts over (n_samples, n_classes)."""
+    product = None
+    if logits.requires_grad:
+        (product,) = torch.autograd.grad(
+            logits,
+            X,
+            v.expand_as(logits),
+            create_graph=create_graph,
+            retain_graph=keep_graph or create_graph,
+            allow_unused=True,
+        )
+    if product is None:
+        raise ValueError(
+            "Got logits that do not depend on X differentiably, but expected those of a "
+            "differentiable model."
+        )
     return product
 
 
@@ -180,7 +188,7 @@ def _projected_frobenius(
     logits: Tensor, X: Tensor, v: Tensor, create_graph: bool, keep_graph: bool
 ) -> Tensor:
     """C ‖Jᵀv̂‖₂²: unbiased for ‖J‖_F², since E v̂v̂ᵀ = I/C for v̂ uniform on the sphere."""
-    product = _vjp(logits, X, v / v.norm(), create_graph, keep_graph)
+    product = _vjp(logits, X, unit_rows(v), create_graph, keep_graph)
     return logits.shape[1] * product.square().flatten(1).sum(1)
 
 

@@ -165,25 +165,25 @@ class RobustScorer(BaseEstimator):
         """
         radii = self._check_params()
         view = as_torch(estimator)
-        values = check_array(X, dtype=[np.float64, np.float32], allow_nd=True)
+        values = check_array(X, dtype=[np.float64, np.float32], allow_nd=True, input_name="X")
         y = column_or_1d(y)
         check_consistent_length(values, y)
         weight = None if sample_weight is None else _check_sample_weight(sample_weight, values)
         X_tensor = torch.from_numpy(np.array(values))
         check_inside(X_tensor, resolve_bounds(self.bounds, X_tensor))
+        attacks = {eps: self._make_attack(eps, X_tensor) for eps in sorted(radii)}
         right = estimator.predict(X) == y
         scores = {"accuracy": _share(right, weight)}
-        for eps in sorted(radii):
+        for eps, attack in attacks.items():
             standing = np.flatnonzero(right)
             if eps > 0 and len(standing):
-                attack = self._make_attack(eps, X_tensor)
                 labels = np.searchsorted(estimator.classes_, y[standing])
                 X_adv, fooled = self._search(attack, view, X_tensor[standing], labels)
                 X_adv = _in_container_of(X, standing, X_adv)
                 right[standing] = estimator.predict(X_adv) == y[standing]
                 _warn_of_disagreement(fooled, right[standing])
-            scores[f"robust_accuracy_eps{eps:g}"] = _share(right, weight)
-        return scores if _is_sequence(self.eps) else scores[f"robust_accuracy_eps{radii[0]:g}"]
+            scores[_key(eps)] = _share(right, weight)
+        return scores if _is_sequence(self.eps) else scores[_key(radii[0])]
 
     def _accept_sample_weight(self) -> bool:
         """Tell scikit-learn's search objects that `sample_weight` may be passed."""
@@ -212,7 +212,7 @@ class RobustScorer(BaseEstimator):
         defaults = type(attack)().get_params()
         for name in THREAT_MODEL:
             value = getattr(attack, name)
-            if value is not defaults[name] and value != defaults[name]:
+            if not np.array_equal(value, defaults[name]):
                 raise ValueError(
                     f"Got attack={attack!r}, but expected its {name} to be left alone: the "
                     f"threat model is the scorer's. Set RobustScorer({name}=...)."
@@ -234,15 +234,18 @@ class RobustScorer(BaseEstimator):
             "bounds": self.bounds,
         }
         if isinstance(self.attack, Attack):
-            return clone(self.attack).set_params(**threat_model)
-        if self.attack == "fgsm":
-            return FGSM(**threat_model)
-        return PGD(
-            **threat_model,
-            n_steps=unwrap_scalar(self.n_steps),
-            step_size=unwrap_scalar(self.step_size),
-            n_restarts=unwrap_scalar(self.n_restarts),
-        )
+            attack = clone(self.attack).set_params(**threat_model)
+        elif self.attack == "fgsm":
+            attack = FGSM(**threat_model)
+        else:
+            attack = PGD(
+                **threat_model,
+                n_steps=unwrap_scalar(self.n_steps),
+                step_size=unwrap_scalar(self.step_size),
+                n_restarts=unwrap_scalar(self.n_restarts),
+            )
+        attack.check_params()
+        return attack
 
     def _search(
         self, attack: Attack, view: TensorFunction, X: Tensor, labels: np.ndarray
@@ -329,6 +332,10 @@ random_state
         random_state=random_state,
     )
     return scorer(estimator, X, y, sample_weight)
+
+
+def _key(eps: float) -> str:
+    return f"robust_accuracy_eps{np.format_float_positional(eps, trim='-')}"
 
 
 def _is_sequence(eps: Any) -> bool:

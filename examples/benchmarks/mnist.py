@@ -27,7 +27,7 @@ def make_models(epochs: int, seed: int) -> dict[str, object]:
         "l2, 1 projection, λ=0.005": {"lam": 0.005, "n_projections": 1},
         "l2, 1 projection, λ=0.05": {"lam": 0.05, "n_projections": 1},
         "l2, λ=0.05": {"lam": 0.05},
-        "l2, λ=0.01 (the default λ)": {"lam": 0.01},
+        "l2, λ=0.005 (the default)": {"lam": 0.005},
         "l1, λ=0.001": {"lam": 0.001, "norm": "l1"},
         "l1, λ=0.01": {"lam": 0.01, "norm": "l1"},
         "l21, λ=0.01": {"lam": 0.01, "norm": "l21"},

@@ -9,7 +9,7 @@ from sklearn.base import BaseEstimator
 from torch import Tensor
 
 from skjacobian._rng import seeded
-from skjacobian._validation import check_non_negative, check_option
+from skjacobian._validation import check_non_negative, check_option, reject
 from skjacobian.exceptions import AttackWarning
 from skjacobian.geometry import (
     BALL_NORMS,
@@ -70,11 +70,14 @@ class Attack(BaseEstimator):
         """Return the number of gradient steps of one restart, validated."""
         raise NotImplementedError
 
-    def _check_params(self) -> None:
+    def check_params(self) -> None:
+        """Raise a ValueError that names the first parameter with a bad value."""
         check_option("norm", self.norm, BALL_NORMS)
         check_option("loss", self.loss, LOSSES)
         if not isinstance(self.eps, Tensor):
             check_non_negative("eps", self.eps)
+        elif not bool((self.eps.isfinite() & (self.eps >= 0)).all()):
+            reject("eps", self.eps, "non-negative finite numbers")
         self._n_steps()
 
     def __call__(
@@ -122,18 +125,23 @@ class Attack(BaseEstimator):
         Found
             With fields `X_adv` and `fooled`.
         """
-        self._check_params()
+        self.check_params()
         _check_tensors(X, y)
+        X = X.detach()
         check_inside(X, resolve_bounds(self.bounds, X))
         ball = self.ball(X)
         with frozen(predict_logits), torch.enable_grad():
             evaluation = _Evaluation(predict_logits, ball, y, self.loss)
             for _ in range(self.n_restarts):
-                if self.eps_is_zero or not evaluation.restart():
+                if not evaluation.restart():
+                    break
+                if self.eps_is_zero:
+                    evaluation.finish(X)
                     break
                 self._ascend(evaluation, seeded(generator))
+            found = evaluation.result()
         evaluation.warn_of_bad_gradients()
-        return Found(ball.enforce(evaluation.X_best), evaluation.best > 0)
+        return found
 
     @property
     def eps_is_zero(self) -> bool:
@@ -151,7 +159,7 @@ class Attack(BaseEstimator):
     def ball(self, X: Tensor) -> Ball:
         """Return the sets that this adversary may choose from, around the rows of `X`."""
         return Ball.around(
-            X,
+            X.detach(),
             norm=self.norm,
             eps=self.eps,
             scale=resolve_feature_scale(self.feature_scale, X),
@@ -179,12 +187,14 @@ def input_gradient(loss: SampleLoss, X: Tensor) -> Tensor:
     """
     X = X.detach().requires_grad_()
     value = loss(X).sum()
-    if not value.requires_grad:
+    gradient = None
+    if value.requires_grad:
+        (gradient,) = torch.autograd.grad(value, X, allow_unused=True)
+    if gradient is None:
         raise ValueError(
             "Got predict_logits whose output does not depend on X differentiably, but "
             "expected a differentiable model: a gradient attack cannot run on it."
         )
-    (gradient,) = torch.autograd.grad(value, X)
     return gradient
 
 
@@ -219,6 +229,7 @@ class _Evaluation:
         self.all_balls, self.all_y = ball, y
         self.X_best = ball.X.clone()
         self.best = torch.full((len(y),), -torch.inf, dtype=ball.X.dtype, device=y.device)
+        self.inspected = False
         self.n_zero = self.n_not_finite = 0
 
     def restart(self) -> bool:
@@ -240,9 +251,9 @@ class _Evaluation:
             return self.loss(logits, self.y)
 
         gradient = input_gradient(loss, X_adv)
-        if step == 0:
+        if not self.inspected:
             self._inspect(gradient)
-        found = margin(seen[0], self.y)
+        found = self._margin(seen[0])
         done = (found > 0) | self._settled(X_adv, step)
         self._record(X_adv, found, done & ~self.done)
         self.done |= done
@@ -274,8 +285,22 @@ class _Evaluation:
     def finish(self, X_adv: Tensor) -> None:
         """Record the end points that are better than what was found before."""
         with torch.no_grad():
-            found = margin(self.model(X_adv), self.y)
+            found = self._margin(self.model(X_adv))
         self._record(X_adv, found, ~self.done)
+
+    def _margin(self, logits: Tensor) -> Tensor:
+        """Return the margin less what rounding may make of it in a batch of another size."""
+        rounding = 16 * torch.finfo(logits.dtype).eps * logits.abs().amax(1)
+        return (margin(logits, self.y) - rounding).to(self.best.dtype)
+
+    def result(self) -> Found:
+        """Return what was found, exactly inside the sets."""
+        X_adv, best = self.all_balls.enforce(self.X_best), self.best
+        if self.all_balls.norm == "l2":  # which moves the points by a rounding error
+            self.y = self.all_y
+            with torch.no_grad():
+                best = self._margin(self.model(X_adv))
+        return Found(X_adv, best > 0)
 
     def _record(self, X_adv: Tensor, found: Tensor, ended: Tensor) -> None:
         """Keep the iterate of those that `ended` here, if it beats what is kept."""
@@ -294,8 +319,9 @@ class _Evaluation:
     def _inspect(self, gradient: Tensor) -> None:
         """Count the samples whose gradient gives the attack nothing to follow."""
         largest = gradient.abs().flatten(1).amax(1)
-        self.n_zero += int((largest == 0).sum())
-        self.n_not_finite += int((~torch.isfinite(largest)).sum())
+        self.n_zero = int((largest == 0).sum())
+        self.n_not_finite = int((~torch.isfinite(largest)).sum())
+        self.inspected = True
 
     def warn_of_bad_gradients(self) -> None:
         """Warn if the first gradients were zero or not finite: a sign of masking."""

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from skjacobian._validation import check_count, check_positive
+from skjacobian._validation import check_count, check_positive, unwrap_scalar
 from skjacobian.attacks._base import Attack
 from skjacobian.geometry import Ball
 
@@ -71,8 +71,9 @@ class PGD(Attack):
         self.n_restarts = n_restarts
         self.loss = loss
 
-    def _check_params(self) -> None:
-        super()._check_params()
+    def check_params(self) -> None:
+        """Raise a ValueError that names the first parameter with a bad value."""
+        super().check_params()
         check_count("n_restarts", self.n_restarts)
         if self.step_size is not None:
             check_positive("step_size", self.step_size)
@@ -84,6 +85,6 @@ class PGD(Attack):
         return ball.random_start(generator) if self.random_start else ball.X
 
     def _step(self, X_adv: Tensor, gradient: Tensor, ball: Ball, step: int) -> Tensor:
-        falling = 2 * ball.eps * (1 - step / self.n_steps) ** 2
-        step_size = falling if self.step_size is None else self.step_size
+        falling = 2 * ball.eps * (1 - step / self._n_steps()) ** 2
+        step_size = falling if self.step_size is None else unwrap_scalar(self.step_size)
         return ball.ascend(X_adv, gradient, step_size)

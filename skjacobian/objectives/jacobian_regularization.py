@@ -21,7 +21,7 @@ class JacobianRegularization(Objective):
 
     Parameters
     ----------
-    lam : float, default=0.01
+    lam : float, default=0.005
         λ. Also a tensor with one value per sample.
     norm : {"l2", "l1", "l21"}, default="l2"
         See `skjacobian.jacobian.jacobian_norm`; "l2" penalizes the square.
@@ -41,7 +41,7 @@ class JacobianRegularization(Objective):
     """
 
     def __init__(
-        self, *, lam: Any = 0.01, norm: str = "l2", n_projections: int | None = None
+        self, *, lam: Any = 0.005, norm: str = "l2", n_projections: int | None = None
     ) -> None:
         self.lam = lam
         self.norm = norm

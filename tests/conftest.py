@@ -1,0 +1,37 @@
+"""Shared set-up: one torch thread, so that two-core machines and reruns agree."""
+
+import os
+
+# scikit-learn's checks of array inputs run only with this, read when scipy is imported.
+os.environ.setdefault("SCIPY_ARRAY_API", "1")
+
+import pytest
+import torch
+
+from skjacobian.datasets import find_mnist, load_mnist
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def generator():
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def mnist():
+    if find_mnist() is None:
+        pytest.skip("MNIST was not found: set SKJACOBIAN_DATA to the folder that holds `mnist`")
+    return load_mnist("train"), load_mnist("test", n_samples=1000)
+
+
+def pytest_collection_modifyitems(config, items):
+    """Skip what needs a CUDA device where there is none, and what is slow unless asked for."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if "cuda" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+    if "slow" not in (config.getoption("-m") or ""):
+        for item in items:
+            if "slow" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="slow: run with -m slow"))

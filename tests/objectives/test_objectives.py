@@ -1,0 +1,513 @@
+import copy
+import pickle
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from torch import nn
+from torch.nn import functional as F
+
+from skjacobian.attacks import FGSM, PGD
+from skjacobian.jacobian import JACOBIAN_NORMS, jacobian_norm
+from skjacobian.modules import CNN, MLP
+from skjacobian.objectives import (
+    TRADES,
+    AdversarialTraining,
+    CrossEntropy,
+    JacobianRegularization,
+)
+from skjacobian.objectives.trades import divergence
+
+DOUBLE = torch.float64
+NORMS = ["linf", "l2"]
+
+OBJECTIVES = {
+    "cross-entropy": CrossEntropy(),
+    "Jacobian, l2": JacobianRegularization(lam=0.1, norm="l2"),
+    "Jacobian, l1": JacobianRegularization(lam=0.1, norm="l1"),
+    "Jacobian, l21": JacobianRegularization(lam=0.1, norm="l21"),
+    "Jacobian, projected": JacobianRegularization(lam=0.1, n_projections=2),
+    "adversarial": AdversarialTraining(attack=PGD(n_steps=3), objective=CrossEntropy()),
+    "adversarial, l2": AdversarialTraining(
+        attack=FGSM(norm="l2", random_start=True), objective=CrossEntropy()
+    ),
+    "adversarial Jacobian": AdversarialTraining(
+        attack=PGD(n_steps=3), objective=JacobianRegularization(lam=0.1)
+    ),
+    "TRADES": TRADES(attack=PGD(n_steps=3), objective=CrossEntropy(), beta=2.0),
+    "TRADES, Jacobian": TRADES(
+        attack=PGD(norm="l2", n_steps=3), objective=JacobianRegularization(lam=0.1)
+    ),
+}
+every_objective = pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@contextmanager
+def global_seed(seed=0):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def make_net(kind="mlp"):
+    with global_seed():
+        net = {
+            "mlp": lambda: MLP(4, 3, hidden_units=(6,), activation="tanh"),
+            "cnn": lambda: CNN((1, 2, 2), 3, channels=(3,), kernel_size=3, hidden_units=(5,)),
+            "dropout": lambda: MLP(4, 3, hidden_units=(12,), dropout=0.5),
+            "batch norm": lambda: nn.Sequential(
+                nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 3)
+            ),
+            "batch norm and dropout": lambda: nn.Sequential(
+                nn.Linear(4, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Dropout(0.5), nn.Linear(12, 3)
+            ),
+        }[kind]()
+        net = net.double().train()
+        net(3 * torch.randn(32, 4, dtype=DOUBLE) + 1)  # running statistics unlike the batch's
+    return net
+
+
+def batch(n=10, seed=0):
+    X = torch.rand(n, 4, generator=seeded(seed), dtype=DOUBLE)
+    return X, torch.arange(n) % 3
+
+
+def plain_cross_entropy(logits, y):
+    return -torch.log_softmax(logits, 1)[torch.arange(len(y)), y]
+
+
+def gradient_of(net, loss):
+    gradients = torch.autograd.grad(loss.sum(), list(net.parameters()), materialize_grads=True)
+    return torch.cat([gradient.flatten() for gradient in gradients])
+
+
+# --- what every objective promises -------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["mlp", "cnn", "batch norm", "dropout"])
+@every_objective
+def test_every_sample_gets_a_loss_and_logits(objective, kind, generator):
+    X, y = batch()
+    with global_seed():
+        value = objective(make_net(kind), X, y, generator=generator)
+    assert value.loss.shape == (10,)
+    assert value.logits.shape == (10, 3)
+    assert value.loss.requires_grad
+    assert torch.isfinite(value.loss).all()
+    if value.penalty is not None:
+        assert value.penalty.shape == (10,)
+        assert not value.penalty.requires_grad
+
+
+@every_objective
+def test_the_loss_reaches_every_parameter(objective, generator):
+    net = make_net()
+    value = objective(net, *batch(), generator=generator)
+    gradients = torch.autograd.grad(value.loss.sum(), list(net.parameters()))
+    assert all(gradient.abs().max() > 0 for gradient in gradients)
+
+
+@every_objective
+def test_the_same_seed_gives_the_same_value(objective):
+    net = make_net()
+    first, second = (objective(net, *batch(), generator=seeded(3)) for _ in range(2))
+    assert torch.equal(first.loss, second.loss)
+    assert torch.equal(first.logits, second.logits)
+
+
+@pytest.mark.parametrize("name", ["Jacobian, projected", "adversarial, l2", "TRADES"])
+def test_another_seed_gives_another_value(name):
+    net = make_net()
+    first, second = (OBJECTIVES[name](net, *batch(), generator=seeded(seed)) for seed in (0, 1))
+    assert not torch.allclose(first.loss, second.loss)
+
+
+@pytest.mark.parametrize("name", [name for name in OBJECTIVES if "projected" not in name])
+def test_equal_samples_get_equal_losses_unless_directions_are_drawn(name, generator):
+    X, y = batch(n=3)
+    value = OBJECTIVES[name](
+        make_net(), X[[0, 1, 0, 2, 0]], y[[0, 1, 0, 2, 0]], generator=generator
+    )
+    torch.testing.assert_close(value.loss[[0, 0]], value.loss[[2, 4]])
+
+
+@every_objective
+def test_the_net_the_samples_and_the_global_random_states_are_left_alone(objective, generator):
+    net = make_net("batch norm")
+    net[0].bias.requires_grad_(False)
+    net[2].eval()
+    X, y = batch()
+    clean = X.clone()
+
+    def state():
+        return [m.training for m in net.modules()], [p.requires_grad for p in net.parameters()]
+
+    before = state()
+    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    value = objective(net, X, y, generator=generator)
+    torch.autograd.grad(value.loss.sum(), [p for p in net.parameters() if p.requires_grad])
+    assert state() == before
+    assert all(p.grad is None for p in net.parameters())
+    assert torch.equal(X, clean)
+    assert X.grad is None
+    assert not X.requires_grad
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    assert np.array_equal(np.random.get_state()[1], numpy_state)  # noqa: NPY002
+
+
+@every_objective
+def test_samples_that_require_a_gradient_are_treated_like_any_other(objective):
+    net, (X, y) = make_net(), batch()
+    expected = objective(net, X, y, generator=seeded())
+    value = objective(net, X.clone().requires_grad_(), y, generator=seeded())
+    torch.testing.assert_close(value.loss, expected.loss)
+
+
+@every_objective
+def test_an_objective_is_a_value_object(objective):
+    for copied in (clone(objective), pickle.loads(pickle.dumps(objective))):
+        assert repr(copied) == repr(objective)
+        assert copied is not objective
+
+
+def test_nested_parameters_can_be_set():
+    objective = clone(OBJECTIVES["adversarial Jacobian"])
+    objective.set_params(attack__n_steps=9, attack__eps=0.3, objective__lam=5.0)
+    assert objective.attack.n_steps == 9
+    assert objective.attack.eps == 0.3
+    assert objective.objective.lam == 5.0
+    assert OBJECTIVES["adversarial Jacobian"].attack.n_steps == 3
+
+
+# --- strengths of zero -------------------------------------------------------------------
+
+
+NO_STRENGTH = {
+    **{f"Jacobian, {norm}": JacobianRegularization(lam=0, norm=norm) for norm in JACOBIAN_NORMS},
+    "Jacobian, projected": JacobianRegularization(lam=0.0, n_projections=1),
+    "adversarial": AdversarialTraining(attack=PGD(eps=0), objective=CrossEntropy()),
+    "TRADES, no radius": TRADES(attack=PGD(eps=0.0), objective=CrossEntropy()),
+    "TRADES, no weight": TRADES(attack=PGD(eps=0.1), objective=CrossEntropy(), beta=0),
+}
+
+
+@pytest.mark.parametrize("kind", ["mlp", "cnn", "batch norm", "dropout", "batch norm and dropout"])
+@pytest.mark.parametrize("objective", NO_STRENGTH.values(), ids=NO_STRENGTH)
+def test_without_strength_it_is_cross_entropy_exactly(objective, kind, generator):
+    X, y = batch()
+    net = make_net(kind)
+    with global_seed():
+        plain = CrossEntropy()(copy.deepcopy(net), X, y, generator=generator)
+    with global_seed():
+        value = objective(net, X, y, generator=generator)
+    assert torch.equal(value.loss, plain.loss)
+    assert torch.equal(value.logits, plain.logits)
+    torch.testing.assert_close(plain.loss, plain_cross_entropy(plain.logits, y))
+
+
+# --- Jacobian regularization -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["mlp", "cnn"])
+@pytest.mark.parametrize("norm", JACOBIAN_NORMS)
+def test_the_loss_is_cross_entropy_plus_lam_times_the_norm(norm, kind, generator):
+    net, (X, y) = make_net(kind), batch()
+    value = JacobianRegularization(lam=0.3, norm=norm)(net, X, y, generator=generator)
+    norms = jacobian_norm(net, X, norm=norm)
+    torch.testing.assert_close(value.penalty, norms)
+    torch.testing.assert_close(value.loss, plain_cross_entropy(net(X), y) + 0.3 * norms)
+
+
+@pytest.mark.parametrize("norm", ["l2", "l21"])
+def test_the_penalty_can_be_estimated_from_projections(norm):
+    net, (X, y) = make_net(), batch()
+    objective = JacobianRegularization(lam=0.3, norm=norm, n_projections=2)
+    value = objective(net, X, y, generator=seeded(5))
+    expected = jacobian_norm(net, X, norm=norm, n_projections=2, generator=seeded(5))
+    torch.testing.assert_close(value.penalty, expected)
+    torch.testing.assert_close(value.loss, plain_cross_entropy(net(X), y) + 0.3 * expected)
+
+
+@pytest.mark.parametrize(
+    ("norm", "n_projections"),
+    [*((norm, None) for norm in JACOBIAN_NORMS), ("l2", 2), ("l21", 2)],
+)
+def test_the_gradient_by_the_weights_matches_finite_differences(norm, n_projections):
+    net, (X, y) = make_net(), batch(n=3)
+    objective = JacobianRegularization(lam=0.7, norm=norm, n_projections=n_projections)
+
+    def loss():
+        return objective(net, X, y, generator=seeded(2)).loss
+
+    step, differences = 1e-5, []
+    for parameter in net.parameters():
+        flat = parameter.data.view(-1)
+        for j in range(len(flat)):
+            original = flat[j].item()
+            ends = []
+            for end in (original + step, original - step):
+                flat[j] = end
+                ends.append(loss().sum().item())
+            flat[j] = original
+            differences.append((ends[0] - ends[1]) / (2 * step))
+    expected = torch.tensor(differences, dtype=DOUBLE)
+    torch.testing.assert_close(gradient_of(net, loss()), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("lam", [0.1, 10.0])
+def test_lam_may_differ_between_samples(lam, generator):
+    net, (X, y) = make_net(), batch()
+    lams = torch.tensor([0.0, lam] * 5, dtype=DOUBLE)
+    together = JacobianRegularization(lam=lams)(net, X, y, generator=generator).loss
+    for which in (0.0, lam):
+        alone = JacobianRegularization(lam=which)(net, X, y, generator=generator).loss
+        torch.testing.assert_close(together[lams == which], alone[lams == which])
+
+
+@pytest.mark.parametrize("norm", JACOBIAN_NORMS)
+def test_with_batch_normalization_loss_and_penalty_see_different_statistics(norm, generator):
+    net, (X, y) = make_net("batch norm"), batch()
+    oracle = copy.deepcopy(net)
+    logits = oracle(X)  # batch statistics, and updates the running ones
+    penalty = jacobian_norm(oracle.eval(), X, norm=norm)  # running statistics
+    value = JacobianRegularization(lam=0.3, norm=norm)(net, X, y, generator=generator)
+    torch.testing.assert_close(value.logits, logits)
+    torch.testing.assert_close(value.penalty, penalty)
+    torch.testing.assert_close(value.loss, plain_cross_entropy(logits, y) + 0.3 * penalty)
+    for name, buffer in net.named_buffers():
+        torch.testing.assert_close(buffer, oracle.state_dict()[name])
+
+
+def test_with_batch_normalization_in_eval_mode_all_is_one_forward_pass(generator):
+    net, (X, y) = make_net("batch norm").eval(), batch()
+    calls = []
+    net.register_forward_hook(lambda *_: calls.append(1))
+    value = JacobianRegularization(lam=0.3)(net, X, y, generator=generator)
+    assert len(calls) == 1
+    torch.testing.assert_close(value.logits, net(X))
+
+
+def jacobian_by_hand(linear_in, mask, linear_out, hidden, slope=1.0):
+    """J = W₂ diag(mask · 1[hidden > 0] · slope) W₁ of each sample."""
+    gate = mask * (hidden > 0) * slope
+    return torch.einsum("ch,nh,hd->ncd", linear_out.weight, gate, linear_in.weight).detach()
+
+
+def test_with_dropout_loss_and_penalty_share_one_mask(generator):
+    net, (X, y) = make_net("dropout"), batch()
+    linear_in, linear_out = net.layers[1], net.layers[-1]
+    with global_seed(9):
+        mask = F.dropout(torch.ones(10, 12, dtype=DOUBLE), 0.5)
+    with global_seed(9):
+        value = JacobianRegularization(lam=0.3)(net, X, y, generator=generator)
+    hidden = linear_in(X)
+    torch.testing.assert_close(value.logits, linear_out(hidden.relu() * mask))
+    jacobian = jacobian_by_hand(linear_in, mask, linear_out, hidden)
+    torch.testing.assert_close(value.penalty, jacobian.square().sum((1, 2)))
+
+
+def test_with_batch_normalization_and_dropout_the_mask_is_drawn_once(generator):
+    net, (X, y) = make_net("batch norm and dropout"), batch()
+    linear_in, norm, linear_out = net[0], net[1], net[-1]
+    with global_seed(9):
+        mask = F.dropout(torch.ones(10, 12, dtype=DOUBLE), 0.5)
+        after_one_draw = torch.get_rng_state()
+    with global_seed(9):
+        value = JacobianRegularization(lam=0.3)(net, X, y, generator=generator)
+        assert torch.equal(torch.get_rng_state(), after_one_draw)
+    raw = linear_in(X)
+    standardized = (raw - raw.mean(0)) / (raw.var(0, correction=0) + norm.eps).sqrt()
+    torch.testing.assert_close(value.logits, linear_out(standardized.relu() * mask))
+    slope = 1 / (norm.running_var + norm.eps).sqrt()
+    jacobian = jacobian_by_hand(linear_in, mask, linear_out, raw - norm.running_mean, slope)
+    torch.testing.assert_close(value.penalty, jacobian.square().sum((1, 2)))
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"norm": "l3"}, "Got norm='l3', but expected one of 'l1', 'l2', 'l21'"),
+        ({"norm": "l1", "n_projections": 1}, "Got n_projections=1, but expected None with"),
+        ({"n_projections": 0}, "Got n_projections=0, but expected an integer of at least 1"),
+    ],
+    ids=repr,
+)
+def test_a_bad_norm_is_rejected(params, message, generator):
+    with pytest.raises(ValueError, match=message):
+        JacobianRegularization(**params)(make_net(), *batch(), generator=generator)
+
+
+# --- adversarial training ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bounds", [None, (0.0, 1.0)])
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("attack", [PGD(n_steps=5), FGSM(), FGSM(random_start=True)], ids=repr)
+def test_the_loss_is_taken_at_points_inside_the_ball(attack, norm, bounds, generator):
+    # Logits that are the samples themselves show where the loss was taken.
+    X = torch.rand(20, 3, generator=generator, dtype=DOUBLE)
+    y = torch.arange(20) % 3
+    attack = clone(attack).set_params(norm=norm, eps=0.3, bounds=bounds)
+    objective = AdversarialTraining(attack=attack, objective=CrossEntropy())
+    value = objective(lambda X: X * 1.0, X, y, generator=generator)
+    X_adv = value.logits
+    assert attack.ball(X).contains(X_adv).all()
+    if bounds is not None:
+        assert X_adv.min() >= 0
+        assert X_adv.max() <= 1
+    torch.testing.assert_close(value.loss, plain_cross_entropy(X_adv, y))
+    assert (value.loss > plain_cross_entropy(X, y)).double().mean() >= 0.9
+
+
+def test_the_worst_case_of_a_linear_model_is_trained_on(generator):
+    W = torch.randn(2, 4, generator=generator, dtype=DOUBLE)
+    X, _ = batch()
+    y = torch.arange(10) % 2
+    objective = AdversarialTraining(attack=PGD(eps=0.2), objective=CrossEntropy())
+    value = objective(lambda X: X @ W.T, X, y, generator=generator)
+    worst = X + 0.2 * (W[1 - y] - W[y]).sign()
+    torch.testing.assert_close(value.loss, plain_cross_entropy(worst @ W.T, y))
+
+
+def test_the_gradient_takes_the_perturbed_samples_as_given(generator):
+    net, (X, y) = make_net(), batch()
+    attack = PGD(eps=0.2, n_steps=4, random_start=False)
+    value = AdversarialTraining(attack=attack, objective=CrossEntropy())(
+        net, X, y, generator=generator
+    )
+    X_adv = attack.maximize(
+        lambda Z: F.cross_entropy(net(Z), y, reduction="none"), attack.ball(X), generator
+    )
+    expected = gradient_of(net, plain_cross_entropy(net(X_adv.detach()), y))
+    torch.testing.assert_close(gradient_of(net, value.loss), expected)
+
+
+def test_the_attack_climbs_its_own_loss(generator):
+    net, (X, y) = make_net(), batch()
+    values = {
+        loss: AdversarialTraining(
+            attack=FGSM(norm="l2", eps=0.5, loss=loss), objective=CrossEntropy()
+        )(net, X, y, generator=generator)
+        for loss in ("cross_entropy", "margin")
+    }
+    assert not torch.allclose(values["cross_entropy"].loss, values["margin"].loss)
+
+
+@pytest.mark.parametrize("name", ["adversarial", "adversarial, l2", "adversarial Jacobian"])
+def test_the_attack_leaves_batch_statistics_alone(name, generator):
+    net, (X, y) = make_net("batch norm"), batch()
+    oracle = copy.deepcopy(net)
+    objective = OBJECTIVES[name]
+    before = net[1].num_batches_tracked.item()
+    objective(net, X, y, generator=seeded(4))
+    assert net[1].num_batches_tracked.item() == before + 1
+    oracle.eval()
+    X_adv = objective.attack.maximize(
+        lambda Z: F.cross_entropy(oracle(Z), y, reduction="none"),
+        objective.attack.ball(X),
+        seeded(4),
+    )
+    oracle.train()(X_adv)
+    for buffer, expected in zip(net.buffers(), oracle.buffers(), strict=True):
+        torch.testing.assert_close(buffer, expected)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("make", [AdversarialTraining, TRADES])
+def test_the_radius_may_differ_between_samples(make, norm):
+    net, (X, y) = make_net(), batch(n=6)
+    radii = torch.tensor([0.0, 0.125, 0.5, 0.0, 0.125, 0.5], dtype=DOUBLE)
+
+    def loss(eps):
+        objective = make(attack=PGD(norm=norm, eps=eps, n_steps=4), objective=CrossEntropy())
+        return objective(net, X, y, generator=seeded(1)).loss
+
+    together = loss(radii)
+    for eps in (0.0, 0.125, 0.5):
+        torch.testing.assert_close(together[radii == eps], loss(eps)[radii == eps])
+
+
+# --- TRADES ------------------------------------------------------------------------------
+
+
+def random_logits(seed, n=200):
+    return 4 * torch.randn(n, 5, generator=seeded(seed), dtype=DOUBLE)
+
+
+def test_the_divergence_is_that_of_kullback_and_leibler():
+    one, other = random_logits(0), random_logits(1)
+    expected = F.kl_div(
+        other.log_softmax(1), one.log_softmax(1), log_target=True, reduction="none"
+    ).sum(1)
+    torch.testing.assert_close(divergence(one, other), expected)
+    assert (divergence(one, other) > 0).all()
+
+
+def test_the_divergence_of_equal_predictions_is_zero():
+    logits = random_logits(0)
+    assert (divergence(logits, logits) == 0).all()
+    shifted = divergence(logits, logits + 3)
+    torch.testing.assert_close(shifted, torch.zeros(200, dtype=DOUBLE), rtol=0, atol=1e-12)
+    assert (divergence(logits, logits + 1e-4 * random_logits(1)) > -1e-15).all()
+
+
+def test_the_divergence_of_certain_predictions_is_finite():
+    certain = torch.tensor([[1e4, 0.0], [0.0, 1e4]])
+    assert torch.equal(divergence(certain, certain), torch.zeros(2))
+    assert torch.isfinite(divergence(certain, certain.flip(1))).all()
+
+
+@pytest.mark.parametrize("beta", [0.5, 6.0])
+@pytest.mark.parametrize("norm", NORMS)
+def test_the_loss_is_the_clean_objective_plus_beta_times_the_divergence(norm, beta):
+    net, (X, y) = make_net(), batch()
+    attack = PGD(norm=norm, eps=0.3, n_steps=5)
+    objective = TRADES(attack=attack, objective=CrossEntropy(), beta=beta)
+    value = objective(net, X, y, generator=seeded(2))
+    clean = net(X).detach()
+    X_adv = attack.maximize(lambda Z: divergence(clean, net(Z)), attack.ball(X), seeded(2))
+    moved = F.kl_div(
+        net(X_adv).log_softmax(1), clean.log_softmax(1), log_target=True, reduction="none"
+    ).sum(1)
+    assert attack.ball(X).contains(X_adv).all()
+    assert (moved > 0).all()
+    torch.testing.assert_close(value.loss, plain_cross_entropy(clean, y) + beta * moved)
+    torch.testing.assert_close(value.logits, clean)
+
+
+def test_the_gradient_flows_through_both_sides_of_the_divergence():
+    net, (X, y) = make_net(), batch()
+    attack = PGD(eps=0.3, n_steps=5)
+    value = TRADES(attack=attack, objective=CrossEntropy(), beta=2.0)(
+        net, X, y, generator=seeded(2)
+    )
+    clean = net(X).detach()
+    X_adv = attack.maximize(lambda Z: divergence(clean, net(Z)), attack.ball(X), seeded(2)).detach()
+    log_p, log_q = net(X).log_softmax(1), net(X_adv).log_softmax(1)
+    loss = plain_cross_entropy(net(X), y) + 2.0 * (log_p.exp() * (log_p - log_q)).sum(1)
+    torch.testing.assert_close(gradient_of(net, value.loss), gradient_of(net, loss))
+
+
+def test_beta_may_differ_between_samples():
+    net, (X, y) = make_net(), batch()
+    betas = torch.tensor([0.0, 4.0] * 5, dtype=DOUBLE)
+
+    def loss(beta):
+        objective = TRADES(attack=PGD(n_steps=4), objective=CrossEntropy(), beta=beta)
+        return objective(net, X, y, generator=seeded(1)).loss
+
+    for beta in (0.0, 4.0):
+        torch.testing.assert_close(loss(betas)[betas == beta], loss(beta)[betas == beta])
+
+
+def test_the_penalty_of_the_clean_objective_is_kept():
+    net, (X, y) = make_net(), batch()
+    inner = JacobianRegularization(lam=0.3)
+    value = TRADES(attack=PGD(n_steps=4), objective=inner)(net, X, y, generator=seeded(1))
+    torch.testing.assert_close(value.penalty, jacobian_norm(net, X))

@@ -1,0 +1,235 @@
+"""The layers of the package, what its imports name, and what importing it loads."""
+
+import ast
+import graphlib
+import importlib
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import skjacobian
+import skjacobian.attacks
+import skjacobian.objectives
+from skjacobian.differentiable import as_torch
+from skjacobian.jacobian import jacobian_norm
+
+ROOT = Path(skjacobian.__file__).parent
+
+# Layer of each module; of a folder, that of every file in it. A module imports only from
+# lower layers, or from its own without cycles.
+LAYERS = {
+    "exceptions": 0,
+    "_rng": 0,
+    "_validation": 0,
+    "_version": 0,
+    "datasets": 1,
+    "geometry": 1,
+    "losses": 1,
+    "model_modes": 1,
+    "jacobian": 2,
+    "attacks": 2,
+    "objectives": 3,
+    "_batches": 4,
+    "_net": 4,
+    "_optimizer": 4,
+    "_training_data": 4,
+    "differentiable": 4,
+    "modules": 4,
+    "_estimator": 5,
+    "classifiers": 5,
+    "metrics": 5,
+    "__init__": 6,
+}
+
+# Packages of one layer, which other layers import by the name of the package.
+REEXPORTING = ("skjacobian.attacks", "skjacobian.objectives")
+
+FILES = sorted(ROOT.rglob("*.py"))
+TREES = {file: ast.parse(file.read_text()) for file in FILES}
+NAMES = [str(file.relative_to(ROOT)) for file in FILES]
+
+
+def module_of(file):
+    parts = file.relative_to(ROOT.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILE_OF = {module_of(file): file for file in FILES}
+
+
+def place(file):
+    """The entry of the table that a file belongs to."""
+    return file.relative_to(ROOT).with_suffix("").parts[0]
+
+
+def imports(file):
+    """Yield every import of a file, wherever it stands, as (module, names)."""
+    for node in ast.walk(TREES[file]):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, []) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file} has a relative import"
+            yield node.module, [alias.name for alias in node.names]
+
+
+def internal_imports(file):
+    for module, names in imports(file):
+        if module.split(".")[0] == "skjacobian":
+            yield module, names
+
+
+def defined_names(file):
+    """What a file itself defines at its top level; not what it imports."""
+    names = set()
+    for node in TREES[file].body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign):
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            names.add(node.target.id)
+    return names
+
+
+each_file = pytest.mark.parametrize("file", FILES, ids=NAMES)
+
+
+def test_the_table_of_layers_names_what_there_is():
+    assert {place(file) for file in FILES} == set(LAYERS)
+
+
+@each_file
+def test_a_module_imports_only_from_its_layer_and_below(file):
+    for module, _ in internal_imports(file):
+        source = FILE_OF[module]
+        assert LAYERS[place(source)] <= LAYERS[place(file)], f"{file.name} imports {module}"
+
+
+def test_imports_have_no_cycles():
+    graph = {module_of(file): {module for module, _ in internal_imports(file)} for file in FILES}
+    list(graphlib.TopologicalSorter(graph).static_order())
+
+
+@each_file
+def test_an_internal_import_names_the_file_that_defines(file):
+    for module, names in internal_imports(file):
+        assert names, f"{file.name} has `import {module}`, but expected `from {module} import …`"
+        if module in REEXPORTING and place(file) != module.split(".")[1]:
+            assert set(names) <= set(importlib.import_module(module).__all__)
+        else:
+            assert FILE_OF[module].name != "__init__.py", f"{file.name} imports {module}"
+            assert set(names) <= defined_names(FILE_OF[module])
+
+
+@each_file
+def test_only_the_net_imports_skorch(file):
+    packages = {module.split(".")[0] for module, _ in imports(file)}
+    assert "skorch" not in packages or file.name == "_net.py"
+
+
+@each_file
+def test_optional_packages_are_imported_only_inside_functions(file):
+    for node in TREES[file].body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            module = getattr(node, "module", None) or node.names[0].name
+            assert module.split(".")[0] not in ("matplotlib", "pandas")
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if file.name == "__init__.py"])
+def test_an_init_file_only_reexports(file):
+    docstring, *body = TREES[file].body
+    assert isinstance(docstring, ast.Expr)
+    assert isinstance(docstring.value, ast.Constant)
+    for node in body:
+        is_all = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+        assert is_all or isinstance(node, ast.ImportFrom), ast.unparse(node)
+
+
+@pytest.mark.parametrize(
+    "package",
+    [skjacobian, skjacobian.attacks, skjacobian.objectives],
+    ids=lambda package: package.__name__,
+)
+def test_all_is_sorted_and_every_name_in_it_exists(package):
+    def order(name):
+        # Constants (and acronyms), then classes, then the rest, as ruff sorts `__all__`.
+        return (0 if name.isupper() else 1 if name[0].isupper() else 2, name)
+
+    assert package.__all__ == sorted(set(package.__all__), key=order)
+    assert all(hasattr(package, name) for name in package.__all__)
+
+
+def run_python(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+def test_importing_the_package_needs_neither_matplotlib_nor_pandas():
+    # scikit-learn imports pandas itself where it can, so its absence is what can be tested.
+    result = run_python(
+        "import sys\n"
+        "sys.modules['pandas'] = sys.modules['matplotlib'] = None\n"
+        "import skjacobian, skjacobian.attacks, skjacobian.datasets"
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_importing_the_package_loads_no_matplotlib_and_draws_no_random_numbers():
+    result = run_python(
+        "import sys, numpy, torch\n"
+        "before = str(numpy.random.get_state(legacy=False)), torch.get_rng_state().tolist()\n"
+        "import skjacobian\n"
+        "assert 'matplotlib' not in sys.modules\n"
+        "after = str(numpy.random.get_state(legacy=False)), torch.get_rng_state().tolist()\n"
+        "assert before == after"
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def public_api():
+    for package in (skjacobian, skjacobian.attacks):
+        for name in package.__all__:
+            # The base class of the attacks cannot be used by itself.
+            if name not in ("__version__", "Attack"):
+                yield pytest.param(getattr(package, name), id=f"{package.__name__}.{name}")
+    yield pytest.param(jacobian_norm, id="jacobian_norm")
+    yield pytest.param(as_torch, id="as_torch")
+
+
+@pytest.mark.parametrize("public", list(public_api()))
+def test_the_public_api_is_documented_with_an_example(public):
+    docstring = inspect.getdoc(public)
+    assert "Examples\n--------\n>>> " in docstring
+    assert "Parameters\n----------\n" in docstring
+
+
+@pytest.mark.parametrize("public", list(public_api()))
+def test_every_parameter_of_the_public_api_is_documented(public):
+    docstring = inspect.getdoc(public)
+    section = docstring.split("Parameters\n----------\n")[1].split("\n\n")[0]
+    documented = {
+        name.strip().lstrip("*")
+        for line in section.replace("\\\n", " ").splitlines()
+        if not line.startswith("    ")
+        for name in line.split(" : ")[0].split(",")
+    }
+    assert documented == set(inspect.signature(public).parameters)
+
+
+@each_file
+def test_everything_public_has_a_docstring(file):
+    for node in TREES[file].body:
+        if not isinstance(node, ast.FunctionDef | ast.ClassDef) or node.name.startswith("_"):
+            continue
+        assert ast.get_docstring(node), node.name
+        if isinstance(node, ast.ClassDef):
+            for method in node.body:
+                if isinstance(method, ast.FunctionDef) and not method.name.startswith("_"):
+                    # The setter of a property is documented by its getter.
+                    setter = any(
+                        ast.unparse(decorator).endswith(".setter")
+                        for decorator in method.decorator_list
+                    )
+                    assert setter or ast.get_docstring(method), f"{node.name}.{method.name}"

@@ -1,0 +1,707 @@
+import pickle
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+
+import numpy as np
+import pandas as pd
+import pytest
+import sklearn
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.base import clone
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.datasets import load_digits, load_iris, make_classification
+from sklearn.experimental import enable_halving_search_cv  # noqa: F401
+from sklearn.inspection import permutation_importance
+from sklearn.metrics import get_scorer
+from sklearn.model_selection import (
+    GridSearchCV,
+    HalvingGridSearchCV,
+    cross_validate,
+    learning_curve,
+)
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import MinMaxScaler, StandardScaler
+from sklearn.utils.estimator_checks import (
+    check_dataframe_column_names_consistency,
+    check_param_validation,
+    parametrize_with_checks,
+)
+from skorch.callbacks import Callback, EpochScoring, LRScheduler, ProgressBar
+from torch import nn
+
+from skjacobian import AdversarialClassifier, JacobianRegularizedClassifier, RobustScorer
+from skjacobian.exceptions import TrainingDivergedError
+
+CLASSIFIERS = [JacobianRegularizedClassifier, AdversarialClassifier]
+SMALL = {"module__hidden_units": (16,), "max_epochs": 3, "random_state": 0}
+
+
+@pytest.fixture(scope="module")
+def digits():
+    X, y = load_digits(return_X_y=True)
+    return X[:400] / 16, y[:400]
+
+
+@pytest.fixture(scope="module")
+def iris():
+    X, y = load_iris(return_X_y=True)
+    return StandardScaler().fit_transform(X), y
+
+
+class Tower(nn.Module):
+    """A module of a user's, which names the sizes that it wants."""
+
+    def __init__(self, n_features, n_classes, width=8):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(n_features, width),
+            nn.BatchNorm1d(width),
+            nn.ReLU(),
+            nn.Dropout(0.3),
+            nn.Linear(width, n_classes),
+        )
+
+    def forward(self, X):
+        return self.layers(X)
+
+
+# --- scikit-learn ---------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:.*array API.*:UserWarning")
+@parametrize_with_checks([c() for c in CLASSIFIERS])
+def test_scikit_learns_own_checks_pass(estimator, check, monkeypatch):
+    check(estimator)
+
+
+@pytest.mark.parametrize("Classifier", CLASSIFIERS)
+@pytest.mark.parametrize(
+    "check", [check_param_validation, check_dataframe_column_names_consistency]
+)
+def test_checks_that_scikit_learn_keeps_for_itself_pass(Classifier, check):
+    check(Classifier.__name__, Classifier(max_epochs=2))
+
+
+@pytest.mark.parametrize("Classifier", CLASSIFIERS)
+def test_works_in_grid_search_over_a_pipeline(Classifier, iris):
+    name = Classifier.__name__.lower()
+    strengths = (
+        {"lam": [0, 0.1]} if Classifier is JacobianRegularizedClassifier else {"eps": [0, 0.1]}
+    )
+    grid = {f"{name}__{key}": value for key, value in strengths.items()}
+    grid[f"{name}__module__hidden_units"] = [(8,), (4,)]
+    pipe = make_pipeline(MinMaxScaler(), Classifier(max_epochs=3, random_state=0))
+    scoring = {"accuracy": "accuracy", "robust": RobustScorer(eps=0.1, n_steps=3)}
+    search = GridSearchCV(pipe, grid, scoring=scoring, refit="robust", cv=2, n_jobs=2)
+    search.fit(*iris)
+    assert (
+        search.cv_results_["mean_test_robust"] <= search.cv_results_["mean_test_accuracy"]
+    ).all()
+    units = search.best_params_[f"{name}__module__hidden_units"]
+    assert search.best_estimator_[-1].module_.layers[1].out_features == units[0]
+
+
+def test_works_in_halving_search_over_epochs(iris):
+    search = HalvingGridSearchCV(
+        JacobianRegularizedClassifier(random_state=0),
+        {"lam": [0, 0.01, 0.1]},
+        resource="max_epochs",
+        max_resources=9,
+        min_resources=1,
+        cv=2,
+    )
+    assert search.fit(*iris).score(*iris) > 0.5
+
+
+def test_works_in_cross_validate_calibration_curves_and_importance(iris):
+    model = JacobianRegularizedClassifier(**SMALL)
+    X, y = iris
+    result = cross_validate(model, X, y, cv=2, return_estimator=True, n_jobs=2)
+    assert all(hasattr(fitted, "net_") for fitted in result["estimator"])
+    calibrated = CalibratedClassifierCV(model, cv=2).fit(X, y)
+    np.testing.assert_allclose(calibrated.predict_proba(X).sum(1), 1, rtol=1e-6)
+    learning_curve(model, X, y, cv=2, train_sizes=[0.5, 1.0], shuffle=True, random_state=0)
+    importance = permutation_importance(model.fit(X, y), X, y, n_repeats=2, random_state=0)
+    assert importance.importances_mean.shape == (4,)
+
+
+def test_sample_weight_is_routed(iris):
+    X, y = iris
+    weight = np.where(y == 0, 0.0, 1.0)
+    with sklearn.config_context(enable_metadata_routing=True):
+        model = JacobianRegularizedClassifier(**SMALL).set_fit_request(sample_weight=True)
+        result = cross_validate(
+            make_pipeline(MinMaxScaler(), model),
+            X,
+            y,
+            cv=2,
+            scoring=get_scorer("accuracy").set_score_request(sample_weight=False),
+            params={"sample_weight": weight},
+            return_estimator=True,
+        )
+    for fitted in result["estimator"]:
+        assert 0 not in fitted.classes_
+
+
+def test_a_module_defined_in_main_survives_the_trip_to_worker_processes():
+    script = """
+        import torch
+        from sklearn.datasets import load_iris
+        from sklearn.model_selection import GridSearchCV
+        from torch import nn
+        from skjacobian import JacobianRegularizedClassifier
+
+        class Net(nn.Module):
+            def __init__(self, n_features, n_classes):
+                super().__init__()
+                self.linear = nn.Linear(n_features, n_classes)
+            def forward(self, X):
+                return self.linear(X)
+
+        if __name__ == "__main__":
+            X, y = load_iris(return_X_y=True)
+            model = JacobianRegularizedClassifier(Net, max_epochs=2, random_state=0)
+            search = GridSearchCV(model, {"lam": [0, 0.1]}, cv=2, n_jobs=2).fit(X, y)
+            print(type(search.best_estimator_.module_).__name__)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "Net"
+
+
+@pytest.mark.parametrize(
+    "labels", [np.array(["cat", "dog", "eel"]), np.array([7, -3, 40]), np.array([0.0, 1.0, 2.0])]
+)
+def test_labels_of_any_kind_come_back(labels, iris):
+    X, y = iris
+    model = JacobianRegularizedClassifier(**SMALL).fit(X, labels[y])
+    assert set(model.predict(X)) <= set(labels)
+    assert model.classes_.tolist() == sorted(labels.tolist())
+
+
+def test_two_classes_have_one_decision_value(iris):
+    X, y = iris[0][:100], iris[1][:100]
+    model = JacobianRegularizedClassifier(**SMALL).fit(X, y)
+    decision, probabilities = model.decision_function(X), model.predict_proba(X)
+    assert decision.shape == (100,)
+    assert probabilities.shape == (100, 2)
+    np.testing.assert_allclose(probabilities[:, 1], 1 / (1 + np.exp(-decision)), rtol=1e-6)
+
+
+def test_data_frames_name_the_features(iris):
+    X = pd.DataFrame(iris[0], columns=list("abcd"))
+    model = JacobianRegularizedClassifier(
+        **SMALL, early_stopping=True, scoring=RobustScorer(n_steps=2)
+    ).fit(X, iris[1])
+    assert model.feature_names_in_.tolist() == list("abcd")
+    with pytest.raises(ValueError, match="feature names should match"):
+        model.predict(X[list("abdc")])
+
+
+@pytest.mark.parametrize("Classifier", CLASSIFIERS)
+def test_images_and_flat_images_give_the_same_network(Classifier, digits):
+    X, y = digits
+    common = {"max_epochs": 1, "random_state": 0, "module__channels": (2,)}
+    flat = Classifier("cnn", module__image_shape=(8, 8), **common).fit(X, y)
+    images = X.reshape(-1, 1, 8, 8)
+    square = Classifier("cnn", **common).fit(images, y)
+    np.testing.assert_allclose(square.predict_proba(images), flat.predict_proba(X), rtol=1e-9)
+    with pytest.raises(ValueError, match=r"expected \(1, 8, 8\), as in fit"):
+        square.predict(X.reshape(-1, 1, 4, 16))
+
+
+# --- the same result twice ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        JacobianRegularizedClassifier(**SMALL),
+        JacobianRegularizedClassifier(**SMALL, n_projections=1),
+        JacobianRegularizedClassifier(Tower, max_epochs=3, random_state=0),
+        AdversarialClassifier(**SMALL, n_steps=2),
+        AdversarialClassifier(**SMALL, method="trades", n_steps=2),
+    ],
+)
+def test_equal_seeds_give_bit_equal_networks_and_leave_global_states_alone(model, iris):
+    np.random.seed(5)  # noqa: NPY002
+    torch_state = torch.get_rng_state()
+    first = clone(model).fit(*iris).predict_proba(iris[0])
+    torch.manual_seed(17)
+    second = clone(model).fit(*iris).predict_proba(iris[0])
+    np.testing.assert_array_equal(first, second)
+    other = clone(model).set_params(random_state=1).fit(*iris).predict_proba(iris[0])
+    assert not np.array_equal(first, other)
+    torch.set_rng_state(torch_state)
+    clone(model).set_params(random_state=None).fit(*iris)
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    assert np.random.rand() == np.random.RandomState(5).rand()  # noqa: NPY002
+
+
+@pytest.mark.parametrize("module", ["mlp", Tower])
+def test_the_number_of_jobs_does_not_change_the_result(module, iris):
+    model = JacobianRegularizedClassifier(module, max_epochs=2, random_state=0)
+    scorer = RobustScorer(eps=0.2, n_steps=3)
+    scores = [
+        cross_validate(model, *iris, scoring=scorer, cv=3, n_jobs=n_jobs, return_estimator=True)
+        for n_jobs in (1, 2)
+    ]
+    np.testing.assert_array_equal(scores[0]["test_score"], scores[1]["test_score"])
+    for one, two in zip(scores[0]["estimator"], scores[1]["estimator"], strict=True):
+        np.testing.assert_array_equal(one.predict_proba(iris[0]), two.predict_proba(iris[0]))
+
+
+def test_threads_do_not_disturb_each_other(iris):
+    model = JacobianRegularizedClassifier(Tower, max_epochs=5, random_state=0)
+    alone = clone(model).fit(*iris).predict_proba(iris[0])
+    results = {}
+
+    def run(k):
+        results[k] = clone(model).fit(*iris).predict_proba(iris[0])
+
+    threads = [threading.Thread(target=run, args=(k,)) for k in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    np.testing.assert_array_equal(results[0], alone)
+    np.testing.assert_array_equal(results[1], alone)
+
+
+# --- what is minimized ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("Classifier", CLASSIFIERS)
+def test_strength_zero_is_plain_training(Classifier, iris):
+    plain = JacobianRegularizedClassifier(lam=0, **SMALL).fit(*iris)
+    if Classifier is AdversarialClassifier:
+        others = [Classifier(eps=0, method=m, **SMALL) for m in ("fgsm", "pgd", "trades")]
+    else:
+        others = [Classifier(lam=np.float64(0), norm=norm, **SMALL) for norm in ("l1", "l21")]
+    for other in others:
+        np.testing.assert_array_equal(
+            plain.predict_proba(iris[0]), other.fit(*iris).predict_proba(iris[0])
+        )
+
+
+def test_a_stronger_penalty_gives_a_smaller_jacobian(digits):
+    X, y = digits
+    for norm in ("l2", "l1", "l21"):
+        norms = [
+            JacobianRegularizedClassifier(lam=lam, norm=norm, **SMALL)
+            .set_params(max_epochs=20)
+            .fit(X, y)
+            .jacobian_norm(X, norm=norm)
+            .mean()
+            for lam in (0, 1e-3, 1e-1)
+        ]
+        assert norms[0] > norms[1] > norms[2]
+
+
+def test_adversarial_training_beats_plain_training_under_attack(digits):
+    X, y = digits
+    common = {**SMALL, "max_epochs": 60, "module__hidden_units": (64,)}
+    scorer = RobustScorer(eps=0.1, bounds=(0, 1), n_steps=10)
+    plain = scorer(JacobianRegularizedClassifier(lam=0, **common).fit(X, y), X, y)
+    for method in ("fgsm", "pgd", "trades"):
+        model = AdversarialClassifier(method=method, bounds=(0, 1), n_steps=5, **common)
+        assert scorer(model.fit(X, y), X, y) > plain + 0.1
+
+
+def test_a_penalty_on_top_of_adversarial_training_shrinks_the_jacobian(digits):
+    X, y = digits
+    norms = [
+        AdversarialClassifier(
+            lam=lam, jacobian_norm="l1", method="fgsm", **{**SMALL, "max_epochs": 15}
+        )
+        .fit(X, y)
+        .jacobian_norm(X, norm="l1")
+        .mean()
+        for lam in (0, 0.1)
+    ]
+    assert norms[1] < norms[0] / 2
+
+
+def test_jacobian_norm_is_a_parameter_and_a_method(iris):
+    model = AdversarialClassifier(jacobian_norm="l1", **SMALL)
+    assert model.get_params()["jacobian_norm"] == "l1"
+    assert model.jacobian_norm == "l1"
+    assert clone(model).set_params(jacobian_norm="l21").jacobian_norm == "l21"
+    assert model.fit(*iris).jacobian_norm(iris[0]).shape == (150,)
+
+
+def test_jacobian_norm_agrees_with_finite_differences(iris):
+    model = JacobianRegularizedClassifier(**SMALL).fit(*iris)
+    X, step = iris[0][:5], 1e-6
+    logits = lambda X: model._logits(X)  # noqa: E731
+    columns = [
+        (logits(X + step * e) - logits(X - step * e)) / (2 * step) for e in np.eye(X.shape[1])
+    ]
+    J = np.stack(columns, axis=2)
+    np.testing.assert_allclose(model.jacobian_norm(X), (J**2).sum((1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(model.jacobian_norm(X, norm="l1"), abs(J).sum((1, 2)), rtol=1e-6)
+    estimate = [model.jacobian_norm(X, n_projections=50, random_state=seed) for seed in range(20)]
+    np.testing.assert_allclose(np.mean(estimate, 0), model.jacobian_norm(X), rtol=0.2)
+
+
+def test_weights_act_like_repetition_in_a_grid_of_settings(iris):
+    X, y = iris[0][::8], iris[1][::8]
+    weight = np.arange(len(X)) % 3
+    repeated = np.repeat(np.arange(len(X)), weight)
+    for model in (
+        JacobianRegularizedClassifier(**SMALL, norm="l1"),
+        JacobianRegularizedClassifier(**SMALL, class_weight="balanced"),
+        AdversarialClassifier(**SMALL, method="trades"),
+        AdversarialClassifier(**SMALL, method="fgsm", norm="l2", lam=0.01),
+    ):
+        weighted = clone(model).fit(X, y, sample_weight=weight)
+        copied = clone(model).fit(X[repeated], y[repeated])
+        np.testing.assert_allclose(
+            weighted.predict_proba(X), copied.predict_proba(X), rtol=1e-7, atol=1e-9
+        )
+
+
+# --- pickling and going on ------------------------------------------------------------------
+
+
+def test_a_pickle_holds_arrays_and_no_torch_objects(iris):
+    model = JacobianRegularizedClassifier(**SMALL).fit(*iris)
+    blob = pickle.dumps(model)
+    names = {
+        (opcode_arg or "").split(" ")[0]
+        for opcode, opcode_arg, _ in __import__("pickletools").genops(blob)
+        if isinstance(opcode_arg, str)
+    }
+    assert not {name for name in names if name.startswith(("torch", "skorch"))}
+    loaded = pickle.loads(blob)
+    np.testing.assert_array_equal(loaded.predict_proba(iris[0]), model.predict_proba(iris[0]))
+    assert loaded.history_ == model.history_
+
+
+@pytest.mark.parametrize("lr_schedule", ["constant", "cosine"])
+@pytest.mark.parametrize("module", ["mlp", Tower])
+def test_a_pickled_half_trained_model_goes_on_bit_identically(module, lr_schedule, iris):
+    model = AdversarialClassifier(
+        module, max_epochs=2, n_steps=2, warm_start=True, random_state=0, lr_schedule=lr_schedule
+    ).fit(*iris)
+    copied = pickle.loads(pickle.dumps(model))
+    first, second = model.fit(*iris), copied.fit(*iris)
+    np.testing.assert_array_equal(first.predict_proba(iris[0]), second.predict_proba(iris[0]))
+    assert [row["train_loss"] for row in first.history_] == [
+        row["train_loss"] for row in second.history_
+    ]
+    assert len(second.history_) == 4
+
+
+@pytest.mark.parametrize("Classifier", CLASSIFIERS)
+def test_epochs_one_by_one_are_epochs_together(Classifier, iris):
+    together = Classifier(**{**SMALL, "lr_schedule": "constant"}).fit(*iris)
+    single = Classifier(**SMALL)
+    for _ in range(3):
+        single.partial_fit(*iris)
+    np.testing.assert_array_equal(together.predict_proba(iris[0]), single.predict_proba(iris[0]))
+
+
+def test_partial_fit_learns_classes_that_come_later(iris):
+    X, y = iris
+    model = JacobianRegularizedClassifier(**SMALL)
+    model.partial_fit(X[:50], y[:50], classes=[0, 1, 2])
+    model.partial_fit(X[50:], y[50:])
+    assert model.predict_proba(X).shape == (150, 3)
+    with pytest.raises(ValueError, match=r"labels \[5\], but expected those in classes"):
+        model.partial_fit(X, np.full(150, 5))
+
+
+def test_what_was_fitted_on_cuda_loads_without_it(iris):
+    model = JacobianRegularizedClassifier(**SMALL).fit(*iris)
+    model._net_args["device"] = "cuda"
+    if torch.cuda.is_available():
+        pytest.skip("needs a machine without CUDA")
+    loaded = pickle.loads(pickle.dumps(model))
+    np.testing.assert_array_equal(loaded.predict_proba(iris[0]), model.predict_proba(iris[0]))
+
+
+# --- early stopping, callbacks, history -----------------------------------------------------
+
+
+def test_early_stopping_restores_the_best_weights(digits):
+    X, y = digits
+    model = JacobianRegularizedClassifier(
+        **{**SMALL, "max_epochs": 60},
+        lr=0.02,
+        lr_schedule="constant",
+        early_stopping=True,
+        n_iter_no_change=3,
+        scoring=RobustScorer(eps=0.05, n_steps=3),
+    ).fit(X, y)
+    scores = [row["valid_score"] for row in model.history_]
+    assert len(scores) < 60
+    assert max(scores[-3:]) <= max(scores[:-3])
+    again = clone(model).set_params(early_stopping=True).fit(X, y)
+    np.testing.assert_array_equal(model.predict_proba(X), again.predict_proba(X))
+    assert {"valid_accuracy", "valid_loss", "train_loss", "train_penalty"} <= set(model.history_[0])
+
+
+def test_skorch_callbacks_work_unmodified(iris):
+    seen = []
+
+    class Recorder(Callback):
+        def on_batch_end(self, net, batch, training, loss, y_pred, **kwargs):
+            seen.append((training, len(batch[0]), float(loss), y_pred.shape))
+
+        def on_grad_computed(self, net, named_parameters, **kwargs):
+            assert all(p.grad is not None for _, p in named_parameters)
+
+    model = JacobianRegularizedClassifier(
+        **SMALL,
+        lr=1e-3,
+        lr_schedule="constant",
+        early_stopping=True,
+        callbacks=[
+            ("recorder", Recorder()),
+            ("valid_f1", EpochScoring("f1_macro", lower_is_better=False)),
+            ("train_acc", EpochScoring("accuracy", on_train=True, name="train_acc")),
+            ("step", LRScheduler("StepLR", step_size=1, gamma=0.5)),
+        ],
+        callbacks__step__gamma=0.1,
+    ).fit(*iris)
+    assert {training for training, *_ in seen} == {True, False}
+    assert {"f1_macro", "train_acc"} <= set(model.history_[0])
+    assert model.net_.optimizer_.param_groups[0]["lr"] == pytest.approx(1e-6)
+
+
+def test_verbose_prints_a_table_with_the_penalty(iris, capsys):
+    JacobianRegularizedClassifier(**SMALL, verbose=1).fit(*iris)
+    assert "train_penalty" in capsys.readouterr().out
+    JacobianRegularizedClassifier(**SMALL, callbacks=[ProgressBar(detect_notebook=False)]).fit(
+        *iris
+    )
+    assert "0/5" in capsys.readouterr().err
+
+
+def test_a_callback_may_stop_training_and_control_c_is_passed_on(iris):
+    class Stop(Callback):
+        def on_epoch_end(self, net, **kwargs):
+            raise KeyboardInterrupt
+
+    class ControlC(Callback):
+        def on_epoch_end(self, net, **kwargs):
+            press()
+
+    def press():
+        signal.raise_signal(signal.SIGINT)
+
+    stopped = JacobianRegularizedClassifier(**SMALL, callbacks=[Stop()]).fit(*iris)
+    assert len(stopped.history_) == 1
+    with pytest.raises(KeyboardInterrupt):
+        JacobianRegularizedClassifier(**SMALL, callbacks=[ControlC()]).fit(*iris)
+
+
+def test_history_and_sizes_are_plain_numbers(iris):
+    model = JacobianRegularizedClassifier(**SMALL).fit(*iris)
+    assert [row["epoch"] for row in model.history_] == [1, 2, 3]
+    assert all(type(value) in (int, float) for row in model.history_ for value in row.values())
+    assert model.n_parameters_ == 4 * 16 + 16 + 16 * 3 + 3
+    assert model.n_features_in_ == 4
+
+
+# --- networks of a user's -------------------------------------------------------------------
+
+
+def test_a_module_gets_the_sizes_that_its_signature_names(iris):
+    model = JacobianRegularizedClassifier(Tower, module__width=5, max_epochs=2, random_state=0).fit(
+        *iris
+    )
+    assert model.module_.layers[0].in_features == 4
+    assert model.module_.layers[0].out_features == 5
+    assert model.module_.layers[-1].out_features == 3
+    function = JacobianRegularizedClassifier(
+        lambda: nn.LazyLinear(3), max_epochs=2, random_state=0
+    ).fit(*iris)
+    assert function.module_.in_features == 4
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd", torch.optim.RMSprop])
+def test_optimizers_take_their_parameters(optimizer, iris):
+    model = JacobianRegularizedClassifier(
+        **SMALL, optimizer=optimizer, weight_decay=0.1, optimizer__maximize=False
+    ).fit(*iris)
+    assert model.net_.optimizer_.param_groups[0]["weight_decay"] == 0.1
+
+
+def test_dtype_follows_the_data(iris):
+    X, y = iris
+    for dtype in (np.float32, np.float64):
+        model = JacobianRegularizedClassifier(**SMALL).fit(X.astype(dtype), y)
+        assert model.decision_function(X).dtype == dtype
+    model = JacobianRegularizedClassifier(**SMALL, dtype="float32").fit(X, y)
+    assert next(model.module_.parameters()).dtype == torch.float32
+
+
+@settings(max_examples=15, deadline=None)
+@given(lam=st.floats(0, 1), kind=st.sampled_from([np.float32, np.float64, np.array, float]))
+def test_numbers_may_come_from_numpy(lam, kind):
+    X, y = make_classification(n_samples=40, random_state=0)
+    model = JacobianRegularizedClassifier(
+        lam=kind(lam), lr=kind(0.01), max_epochs=np.array(1), batch_size=np.int64(16)
+    )
+    assert model.fit(X, y).score(X, y) >= 0
+
+
+# --- bad input ------------------------------------------------------------------------------
+
+X_SMALL = np.linspace(0, 1, 40).reshape(10, 4)
+Y_SMALL = np.arange(10) % 2
+
+
+@pytest.mark.parametrize(
+    ("Classifier", "params", "message"),
+    [
+        (JacobianRegularizedClassifier, {"lam": -1}, "'lam' parameter .* Got -1 instead"),
+        (JacobianRegularizedClassifier, {"lam": np.nan}, "'lam' parameter .* Got nan instead"),
+        (JacobianRegularizedClassifier, {"norm": "l3"}, "'norm' parameter .* Got 'l3' instead"),
+        (
+            JacobianRegularizedClassifier,
+            {"norm": "l1", "n_projections": 2},
+            "Got n_projections=2, but expected None with norm='l1'",
+        ),
+        (JacobianRegularizedClassifier, {"device": "tpu"}, "Got device='tpu', but expected"),
+        (
+            JacobianRegularizedClassifier,
+            {"module__hidden_unit": (3,)},
+            r"Got module__hidden_unit=\(3,\), .*did you mean 'hidden_units'",
+        ),
+        (
+            JacobianRegularizedClassifier,
+            {"callbacks__nothing__x": 1},
+            "Got callbacks__nothing__x=1, but expected",
+        ),
+        (
+            JacobianRegularizedClassifier,
+            {"module": lambda: nn.Linear(4, 3)},
+            r"has shape \(2, 3\), but expected logits of shape \(2, 2\)",
+        ),
+        (AdversarialClassifier, {"eps": -0.1}, "'eps' parameter .* Got -0.1 instead"),
+        (AdversarialClassifier, {"eps": np.nan}, "'eps' parameter .* Got nan instead"),
+        (
+            AdversarialClassifier,
+            {"bounds": (0, 0.5)},
+            r"5 of 10 samples outside bounds=\(0.0, 0.5\), by up to 0.5",
+        ),
+        (AdversarialClassifier, {"bounds": (1, 0)}, r"Got bounds=\(1, 0\), but expected"),
+        (AdversarialClassifier, {"bounds": ([0, 0], 1)}, "Got bounds with 2 values"),
+        (AdversarialClassifier, {"feature_scale": [1, 2]}, "Got feature_scale with 2 values"),
+        (
+            AdversarialClassifier,
+            {"feature_scale": [1, 2, 0, 1]},
+            "Got feature_scale=.*, but expected positive finite numbers",
+        ),
+        (AdversarialClassifier, {"method": "pdg"}, "'method' parameter"),
+    ],
+)
+def test_bad_parameters_are_named_before_training(Classifier, params, message):
+    class Fails(Callback):
+        def on_train_begin(self, net, **kwargs):
+            raise AssertionError("training began")
+
+    with pytest.raises(ValueError, match=message):
+        Classifier(callbacks=[Fails()], **params).fit(X_SMALL, Y_SMALL)
+
+
+@pytest.mark.parametrize("Classifier", CLASSIFIERS)
+def test_a_typo_in_a_parameter_raises_at_once(Classifier):
+    with pytest.raises(TypeError, match=r"unexpected parameter 'lamb' \(did you mean 'lam'\?\)"):
+        Classifier(lamb=1)
+    with pytest.raises(ValueError, match="Invalid parameter 'lamb'"):
+        Classifier().set_params(lamb=1)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_cuda_where_there_is_none_is_an_error():
+    with pytest.raises(ValueError, match=r"Got device='cuda', .* finds no CUDA device"):
+        JacobianRegularizedClassifier(device="cuda").fit(X_SMALL, Y_SMALL)
+
+
+def test_a_module_instance_is_refused():
+    with pytest.raises(TypeError, match="expected a class or a function that makes a module"):
+        JacobianRegularizedClassifier(nn.Linear(4, 2)).fit(X_SMALL, Y_SMALL)
+
+
+def test_early_stopping_and_partial_fit_exclude_each_other():
+    with pytest.raises(ValueError, match="Got early_stopping=True, but partial_fit expected"):
+        JacobianRegularizedClassifier(early_stopping=True).partial_fit(X_SMALL, Y_SMALL)
+
+
+def test_a_scorer_of_several_numbers_cannot_stop_early():
+    scorer = RobustScorer(eps=[0.1, 0.2])
+    model = JacobianRegularizedClassifier(
+        early_stopping=True, validation_fraction=0.4, scoring=scorer, max_epochs=1
+    )
+    with pytest.raises(ValueError, match=r"Got scoring=.*, but expected a scorer that returns one"):
+        model.fit(X_SMALL, Y_SMALL)
+
+
+def test_divergence_names_the_epoch_and_keeps_the_last_good_weights(iris):
+    class Poison(Callback):
+        def on_epoch_begin(self, net, **kwargs):
+            if len(net.history) == 3:
+                with torch.no_grad():
+                    next(net.module_.parameters()).fill_(float("nan"))
+
+    model = JacobianRegularizedClassifier(
+        **{**SMALL, "max_epochs": 5, "lr_schedule": "constant"}, callbacks=[Poison()]
+    )
+    with pytest.raises(TrainingDivergedError, match="NaN or infinite in epoch 3; the weights of"):
+        model.fit(*iris)
+    two_epochs = JacobianRegularizedClassifier(
+        **{**SMALL, "max_epochs": 2, "lr_schedule": "constant"}
+    ).fit(*iris)
+    np.testing.assert_array_equal(model.predict_proba(iris[0]), two_epochs.predict_proba(iris[0]))
+
+
+# --- it works -------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_regularization_and_adversarial_training_make_mnist_networks_robust(mnist):
+    (X_train, y_train), (X_test, y_test) = mnist
+    common = {
+        "module__hidden_units": (256, 256),
+        "batch_size": 128,
+        "max_epochs": 4,
+        "random_state": 0,
+    }
+    scores = {}
+    for name, model in {
+        "plain": JacobianRegularizedClassifier(lam=0, **common),
+        "projected": JacobianRegularizedClassifier(lam=0.05, n_projections=1, **common),
+        "pgd": AdversarialClassifier(n_steps=7, bounds=(0, 1), **common),
+    }.items():
+        model.fit(X_train, y_train)
+        scorer = RobustScorer(norm="linf", eps=0.1, bounds=(0, 1))
+        scores[name] = scorer(model, X_test, y_test)
+    assert scores["plain"] < 0.1
+    assert scores["projected"] > 0.70
+    assert scores["pgd"] > scores["projected"]
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("Classifier", CLASSIFIERS)
+def test_cuda_trains_scores_and_unpickles_like_the_cpu(Classifier, digits):
+    X, y = digits
+    model = Classifier(device="cuda", max_epochs=10, random_state=0).fit(X, y)
+    assert next(model.module_.parameters()).is_cuda
+    assert model.score(X, y) > 0.8
+    assert RobustScorer(eps=0.05, bounds=(0, 1))(model, X, y) <= model.score(X, y)
+    loaded = pickle.loads(pickle.dumps(model))
+    np.testing.assert_allclose(loaded.predict_proba(X), model.predict_proba(X), rtol=1e-4)
+    first = model.set_params(warm_start=True).fit(X, y).predict_proba(X)
+    np.testing.assert_allclose(
+        loaded.set_params(warm_start=True).fit(X, y).predict_proba(X), first, rtol=1e-3, atol=1e-4
+    )

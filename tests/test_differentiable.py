@@ -1,0 +1,349 @@
+"""as_torch computes what scikit-learn's own transform and predict_proba compute."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.datasets import make_classification
+from sklearn.decomposition import PCA
+from sklearn.exceptions import NotFittedError
+from sklearn.feature_selection import SelectFromModel, SelectKBest, VarianceThreshold
+from sklearn.frozen import FrozenEstimator
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import (
+    KBinsDiscretizer,
+    MaxAbsScaler,
+    MinMaxScaler,
+    RobustScaler,
+    StandardScaler,
+)
+from skorch import NeuralNetBinaryClassifier, NeuralNetClassifier, NeuralNetRegressor
+from torch import nn
+
+from skjacobian import AdversarialClassifier, JacobianRegularizedClassifier
+from skjacobian.differentiable import as_torch
+from skjacobian.exceptions import NotDifferentiableError
+
+X, y = make_classification(60, 6, n_informative=4, n_classes=3, random_state=0)
+X = X * [1.0, 0.5, 2.0, 1.0, 3.0, 1.0] + [0.0, 1.0, -2.0, 0.5, 0.0, 4.0]
+LABELS = np.array(["ash", "beech", "oak"])[y]
+# Some values past the range of the training data, so that clipping has something to do.
+SPREAD = X.mean(0) + 1.7 * (X - X.mean(0))
+# No value on an edge of that range, where clipping has no derivative.
+SMOOTH = X.mean(0) + 0.37 * (X[:4] - X.mean(0))
+
+TRANSFORMERS = {
+    "StandardScaler": StandardScaler(),
+    "StandardScaler without mean": StandardScaler(with_mean=False),
+    "StandardScaler without std": StandardScaler(with_std=False),
+    "StandardScaler without either": StandardScaler(with_mean=False, with_std=False),
+    "MinMaxScaler": MinMaxScaler(),
+    "MinMaxScaler with range": MinMaxScaler(feature_range=(-2, 3)),
+    "MinMaxScaler with range and clip": MinMaxScaler(feature_range=(-2, 3), clip=True),
+    "MaxAbsScaler": MaxAbsScaler(),
+    "MaxAbsScaler with clip": MaxAbsScaler(clip=True),
+    "RobustScaler": RobustScaler(),
+    "RobustScaler without centering": RobustScaler(with_centering=False),
+    "RobustScaler without scaling": RobustScaler(with_scaling=False),
+    "RobustScaler of unit variance": RobustScaler(quantile_range=(10, 90), unit_variance=True),
+    "PCA": PCA(),
+    "PCA of 3": PCA(n_components=3),
+    "PCA of 90 %": PCA(n_components=0.9, svd_solver="full"),
+    "whitening PCA": PCA(n_components=3, whiten=True),
+    "SelectKBest": SelectKBest(k=2),
+    "VarianceThreshold": VarianceThreshold(threshold=3.0),
+    "SelectFromModel": SelectFromModel(LogisticRegression(), max_features=3),
+    "passthrough": Pipeline([("nothing", "passthrough"), ("scale", StandardScaler())]),
+    "None": Pipeline([("nothing", None), ("scale", StandardScaler())]),
+    "nested pipelines": make_pipeline(
+        make_pipeline(MinMaxScaler(), "passthrough"), make_pipeline(PCA(4), SelectKBest(k=2))
+    ),
+}
+PRECISION = {"float32": 1e-6, "float64": 1e-10}
+
+
+def small(cls=JacobianRegularizedClassifier, **params):
+    return cls(module__hidden_units=(8,), max_epochs=2, random_state=0, **params)
+
+
+def assert_same_classifier(view, estimator, values, atol):
+    """The softmax of the view is predict_proba, and its argmax predict."""
+    logits = view(torch.from_numpy(values)).detach()
+    np.testing.assert_allclose(logits.softmax(1), estimator.predict_proba(values), atol=atol)
+    np.testing.assert_array_equal(
+        estimator.classes_[logits.argmax(1).numpy()], estimator.predict(values)
+    )
+
+
+@pytest.fixture(params=TRANSFORMERS.values(), ids=TRANSFORMERS.keys())
+def transformer(request):
+    return request.param.fit(X, y)
+
+
+@pytest.mark.parametrize("dtype", PRECISION)
+def test_the_view_of_a_transformer_is_its_transform(transformer, dtype):
+    values = SPREAD.astype(dtype)
+    seen = as_torch(transformer)(torch.from_numpy(values))
+    wanted = transformer.transform(values)
+    assert str(seen.dtype) == f"torch.{dtype}"
+    np.testing.assert_allclose(seen, wanted, rtol=PRECISION[dtype], atol=PRECISION[dtype])
+
+
+def test_the_view_of_a_transformer_has_the_gradient_of_finite_differences(transformer):
+    values = torch.from_numpy(SMOOTH).requires_grad_()
+    assert torch.autograd.gradcheck(as_torch(transformer), (values,))
+
+
+@pytest.mark.parametrize("scaler", [StandardScaler(), MinMaxScaler(), MaxAbsScaler()])
+def test_a_constant_feature_is_scaled_as_scikit_learn_scales_it(scaler):
+    constant = np.column_stack([X, np.full(len(X), 3.0), np.zeros(len(X))])
+    scaler.fit(constant)
+    seen = as_torch(scaler)(torch.from_numpy(constant + 1))
+    np.testing.assert_allclose(seen, scaler.transform(constant + 1), atol=1e-10)
+
+
+def test_whitening_a_component_without_variance_gives_what_transform_gives():
+    flat = np.column_stack([X[:, :2], X[:, 0]])
+    pca = PCA(whiten=True).fit(flat)
+    seen = as_torch(pca)(torch.from_numpy(flat))
+    np.testing.assert_allclose(seen[:, :2], pca.transform(flat)[:, :2], atol=1e-10)
+    assert seen.isfinite().all()
+
+
+@pytest.mark.parametrize("cls", [JacobianRegularizedClassifier, AdversarialClassifier])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda model: model,
+        lambda model: make_pipeline(StandardScaler(), model),
+        lambda model: make_pipeline(make_pipeline(RobustScaler()), PCA(4), model),
+        lambda model: Pipeline([("skip", "passthrough"), ("also", None), ("model", model)]),
+        lambda model: GridSearchCV(model, {"lr": [1e-3, 1e-2]}, cv=2),
+        lambda model: FrozenEstimator(make_pipeline(MinMaxScaler(), model).fit(X, LABELS)),
+        lambda model: make_pipeline(
+            MaxAbsScaler(), GridSearchCV(make_pipeline(PCA(2), model), {"pca__whiten": [True]})
+        ),
+    ],
+    ids=["bare", "pipeline", "nested", "skipping", "search", "frozen", "search in pipeline"],
+)
+def test_the_view_of_a_classifier_gives_its_probabilities_and_labels(cls, dtype, wrap):
+    model = wrap(small(cls, dtype=dtype)).fit(X, LABELS)
+    assert_same_classifier(as_torch(model), model, SPREAD.astype(dtype), 10 * PRECISION[dtype])
+
+
+def test_the_view_of_a_pipeline_has_the_gradient_of_finite_differences():
+    model = make_pipeline(StandardScaler(), PCA(4), small(module__activation="tanh")).fit(X, y)
+    values = torch.from_numpy(SMOOTH).requires_grad_()
+    assert torch.autograd.gradcheck(as_torch(model), (values,))
+
+
+def test_the_view_shares_the_weights_of_the_estimator():
+    model = make_pipeline(StandardScaler(), small()).fit(X, LABELS)
+    view = as_torch(model)
+    model[-1].partial_fit(model[0].transform(X), LABELS)
+    assert_same_classifier(view, model, X, 1e-10)
+
+
+class Perceptron(nn.Module):
+    def __init__(self, n_outputs=3, last=None):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, n_outputs))
+        self.last = last
+
+    def forward(self, X):
+        out = self.layers(X)
+        return out.softmax(1) if self.last == "softmax" else out
+
+
+class WithHiddenUnits(Perceptron):
+    def forward(self, X):
+        return super().forward(X), self.layers[:2](X)
+
+
+class NetOfFirstOutput(NeuralNetClassifier):
+    def get_loss(self, y_pred, *args, **kwargs):
+        return super().get_loss(y_pred[0], *args, **kwargs)
+
+
+class OwnNLL(nn.NLLLoss):
+    pass
+
+
+class OwnCrossEntropy(nn.CrossEntropyLoss):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("module", "criterion", "last"),
+    [
+        (Perceptron, nn.CrossEntropyLoss, None),
+        (Perceptron, OwnCrossEntropy, None),
+        (Perceptron, nn.NLLLoss, "softmax"),
+        (Perceptron, OwnNLL, "softmax"),
+    ],
+)
+def test_the_view_of_a_bare_skorch_classifier_gives_its_probabilities(module, criterion, last):
+    torch.manual_seed(0)
+    net = NeuralNetClassifier(
+        module, module__last=last, criterion=criterion, max_epochs=2, train_split=None, verbose=0
+    )
+    net.fit(X.astype(np.float32), y)
+    assert_same_classifier(as_torch(net), net, SPREAD.astype(np.float32), 1e-6)
+
+
+def test_the_first_of_several_outputs_of_a_skorch_module_is_the_logits():
+    torch.manual_seed(0)
+    net = NetOfFirstOutput(
+        WithHiddenUnits, criterion=nn.CrossEntropyLoss, max_epochs=2, train_split=None, verbose=0
+    )
+    net.fit(X.astype(np.float32), y)
+    assert_same_classifier(as_torch(net), net, SPREAD.astype(np.float32), 1e-6)
+
+
+def test_the_view_of_a_skorch_binary_classifier_has_two_logits():
+    torch.manual_seed(0)
+    values = X.astype(np.float32)
+    net = NeuralNetBinaryClassifier(
+        Perceptron, module__n_outputs=1, max_epochs=2, train_split=None, verbose=0
+    )
+    net.fit(values, (y == 1).astype(np.float32))
+    logits = as_torch(net)(torch.from_numpy(values)).detach()
+    assert logits.shape == (len(X), 2)
+    np.testing.assert_allclose(logits.softmax(1), net.predict_proba(values), atol=1e-6)
+    np.testing.assert_array_equal(logits.argmax(1), net.predict(values))
+
+
+def test_a_skorch_net_may_end_a_pipeline():
+    torch.manual_seed(0)
+    net = NeuralNetClassifier(
+        Perceptron, criterion=nn.CrossEntropyLoss, max_epochs=2, train_split=None, verbose=0
+    )
+    values = X.astype(np.float32)
+    model = make_pipeline(StandardScaler(), net).fit(values, y)
+    assert_same_classifier(as_torch(model), model, values, 1e-6)
+
+
+def test_the_view_of_a_module_takes_any_dtype_and_is_the_module():
+    module = Perceptron()
+    values = torch.from_numpy(X)
+    torch.testing.assert_close(as_torch(module)(values), module(values.float()))
+
+
+def test_the_view_of_a_module_without_weights_is_the_module():
+    torch.testing.assert_close(
+        as_torch(nn.Tanh())(torch.from_numpy(X)), torch.tanh(torch.tensor(X))
+    )
+
+
+def test_an_unknown_estimator_is_named_together_with_what_is_supported():
+    model = KNeighborsClassifier().fit(X, y)
+    with pytest.raises(
+        NotDifferentiableError,
+        match=r"estimator of type KNeighborsClassifier.*StandardScaler.*as_torch\.register",
+    ):
+        as_torch(model)
+
+
+@pytest.mark.parametrize(
+    ("model", "match"),
+    [
+        (
+            Pipeline([("bins", KBinsDiscretizer(quantile_method="averaged_inverted_cdf"))]),
+            r"In step 'bins' of the pipeline: .*type KBinsDiscretizer",
+        ),
+        (
+            Pipeline([("outer", Pipeline([("inner", KNeighborsClassifier())]))]),
+            r"In step 'outer' of the pipeline: In step 'inner' of the pipeline: .*KNeighbors",
+        ),
+    ],
+)
+def test_an_unknown_step_of_a_pipeline_is_named(model, match):
+    model.fit(X, y)
+    with pytest.raises(NotDifferentiableError, match=match):
+        as_torch(model)
+
+
+def test_an_unknown_criterion_of_a_skorch_net_is_named():
+    net = NeuralNetRegressor(Perceptron).initialize()
+    with pytest.raises(
+        NotDifferentiableError, match=r"criterion MSELoss, but expected one of CrossEntropyLoss"
+    ):
+        as_torch(net)
+
+
+class Doubler(TransformerMixin, BaseEstimator):
+    def fit(self, X, y=None):
+        self.fitted_ = True
+        return self
+
+    def transform(self, X):
+        return 2 * X
+
+
+class UnknownDoubler(Doubler):
+    pass
+
+
+def test_a_registered_function_is_used_inside_a_pipeline_and_for_subclasses():
+    model = make_pipeline(StandardScaler(), UnknownDoubler(), small()).fit(X, LABELS)
+    with pytest.raises(NotDifferentiableError, match="step 'unknowndoubler'"):
+        as_torch(model)
+    as_torch.register(Doubler, lambda transformer: lambda X: 2 * X)
+    assert_same_classifier(as_torch(model), model, X, 1e-10)
+
+
+@pytest.mark.parametrize(
+    "unfitted",
+    [
+        StandardScaler(),
+        MinMaxScaler(),
+        MaxAbsScaler(),
+        RobustScaler(),
+        PCA(),
+        SelectKBest(),
+        VarianceThreshold(),
+        small(),
+        small(AdversarialClassifier),
+        make_pipeline(StandardScaler(), small()),
+        GridSearchCV(small(), {}),
+        FrozenEstimator(small()),
+        NeuralNetClassifier(Perceptron),
+    ],
+    ids=lambda estimator: type(estimator).__name__,
+)
+def test_an_unfitted_estimator_is_rejected(unfitted):
+    with pytest.raises(NotFittedError, match=r"is not (fitted|initialized) yet"):
+        as_torch(unfitted)
+
+
+def test_an_unfitted_selector_from_a_model_is_rejected_as_by_its_own_transform():
+    with pytest.raises(ValueError, match="call fit before calling transform"):
+        as_torch(SelectFromModel(LogisticRegression()))
+
+
+def test_a_selector_from_a_model_that_came_fitted_needs_no_fit():
+    model = LogisticRegression().fit(X, y)
+    selector = SelectFromModel(model, prefit=True)
+    seen = as_torch(selector)(torch.from_numpy(X))
+    np.testing.assert_array_equal(seen, selector.transform(X))
+
+
+def test_the_view_of_a_transformer_pickles(transformer):
+    view = as_torch(transformer)
+    again = pickle.loads(pickle.dumps(view))
+    values = torch.from_numpy(SPREAD)
+    assert torch.equal(again(values), view(values))
+
+
+@pytest.mark.parametrize("cls", [JacobianRegularizedClassifier, AdversarialClassifier])
+def test_the_view_of_a_pipeline_pickles(cls):
+    view = as_torch(make_pipeline(StandardScaler(), small(cls)).fit(X, y))
+    again = pickle.loads(pickle.dumps(view))
+    values = torch.from_numpy(SPREAD)
+    assert torch.equal(again(values), view(values))

@@ -1,0 +1,717 @@
+import re
+from dataclasses import fields
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from scipy import stats
+
+from skjacobian.geometry import (
+    BALL_NORMS,
+    Ball,
+    DataScale,
+    check_inside,
+    dual_norm,
+    fit_feature_scale,
+    project_l2_box,
+    resolve_bounds,
+    resolve_feature_scale,
+    rows,
+    unit_rows,
+    vector_norm,
+)
+
+DOUBLE = torch.float64
+SHAPES = [(1,), (5,), (40,), (3, 4), (2, 3, 3)]
+
+
+def rand(shape, generator, dtype=DOUBLE):
+    return torch.randn(shape, generator=generator, dtype=dtype)
+
+
+def is_inside(X_adv, case):
+    """Membership in ball and box in plain numpy float64, with no tolerance."""
+    X, X_adv = (np.asarray(value.double()).reshape(len(value), -1) for value in (case.X, X_adv))
+    delta = np.abs(X_adv - X)
+    if case.scale is not None:
+        scale = np.asarray(case.scale.double()).ravel()
+        assert (delta[:, scale == 0] == 0).all()
+        delta = delta[:, scale > 0] / scale[scale > 0]
+    length = delta.max(1, initial=0.0) if case.norm == "linf" else np.sqrt((delta**2).sum(1))
+    eps = np.asarray(case.eps, dtype=np.float64)
+    inside = (length <= eps) & np.isfinite(X_adv).all(1)
+    if case.bounds is not None:
+        low, high = (np.asarray(side.double()).ravel() for side in case.bounds)
+        inside &= ((X_adv >= low) & (X_adv <= high)).all(1)
+    return inside
+
+
+@st.composite
+def threat_models(draw, norms=BALL_NORMS):
+    """Any ball: dtype, shape, offset, radius, scale with zeros, box; `points` to enforce."""
+    dtype = draw(st.sampled_from([torch.float32, DOUBLE]))
+    shape = draw(st.sampled_from(SHAPES))
+    norm = draw(st.sampled_from(norms))
+    eps = draw(st.just(0.0) | st.floats(-25, 12).map(lambda power: 10.0**power))
+    offset = draw(st.sampled_from([0.0, 1.0, 1e3, 1e6]))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+    X = (offset * torch.randn(shape, generator=generator) + rand((4, *shape), generator)).to(dtype)
+    scale = bounds = None
+    if draw(st.booleans()):
+        scale = (10 ** rand(shape, generator)).to(dtype)
+        scale *= torch.rand(shape, generator=generator) > 0.2
+    if draw(st.booleans()):
+        width = [10 ** rand(shape, generator).to(dtype) for _ in range(2)]
+        on_bound = [(torch.rand(shape, generator=generator) > 0.3).to(dtype) for _ in range(2)]
+        bounds = X.amin(0) - width[0] * on_bound[0], X.amax(0) + width[1] * on_bound[1]
+        if draw(st.booleans()):
+            bounds = bounds[0], torch.full_like(bounds[1], torch.inf)
+    spread = min(eps, 1e6) * draw(st.sampled_from([0.0, 0.1, 1.0, 1e3]))
+    points = X + (spread * rand(X.shape, generator)).to(dtype)
+    ball = Ball.around(X, norm=norm, eps=eps, scale=scale, bounds=bounds)
+    return SimpleNamespace(
+        X=X, norm=norm, eps=eps, scale=scale, bounds=bounds, ball=ball, points=points
+    )
+
+
+def case_of(norm, eps=0.5, scale=None, bounds=None, shape=(6,), n=8, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    X = torch.rand(n, *shape, generator=generator, dtype=DOUBLE)
+    if scale is not None:
+        scale = torch.rand(shape, generator=generator, dtype=DOUBLE) * 3 + 0.1
+    if bounds is not None:
+        bounds = resolve_bounds(bounds, X)
+    ball = Ball.around(X, norm=norm, eps=eps, scale=scale, bounds=bounds)
+    return SimpleNamespace(X=X, norm=norm, eps=eps, scale=scale, bounds=bounds, ball=ball)
+
+
+all_kinds_of_ball = pytest.mark.parametrize(
+    "kind",
+    [
+        {"norm": norm, "scale": scale, "bounds": bounds, "shape": shape}
+        for norm in BALL_NORMS
+        for scale in (None, True)
+        for bounds in (None, (0.0, 1.0))
+        for shape in ((6,), (2, 3, 3))
+    ],
+    ids=lambda kind: "-".join(str(value) for value in kind.values()),
+)
+
+
+# --- norms -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("norm", "order"), [("l1", 1), ("l2", 2), ("linf", np.inf)])
+def test_vector_norm_is_numpys_norm_of_the_flattened_row(norm, order, generator):
+    X = rand((4, 2, 3), generator)
+    expected = np.linalg.norm(X.numpy().reshape(4, -1), order, axis=1)
+    np.testing.assert_allclose(vector_norm(X, norm), expected)
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2", "linf"])
+def test_the_dual_of_the_dual_is_the_norm(norm):
+    assert dual_norm(dual_norm(norm)) == norm
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2", "linf"])
+def test_dual_norms_satisfy_hoelders_inequality(norm, generator):
+    u, g = rand((200, 5), generator), rand((200, 5), generator)
+    bound = vector_norm(u, norm) * vector_norm(g, dual_norm(norm))
+    assert ((u * g).sum(1).abs() <= bound * (1 + 1e-12)).all()
+
+
+@pytest.mark.parametrize("size", [1e-42, 1e-30, 1.0, 1e30])
+def test_unit_rows_have_length_one_however_small_or_large_they_were(size, generator):
+    G = rand((5, 2, 3), generator, torch.float32) * size
+    torch.testing.assert_close(vector_norm(unit_rows(G), "l2"), torch.ones(5))
+
+
+def test_a_zero_row_has_no_direction():
+    assert torch.equal(unit_rows(torch.zeros(2, 3)), torch.zeros(2, 3))
+
+
+def test_rows_broadcast_one_value_per_sample_and_leave_scalars_alone():
+    assert rows(torch.ones(3), torch.ones(3, 2, 4)).shape == (3, 1, 1)
+    assert rows(torch.tensor(1.0), torch.ones(3, 2)).shape == ()
+
+
+# --- projection on ball ∩ box ------------------------------------------------------------
+
+
+def bisected_projection(z, eps, low, high):
+    """Slow oracle: clip(t z) with the largest t in [0, 1] that the ball allows."""
+
+    def clipped(t):
+        return np.clip(t * z, low, high)
+
+    if np.linalg.norm(clipped(1.0)) <= eps:
+        return clipped(1.0)
+    inside, outside = 0.0, 1.0
+    for _ in range(200):
+        middle = (inside + outside) / 2
+        if np.linalg.norm(clipped(middle)) <= eps:
+            inside = middle
+        else:
+            outside = middle
+    return clipped(inside)
+
+
+@st.composite
+def points_and_boxes(draw):
+    n_features = draw(st.integers(1, 8))
+    values = st.just(0.0) | st.floats(1e-3, 1e3)
+
+    def arrays(elements):
+        return draw(hnp.arrays(np.float64, n_features, elements=elements))
+
+    z = arrays(values) * arrays(st.sampled_from([-1.0, 1.0]))
+    return z, draw(values), -arrays(values), arrays(values)
+
+
+def rows_of_one(*arrays):
+    return [torch.from_numpy(array).unsqueeze(0) for array in arrays]
+
+
+@given(points_and_boxes())
+@settings(deadline=None, max_examples=150)
+def test_projection_on_ball_and_box_agrees_with_bisection(case):
+    z, eps, low, high = case
+    Z, lower, upper = rows_of_one(z, low, high)
+    projected = project_l2_box(Z, eps, lower, upper)[0].numpy()
+    expected = bisected_projection(z, eps, low, high)
+    np.testing.assert_allclose(projected, expected, rtol=1e-6, atol=1e-9)
+    assert np.linalg.norm(projected) <= eps * (1 + 1e-12)
+    assert ((low <= projected) & (projected <= high)).all()
+
+
+@given(points_and_boxes(), st.integers(0, 2**32))
+@settings(deadline=None, max_examples=50)
+def test_no_feasible_point_is_nearer_than_the_projection(case, seed):
+    # The variational inequality: a projection p of z on a convex set has (z - p)(q - p) <= 0
+    # for every q of the set. It does not rest on the form of the solution, as bisection does.
+    z, eps, low, high = case
+    p = project_l2_box(*rows_of_one(z), eps, *rows_of_one(low, high))[0].numpy()
+    rng = np.random.default_rng(seed)
+    Q = np.clip(rng.normal(size=(50, len(z))) * 10.0 ** rng.uniform(-3, 3, (50, 1)), low, high)
+    length = np.linalg.norm(Q, axis=1, keepdims=True)
+    Q = Q * np.minimum(1.0, eps / np.where(length > 0, length, 1.0))
+    size = max(1.0, np.linalg.norm(z))
+    assert ((Q - p) @ (z - p) <= 1e-6 * size * max(1.0, eps)).all()
+
+
+def test_projection_on_ball_and_box_is_exact_for_each_of_many_rows(generator):
+    Z = rand((200, 30), generator) * 10 ** rand((200, 1), generator)
+    low, high = -rand((200, 30), generator).abs(), rand((200, 30), generator).abs()
+    eps = torch.rand(200, 1, generator=generator, dtype=DOUBLE) * 5
+    projected = project_l2_box(Z, eps, low, high)
+    arguments = (value.numpy() for value in (Z, eps, low, high))
+    expected = [bisected_projection(*row) for row in zip(*arguments, strict=True)]
+    np.testing.assert_allclose(projected, np.stack(expected), rtol=1e-6, atol=1e-9)
+
+
+def test_projection_is_exact_where_newtons_method_needs_many_steps():
+    # Features of all magnitudes that are clipped one after the other, each a new slope.
+    n_features = 40
+    z = 2.0 ** -np.arange(n_features) * 2.0**n_features
+    box, eps = np.ones(n_features), np.sqrt(0.95 * n_features)
+    projected = project_l2_box(*rows_of_one(z), eps, *rows_of_one(-box, box))[0].numpy()
+    np.testing.assert_allclose(projected, bisected_projection(z, eps, -box, box), rtol=1e-6)
+
+
+def test_projection_without_a_binding_box_is_the_radial_one(generator):
+    Z = rand((20, 6), generator) * 3
+    far = torch.full_like(Z, torch.inf)
+    expected = Z * (1.5 / Z.norm(dim=1, keepdim=True)).clamp(max=1.0)
+    torch.testing.assert_close(project_l2_box(Z, 1.5, -far, far), expected)
+
+
+@given(points_and_boxes())
+@settings(deadline=None, max_examples=50)
+def test_projection_on_ball_and_box_leaves_points_inside_alone(case):
+    z, eps, low, high = case
+    Z, lower, upper = rows_of_one(bisected_projection(z, eps, low, high) * (1 - 1e-9), low, high)
+    torch.testing.assert_close(project_l2_box(Z, eps, lower, upper), Z, rtol=1e-12, atol=0)
+
+
+# --- the ball ----------------------------------------------------------------------------
+
+
+@all_kinds_of_ball
+def test_projection_leaves_points_inside_alone(kind, generator):
+    case = case_of(**kind)
+    X_adv = case.ball.enforce(case.X + 0.05 * rand(case.X.shape, generator))
+    torch.testing.assert_close(case.ball.project(X_adv), X_adv, rtol=1e-14, atol=1e-14)
+
+
+@all_kinds_of_ball
+def test_projecting_twice_is_projecting_once(kind, generator):
+    ball = case_of(**kind).ball
+    once = ball.project(ball.X + rand(ball.X.shape, generator))
+    torch.testing.assert_close(ball.project(once), once, rtol=1e-12, atol=1e-12)
+
+
+@all_kinds_of_ball
+def test_projection_lands_inside_up_to_rounding(kind, generator):
+    case = case_of(**kind)
+    X_adv = case.ball.project(case.X + rand(case.X.shape, generator))
+    assert (case.ball.distance(X_adv) <= case.eps * (1 + 1e-12)).all()
+    if case.bounds is not None:
+        assert X_adv.min() >= -1e-15
+        assert X_adv.max() <= 1 + 1e-15
+
+
+@all_kinds_of_ball
+def test_projection_finds_the_nearest_point_in_scaled_coordinates(kind, generator):
+    case = case_of(**kind)
+    Z = case.X + rand(case.X.shape, generator)
+    P = case.ball.project(Z)
+    scale = 1.0 if case.scale is None else case.scale
+    for _ in range(100):
+        Q = case.ball.enforce(case.X + 0.3 * rand(case.X.shape, generator))
+        obtuse = ((Z - P) / scale * (Q - P) / scale).flatten(1).sum(1)
+        assert (obtuse <= 1e-10).all()
+
+
+@given(threat_models())
+@settings(deadline=None, max_examples=200)
+def test_enforced_points_are_inside_with_no_tolerance(case):
+    X_adv = case.ball.enforce(case.points)
+    assert case.ball.contains(X_adv).all()
+    assert is_inside(X_adv, case).all()
+    assert X_adv.dtype == case.X.dtype
+
+
+@given(threat_models(), st.integers(0, 2**32))
+@settings(deadline=None, max_examples=200)
+def test_iterates_are_inside_once_enforced(case, seed):
+    ball, generator = case.ball, torch.Generator().manual_seed(seed)
+    start = ball.random_start(generator)
+    gradient = rand(case.X.shape, generator, case.X.dtype)
+    for X_adv in (start, ball.project(case.points), ball.ascend(start, gradient, 2 * case.eps)):
+        enforced = ball.enforce(X_adv)
+        assert ball.contains(enforced).all()
+        assert is_inside(enforced, case).all()
+
+
+@given(threat_models())
+@settings(deadline=None, max_examples=100)
+def test_enforcing_moves_points_inside_by_rounding_errors_at_most(case):
+    X_adv = case.ball.enforce(case.points)
+    ulp = torch.finfo(X_adv.dtype).eps
+    moved = (case.ball.enforce(X_adv) - X_adv).abs()
+    assert (moved <= 8 * ulp * (case.X.abs() + (X_adv - case.X).abs())).all()
+
+
+@given(threat_models())
+@settings(deadline=None, max_examples=100)
+def test_the_ball_contains_its_center(case):
+    assert case.ball.contains(case.X).all()
+    assert (case.ball.distance(case.X) == 0).all()
+
+
+@pytest.mark.parametrize("norm", BALL_NORMS)
+@pytest.mark.parametrize("bounds", [None, (0.0, 1.0)])
+@pytest.mark.parametrize("eps", [1e19, 1e30, 1e38])
+def test_a_huge_radius_gives_finite_points(norm, bounds, eps, generator):
+    X = torch.rand(4, 6, generator=generator)
+    ball = Ball.around(X, norm=norm, eps=eps, bounds=resolve_bounds(bounds, X))
+    X_adv = ball.enforce(ball.random_start(generator))
+    assert torch.isfinite(X_adv).all()
+    assert ball.contains(X_adv).all()
+
+
+@all_kinds_of_ball
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
+def test_the_ball_of_radius_zero_holds_the_center_only(kind, dtype, generator):
+    case = case_of(**kind, eps=0.0)
+    X = case.X.to(dtype)
+    scale = None if case.scale is None else case.scale.to(dtype)
+    bounds = None if case.bounds is None else tuple(side.to(dtype) for side in case.bounds)
+    ball = Ball.around(X, norm=case.norm, eps=0.0, scale=scale, bounds=bounds)
+    moved = X + rand(X.shape, generator, dtype)
+    assert torch.equal(ball.enforce(moved), X)
+    assert torch.equal(ball.project(moved), X)
+    assert torch.equal(ball.enforce(ball.random_start(generator)), X)
+    assert torch.equal(ball.ascend(X, moved.clone(), 1.0), X)
+    assert not ball.contains(moved).any()
+
+
+@all_kinds_of_ball
+def test_contains_tells_inside_from_outside(kind, generator):
+    case = case_of(**kind)
+    for size in (0.02, 0.1, 0.3, 1.0):
+        X_adv = case.X + size * rand(case.X.shape, generator)
+        assert np.array_equal(case.ball.contains(X_adv), is_inside(X_adv, case))
+
+
+@pytest.mark.parametrize("norm", BALL_NORMS)
+def test_a_feature_of_scale_zero_is_held_fixed(norm, generator):
+    X = rand((6, 4), generator)
+    scale = torch.tensor([1.0, 0.0, 2.0, 0.0], dtype=DOUBLE)
+    ball = Ball.around(X, norm=norm, eps=0.7, scale=scale)
+    moved = X + rand(X.shape, generator)
+    for X_adv in (
+        ball.project(moved),
+        ball.enforce(ball.project(moved)),
+        ball.random_start(generator),
+        ball.ascend(X, moved.clone(), 0.5),
+    ):
+        assert torch.equal(X_adv[:, [1, 3]], X[:, [1, 3]])
+        assert ((X_adv - X)[:, [0, 2]] != 0).all()
+    assert ball.distance(moved).isinf().all()
+
+
+@pytest.mark.parametrize("norm", BALL_NORMS)
+@pytest.mark.parametrize("bounds", [None, (0.0, 1.0)])
+@pytest.mark.parametrize("scaled", [None, True])
+def test_one_radius_per_sample_equals_separate_balls(norm, bounds, scaled, generator):
+    radii = [0.0, 0.25, 0.5, 2.0]
+    case = case_of(norm, scale=scaled, bounds=bounds, n=4)
+    ball = Ball.around(
+        case.X,
+        norm=norm,
+        eps=torch.tensor(radii, dtype=DOUBLE),
+        scale=case.scale,
+        bounds=case.bounds,
+    )
+    points = case.X + rand(case.X.shape, generator)
+    for i, eps in enumerate(radii):
+        alone = Ball.around(
+            case.X[i : i + 1], norm=norm, eps=eps, scale=case.scale, bounds=case.bounds
+        )
+        for method in ("project", "enforce"):
+            together = getattr(ball, method)(points)[i : i + 1]
+            torch.testing.assert_close(together, getattr(alone, method)(points[i : i + 1]))
+        starts = [b.random_start(torch.Generator().manual_seed(3)) for b in (ball, alone)]
+        torch.testing.assert_close(starts[0][i : i + 1], starts[1])
+        assert ball.contains(points)[i] == alone.contains(points[i : i + 1])[0]
+
+
+@pytest.mark.parametrize("norm", BALL_NORMS)
+@pytest.mark.parametrize("bounds", [None, (0.0, 1.0)])
+@pytest.mark.parametrize("scaled", [None, True])
+@pytest.mark.parametrize("eps", [0.5, torch.linspace(0, 2, 8, dtype=DOUBLE)], ids=["one", "each"])
+def test_chosen_rows_of_a_ball_are_the_ball_of_the_chosen_rows(norm, bounds, scaled, eps):
+    case = case_of(norm, eps=eps, scale=scaled, bounds=bounds)
+    index = torch.tensor([5, 0, 3])
+    chosen = case.ball[index]
+    rebuilt = Ball.around(
+        case.X[index],
+        norm=norm,
+        eps=eps[index] if isinstance(eps, torch.Tensor) else eps,
+        scale=case.scale,
+        bounds=case.bounds,
+    )
+    for field in fields(Ball):
+        one, other = getattr(chosen, field.name), getattr(rebuilt, field.name)
+        if isinstance(other, torch.Tensor):
+            assert torch.equal(one, other), field.name
+        else:
+            assert one == other, field.name
+
+
+@pytest.mark.parametrize("eps", [-1, float("nan"), float("inf"), "a"])
+def test_a_bad_radius_is_rejected(eps):
+    message = re.escape(f"Got eps={eps!r}, but expected a non-negative finite number")
+    with pytest.raises(ValueError, match=message):
+        Ball.around(torch.zeros(1, 2), norm="l2", eps=eps)
+
+
+@pytest.mark.parametrize("norm", ["l1", "l3", 2])
+def test_an_unknown_ball_is_rejected(norm):
+    with pytest.raises(ValueError, match=rf"Got norm={norm!r}, but expected one of 'l2', 'linf'"):
+        Ball.around(torch.zeros(1, 2), norm=norm, eps=1.0)
+
+
+# --- steps and starts --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("norm", BALL_NORMS)
+@pytest.mark.parametrize("scaled", [None, True])
+@pytest.mark.parametrize("shape", [(6,), (2, 3, 3)])
+def test_the_steepest_step_has_unit_length_and_attains_the_dual_norm(
+    norm, scaled, shape, generator
+):
+    case = case_of(norm, scale=scaled, shape=shape)
+    gradient = rand(case.X.shape, generator)
+    step = case.ball.steepest(gradient)
+    scale = torch.ones(shape, dtype=DOUBLE) if case.scale is None else case.scale
+    one = torch.ones(len(step), dtype=DOUBLE)
+    torch.testing.assert_close(vector_norm(step / scale, norm), one)
+    climbed = (gradient * step).flatten(1).sum(1)
+    torch.testing.assert_close(climbed, vector_norm(gradient * scale, dual_norm(norm)))
+
+
+@pytest.mark.parametrize("norm", BALL_NORMS)
+@pytest.mark.parametrize("scaled", [None, True])
+def test_a_zero_gradient_gives_no_step(norm, scaled):
+    ball = case_of(norm, scale=scaled).ball
+    zero = torch.zeros_like(ball.X)
+    assert torch.equal(ball.steepest(zero), zero)
+    torch.testing.assert_close(ball.ascend(ball.X, zero, 1.0), ball.X, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-42])
+@pytest.mark.parametrize("norm", BALL_NORMS)
+def test_a_tiny_gradient_gives_a_full_step(norm, size, generator):
+    X = torch.zeros(3, 5)
+    ball = Ball.around(X, norm=norm, eps=1.0)
+    step = ball.steepest(size * (1 + torch.rand(3, 5, generator=generator)))
+    torch.testing.assert_close(vector_norm(step, norm), torch.ones(3))
+
+
+@all_kinds_of_ball
+def test_ascending_is_a_steepest_step_and_a_projection(kind, generator):
+    ball = case_of(**kind).ball
+    start, gradient = ball.random_start(generator), rand(ball.X.shape, generator)
+    expected = ball.project(start + 0.2 * ball.steepest(gradient))
+    torch.testing.assert_close(ball.ascend(start, gradient.clone(), 0.2), expected)
+
+
+@all_kinds_of_ball
+def test_a_random_start_is_inside_up_to_rounding(kind, generator):
+    case = case_of(**kind)
+    for _ in range(20):
+        start = case.ball.random_start(generator)
+        assert (case.ball.distance(start) <= case.eps * (1 + 1e-12)).all()
+        torch.testing.assert_close(case.ball.enforce(start), start, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("norm", BALL_NORMS)
+@pytest.mark.parametrize("scaled", [None, True])
+def test_equal_rows_get_equal_starts_and_others_do_not(norm, scaled, generator):
+    case = case_of(norm, scale=scaled)
+    X = case.X[[0, 1, 0, 2, 1]]
+    ball = Ball.around(X, norm=norm, eps=case.eps, scale=case.scale)
+    delta = ball.random_start(generator) - X
+    assert torch.equal(delta[0], delta[2])
+    assert torch.equal(delta[1], delta[4])
+    for i, j in ((0, 1), (0, 3), (1, 3)):
+        assert (delta[i] - delta[j]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("order", ["rows first", "features first"])
+@pytest.mark.parametrize("offset", [0.0, 1e3])
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
+@pytest.mark.parametrize("norm", BALL_NORMS)
+def test_the_start_of_a_row_does_not_depend_on_its_batch(norm, dtype, offset, order, generator):
+    X = (offset + rand((33, 300), generator)).to(dtype)
+    if order == "features first":  # the memory layout of what pandas hands out
+        X = X.T.contiguous().T
+
+    def starts(X):
+        ball = Ball.around(X, norm=norm, eps=0.5)
+        return ball.random_start(torch.Generator().manual_seed(1))
+
+    together = starts(X)
+    for rows_of_batch in ([5], [5, 6], list(range(32, -1, -1))):
+        expected = together[rows_of_batch]
+        torch.testing.assert_close(starts(X[rows_of_batch]), expected, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(starts(X[rows_of_batch].clone()), expected, rtol=1e-6, atol=1e-6)
+
+
+@all_kinds_of_ball
+def test_the_same_seed_gives_the_same_start(kind):
+    ball = case_of(**kind).ball
+    starts = [ball.random_start(torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
+    assert torch.equal(starts[0], starts[1])
+    assert not torch.equal(starts[0], starts[2])
+
+
+def draw_starts(norm, eps, n_features, among, generator):
+    """1000 starts: of one sample in many draws, or of many samples in one draw."""
+    n_samples, n_draws = {"draws": (1, 1000), "samples": (1000, 1)}[among]
+    X = rand((n_samples, n_features), generator)
+    ball = Ball.around(X, norm=norm, eps=eps)
+    return torch.cat([ball.random_start(generator) - X for _ in range(n_draws)]).numpy()
+
+
+among_draws_and_samples = pytest.mark.parametrize("among", ["draws", "samples"])
+
+
+@among_draws_and_samples
+def test_random_starts_fill_the_linf_ball_uniformly(among, generator):
+    starts = draw_starts("linf", 0.5, 3, among, generator)
+    for column in starts.T:
+        assert stats.kstest(column, stats.uniform(-0.5, 1.0).cdf).pvalue > 1e-3
+    assert np.abs(np.corrcoef(starts.T) - np.eye(3)).max() < 4 / np.sqrt(1000)
+
+
+@among_draws_and_samples
+@pytest.mark.parametrize("n_features", [1, 2, 5])
+def test_random_starts_fill_the_l2_ball_uniformly(n_features, among, generator):
+    starts = draw_starts("l2", 2.0, n_features, among, generator)
+    share_of_volume = (np.linalg.norm(starts, axis=1) / 2.0) ** n_features
+    assert stats.kstest(share_of_volume, "uniform").pvalue > 1e-3
+    standard_error = starts.std(0) / np.sqrt(1000)
+    assert (np.abs(starts.mean(0)) < 4 * standard_error).all()
+
+
+# --- bounds and scales -------------------------------------------------------------------
+
+
+def test_clean_samples_outside_the_bounds_are_counted_and_measured():
+    X = torch.tensor([[0.5, 1.25], [0.0, 1.0], [-0.5, 0.0]])
+    message = (
+        "Got X with 2 of 3 samples outside bounds=(0.0, 1.0), by up to 0.5, but expected every "
+        "clean sample inside its bounds."
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        check_inside(X, resolve_bounds((0, 1), X))
+
+
+def test_clean_samples_are_held_against_the_bounds_of_their_own_feature():
+    X = torch.tensor([[0.5, 9.0], [0.5, 11.0]])
+    check_inside(X[:1], resolve_bounds(([0, 0], [1, 10]), X))
+    with pytest.raises(
+        ValueError, match=r"1 of 2 samples outside bounds=\(0\.0, 10\.0\), by up to"
+    ):
+        check_inside(X, resolve_bounds(([0, 0], [1, 10]), X))
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype"),
+    [(1 + 2.2e-16, DOUBLE), (-2.2e-16, DOUBLE), (1 + 1.2e-7, torch.float32)],
+)
+@pytest.mark.parametrize("norm", BALL_NORMS)
+def test_a_sample_may_exceed_its_bounds_by_rounding_and_keeps_its_value(
+    value, dtype, norm, generator
+):
+    X = torch.tensor([[value, 0.5]], dtype=dtype)
+    bounds = resolve_bounds((0, 1), X)
+    check_inside(X, bounds)
+    assert torch.equal(Ball.around(X, norm=norm, eps=0.0, bounds=bounds).enforce(X + 1), X)
+    ball = Ball.around(X, norm=norm, eps=0.5, bounds=bounds)
+    assert ball.contains(X).all()
+    X_adv = ball.enforce(X + rand(X.shape, generator, dtype))
+    assert min(0.0, value) <= X_adv.min()
+    assert X_adv.max() <= max(1.0, X.max())
+
+
+@pytest.mark.parametrize(("excess", "dtype"), [(1e-12, DOUBLE), (1e-5, torch.float32)])
+def test_more_than_rounding_outside_the_bounds_is_an_error(excess, dtype):
+    X = torch.tensor([[1 + excess, 0.5]], dtype=dtype)
+    with pytest.raises(ValueError, match=r"1 of 1 samples outside bounds=\(0\.0, 1\.0\)"):
+        check_inside(X, resolve_bounds((0, 1), X))
+
+
+@pytest.mark.parametrize("bounds", [None, (-torch.inf, torch.inf), (0, torch.inf)])
+def test_nothing_is_outside_infinite_bounds(bounds):
+    X = torch.full((2, 3), 1e30)
+    check_inside(X, resolve_bounds(bounds, X))
+
+
+def test_an_empty_batch_is_inside_any_bounds():
+    check_inside(torch.empty(0, 2), resolve_bounds((0, 1), torch.empty(0, 2)))
+
+
+@pytest.mark.parametrize(
+    "bounds",
+    [
+        (0, 1),
+        [0.0, 1.0],
+        (np.float32(0), np.array(1.0)),
+        (np.zeros(6), 1),
+        (np.zeros((2, 3)), torch.ones(6)),
+        (-np.inf, [1.0] * 6),
+    ],
+)
+def test_bounds_broadcast_over_the_samples(bounds):
+    X = torch.rand(4, 2, 3)
+    low, high = resolve_bounds(bounds, X)
+    assert low.dtype == high.dtype == X.dtype
+    assert torch.broadcast_shapes(X.shape, low.shape, high.shape) == X.shape
+    assert (low <= X).all()
+    assert (high == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("bounds", "message"),
+    [
+        (5, "Got bounds=5, but expected None or a pair (low, high)"),
+        ("01", "Got bounds='01', but expected None or a pair (low, high)"),
+        ((0, 1, 2), "Got bounds=(0, 1, 2), but expected None or a pair (low, high)"),
+        ((1, 0), "Got bounds=(1, 0), but expected None or a pair (low, high)"),
+        ((0, [1, -1]), "with low <= high"),
+        ((0, float("nan")), "with low <= high"),
+        (("a", 1), "Got bounds='a', but expected numbers"),
+        ((0, None), "with low <= high"),
+        ((0, [1, 2, 3]), "Got bounds with 3 values, but expected one number or one value for"),
+    ],
+    ids=repr,
+)
+def test_bad_bounds_are_rejected(bounds, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        resolve_bounds(bounds, torch.zeros(3, 2))
+
+
+@pytest.mark.parametrize(
+    ("scale", "message"),
+    [
+        (0, "Got feature_scale=0, but expected positive finite numbers"),
+        (-1.0, "Got feature_scale=-1.0, but expected positive finite numbers"),
+        ([1.0, 0.0], "Got feature_scale=[1.0, 0.0], but expected positive finite numbers"),
+        ([1.0, float("nan")], "Got feature_scale=[1.0, nan], but expected positive finite numbers"),
+        (float("inf"), "Got feature_scale=inf, but expected positive finite numbers"),
+        ([1, 2, 3], "Got feature_scale with 3 values, but expected one number or one value for"),
+        ([[1], [1, 2]], "but expected numbers"),
+        (object(), "but expected numbers"),
+        (
+            "sdt",
+            "Got feature_scale='sdt', but expected one of 'std', 'range' (did you mean 'std'?)",
+        ),
+        ("rang", "(did you mean 'range'?)"),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("resolve", [resolve_feature_scale, fit_feature_scale])
+def test_a_bad_feature_scale_is_rejected(resolve, scale, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        resolve(scale, torch.zeros(3, 2))
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 3)])
+def test_std_and_range_are_those_of_numpy(shape, generator):
+    X = rand((20, *shape), generator)
+    X[:, 0] = 7.0
+    expected = {"std": X.numpy().std(0), "range": np.ptp(X.numpy(), axis=0)}
+    for name, values in expected.items():
+        np.testing.assert_allclose(resolve_feature_scale(name, X), values, atol=1e-14)
+        np.testing.assert_allclose(fit_feature_scale(name, X).values, values, atol=1e-14)
+
+
+def test_a_fitted_scale_no_longer_depends_on_the_data_at_hand(generator):
+    X = rand((20, 5), generator)
+    fitted = fit_feature_scale("std", X)
+    assert isinstance(fitted, DataScale)
+    torch.testing.assert_close(resolve_feature_scale(fitted, X[:2]), X.std(0, correction=0))
+    assert resolve_feature_scale(fitted, X[:2].float()).dtype == torch.float32
+    assert fit_feature_scale(fitted, X[:2]) is fitted
+
+
+@pytest.mark.parametrize("scale", [None, 2.0, [1.0, 2.0], np.array([1.0, 2.0])], ids=repr)
+def test_a_given_scale_is_checked_and_returned_as_it_is(scale):
+    assert fit_feature_scale(scale, torch.zeros(3, 2)) is scale
+
+
+@pytest.mark.parametrize("scale", [[1, 2, 3, 4, 5, 6], torch.arange(1, 7), [[1, 2, 3], [4, 5, 6]]])
+def test_a_scale_takes_the_shape_of_a_sample(scale):
+    resolved = resolve_feature_scale(scale, torch.zeros(3, 2, 3))
+    assert torch.equal(resolved, torch.arange(1.0, 7.0).reshape(2, 3))
+    assert resolve_feature_scale(None, torch.zeros(3, 2)) is None
+
+
+@pytest.mark.parametrize("norm", BALL_NORMS)
+def test_a_scale_only_changes_the_units(norm, generator):
+    # A ball with a scale is the ball without one around the samples in units of the scale.
+    case = case_of(norm, scale=True)
+    plain = Ball.around(case.X / case.scale, norm=norm, eps=case.eps)
+    points = case.X + rand(case.X.shape, generator)
+    torch.testing.assert_close(
+        case.ball.project(points), plain.project(points / case.scale) * case.scale
+    )
+    torch.testing.assert_close(case.ball.distance(points), plain.distance(points / case.scale))

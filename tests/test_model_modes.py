@@ -1,0 +1,110 @@
+import pytest
+import torch
+from torch import nn
+
+from skjacobian.model_modes import batch_norm_in_eval, frozen, mixes_samples
+
+
+def mixed_net():
+    """A net in training mode with one submodule in eval mode and one frozen parameter."""
+    net = nn.Sequential(
+        nn.Linear(3, 4),
+        nn.BatchNorm1d(4),
+        nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(4)),
+        nn.Linear(4, 2),
+    )
+    net[2].eval()
+    net[0].weight.requires_grad_(False)
+    return net
+
+
+def state(net):
+    modes = [module.training for module in net.modules()]
+    return modes, [parameter.requires_grad for parameter in net.parameters()]
+
+
+@pytest.mark.parametrize("context", [frozen, batch_norm_in_eval])
+def test_modes_and_requires_grad_are_restored(context):
+    net = mixed_net()
+    before = state(net)
+    with context(net):
+        assert state(net) != before
+    assert state(net) == before
+
+
+@pytest.mark.parametrize("context", [frozen, batch_norm_in_eval])
+def test_modes_and_requires_grad_are_restored_after_an_error(context):
+    net = mixed_net()
+    before = state(net)
+    with pytest.raises(ZeroDivisionError, match="division"), context(net):
+        raise ZeroDivisionError("division")
+    assert state(net) == before
+
+
+@pytest.mark.parametrize("context", [frozen, batch_norm_in_eval])
+def test_contexts_nest(context):
+    net = mixed_net()
+    before = state(net)
+    with context(net):
+        inside = state(net)
+        with context(net):
+            assert state(net) == inside
+        assert state(net) == inside
+    assert state(net) == before
+
+
+@pytest.mark.parametrize("context", [frozen, batch_norm_in_eval])
+@pytest.mark.parametrize("model", [lambda X: X, None])
+def test_what_is_no_module_is_left_alone(context, model):
+    with context(model):
+        assert not mixes_samples(model)
+
+
+def test_a_frozen_module_is_in_eval_mode_and_needs_no_gradient():
+    net = mixed_net()
+    with frozen(net):
+        assert not any(module.training for module in net.modules())
+        assert not any(parameter.requires_grad for parameter in net.parameters())
+
+
+def test_only_batch_normalization_is_put_in_eval_mode():
+    net = mixed_net().train()
+    with batch_norm_in_eval(net):
+        norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm1d)]
+        others = [module for module in net.modules() if not isinstance(module, nn.BatchNorm1d)]
+        assert not any(module.training for module in norms)
+        assert all(module.training for module in others)
+        assert not mixes_samples(net)
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d(4), nn.SyncBatchNorm(4)])
+def test_batch_normalization_mixes_samples_in_training_mode_only(norm):
+    net = nn.Sequential(nn.Linear(3, 4), norm)
+    assert mixes_samples(net.train())
+    assert not mixes_samples(net.eval())
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm(4), nn.GroupNorm(2, 4), nn.Dropout()])
+def test_other_layers_do_not_mix_samples(norm):
+    assert not mixes_samples(nn.Sequential(nn.Linear(3, 4), norm).train())
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_batch_normalization_without_running_statistics_is_refused(training):
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4, track_running_stats=False))
+    net.train(training)
+    before = state(net)
+    with (
+        pytest.raises(ValueError, match=r"track_running_stats=False.*mixes the samples"),
+        batch_norm_in_eval(net),
+    ):
+        pass
+    assert state(net) == before
+
+
+def test_batch_normalization_in_eval_leaves_its_statistics_alone():
+    net = mixed_net().train()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    with batch_norm_in_eval(net):
+        net(torch.randn(5, 3))
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
