@@ -5,7 +5,7 @@ from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
-from sklearn.utils._param_validation import StrOptions
+from sklearn.utils._param_validation import RealNotInt, StrOptions
 from torch import Tensor
 
 from skjacobian._estimator import TRAINING_CONSTRAINTS, RobustClassifier
@@ -47,6 +47,9 @@ class JacobianRegularizedClassifier(RobustClassifier):
     n_projections : int, optional
         None computes the norm exactly, one backward pass per class. A number k estimates
         it without bias from k random projections ("l2" and "l21" only).
+    penalty_samples : int or float, optional
+        Take the penalty on a random part of each batch only, without bias and at a cost
+        that falls in proportion: a number of samples, or a share. None takes all.
     lr : float, default=3e-3
         Learning rate.
     max_epochs : int or "auto", default="auto"
@@ -135,6 +138,11 @@ class JacobianRegularizedClassifier(RobustClassifier):
         "lam": [ScalarInterval(Real, 0, None, closed="left")],
         "norm": [StrOptions(set(JACOBIAN_NORMS))],
         "n_projections": [ScalarInterval(Integral, 1, None, closed="left"), None],
+        "penalty_samples": [
+            ScalarInterval(Integral, 1, None, closed="left"),
+            ScalarInterval(RealNotInt, 0, 1, closed="right"),
+            None,
+        ],
     }
 
     def __init__(
@@ -144,6 +152,7 @@ class JacobianRegularizedClassifier(RobustClassifier):
         lam: float = 0.005,
         norm: str = "l2",
         n_projections: int | None = None,
+        penalty_samples: float | None = None,
         lr: float = 3e-3,
         max_epochs: int | str = "auto",
         batch_size: int | str = "auto",
@@ -187,9 +196,15 @@ class JacobianRegularizedClassifier(RobustClassifier):
         self.lam = lam
         self.norm = norm
         self.n_projections = n_projections
+        self.penalty_samples = penalty_samples
 
     def _make_objective(self, X: Tensor) -> Objective:
-        return _penalized(self.lam, self.norm, unwrap_scalar(self.n_projections))
+        return _penalized(
+            self.lam,
+            self.norm,
+            n_projections=unwrap_scalar(self.n_projections),
+            penalty_samples=unwrap_scalar(self.penalty_samples),
+        )
 
 
 class AdversarialClassifier(RobustClassifier):
@@ -418,7 +433,7 @@ class AdversarialClassifier(RobustClassifier):
         return {**super().get_params(deep), "jacobian_norm": self._jacobian_norm}
 
     def _make_objective(self, X: Tensor) -> Objective:
-        inner = _penalized(self.lam, self._jacobian_norm, None)
+        inner = _penalized(self.lam, self._jacobian_norm)
         attack = self._make_attack(X)
         if self.method == "trades":
             return TRADES(attack=attack, objective=inner, beta=float(unwrap_scalar(self.beta)))
@@ -453,10 +468,10 @@ class _NormAndMethod(str):
         return self.method(X, **kwargs)
 
 
-def _penalized(lam: Any, norm: str, n_projections: int | None) -> Objective:
+def _penalized(lam: Any, norm: str, **sampling: Any) -> Objective:
     """Return cross-entropy, with a Jacobian penalty unless λ is 0."""
-    check_jacobian_norm(norm, n_projections)
+    check_jacobian_norm(norm, sampling.get("n_projections"))
     strength = float(unwrap_scalar(lam))
     if strength == 0:
         return CrossEntropy()
-    return JacobianRegularization(lam=strength, norm=norm, n_projections=n_projections)
+    return JacobianRegularization(lam=strength, norm=norm, **sampling)

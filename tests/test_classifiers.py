@@ -224,6 +224,7 @@ def test_images_and_flat_images_give_the_same_network(Classifier, digits):
     [
         JacobianRegularizedClassifier(**SMALL),
         JacobianRegularizedClassifier(**SMALL, n_projections=1),
+        JacobianRegularizedClassifier(**SMALL, norm="l1", penalty_samples=4),
         JacobianRegularizedClassifier(Tower, max_epochs=3, random_state=0),
         AdversarialClassifier(**SMALL, n_steps=2),
         AdversarialClassifier(**SMALL, method="trades", n_steps=2),
@@ -570,6 +571,11 @@ Y_SMALL = np.arange(10) % 2
             JacobianRegularizedClassifier,
             {"norm": "l1", "n_projections": 2},
             "Got n_projections=2, but expected None with norm='l1'",
+        ),
+        (
+            JacobianRegularizedClassifier,
+            {"penalty_samples": 1.5},
+            "'penalty_samples' parameter .* Got 1.5 instead",
         ),
         (JacobianRegularizedClassifier, {"device": "tpu"}, "Got device='tpu', but expected"),
         (

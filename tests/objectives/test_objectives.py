@@ -29,6 +29,7 @@ OBJECTIVES = {
     "Jacobian, l1": JacobianRegularization(lam=0.1, norm="l1"),
     "Jacobian, l21": JacobianRegularization(lam=0.1, norm="l21"),
     "Jacobian, projected": JacobianRegularization(lam=0.1, n_projections=2),
+    "Jacobian, sampled": JacobianRegularization(lam=0.1, penalty_samples=3),
     "adversarial": AdversarialTraining(attack=PGD(n_steps=3), objective=CrossEntropy()),
     "adversarial, l2": AdversarialTraining(
         attack=FGSM(norm="l2", random_start=True), objective=CrossEntropy()
@@ -128,8 +129,10 @@ def test_another_seed_gives_another_value(name):
     assert not torch.allclose(first.loss, second.loss)
 
 
-@pytest.mark.parametrize("name", [name for name in OBJECTIVES if "projected" not in name])
-def test_equal_samples_get_equal_losses_unless_directions_are_drawn(name, generator):
+@pytest.mark.parametrize(
+    "name", [n for n in OBJECTIVES if "projected" not in n and "sampled" not in n]
+)
+def test_equal_samples_get_equal_losses_unless_each_draws_for_itself(name, generator):
     X, y = batch(n=3)
     value = OBJECTIVES[name](
         make_net(), X[[0, 1, 0, 2, 0]], y[[0, 1, 0, 2, 0]], generator=generator
@@ -511,3 +514,45 @@ def test_the_penalty_of_the_clean_objective_is_kept():
     inner = JacobianRegularization(lam=0.3)
     value = TRADES(attack=PGD(n_steps=4), objective=inner)(net, X, y, generator=seeded(1))
     torch.testing.assert_close(value.penalty, jacobian_norm(net, X))
+
+
+@pytest.mark.parametrize("penalty_samples", [1, 3, 0.25, np.int64(4)])
+@pytest.mark.parametrize(("norm", "n_projections"), [("l2", None), ("l1", None), ("l21", 1)])
+def test_a_penalty_on_a_part_of_the_batch_is_unbiased(penalty_samples, norm, n_projections):
+    net, (X, y) = make_net("batch norm"), batch(8)
+    net[1].momentum = 0.0  # so that the running statistics stay what they are
+    objective = JacobianRegularization(
+        norm=norm, n_projections=n_projections, penalty_samples=penalty_samples
+    )
+    modes = [module.training for module in net.modules()]
+    n_tracked = int(net[1].num_batches_tracked)
+    weight = torch.rand(8, generator=seeded(3), dtype=DOUBLE)
+    generator = seeded()
+    draws = torch.stack(
+        [
+            (objective(net, X, y, generator=generator).penalty * weight).sum() / weight.sum()
+            for _ in range(2000)
+        ]
+    )
+    exact = (jacobian_norm(net, X, norm=norm) * weight).sum() / weight.sum()
+    assert abs(draws.mean() - exact) < 4 * draws.std() / len(draws) ** 0.5
+    assert [module.training for module in net.modules()] == modes
+    assert int(net[1].num_batches_tracked) == n_tracked + 2000  # the loss's passes alone
+
+
+@pytest.mark.parametrize(("penalty_samples", "n_penalized"), [(3, 3), (20, 8), (0.5, 4), (1e-9, 1)])
+def test_the_penalty_is_taken_on_as_many_samples_as_asked_for(penalty_samples, n_penalized):
+    net, (X, y) = make_net(), batch(8)
+    objective = JacobianRegularization(penalty_samples=penalty_samples)
+    penalty = objective(net, X, y, generator=seeded()).penalty
+    chosen = penalty != 0
+    assert int(chosen.sum()) == n_penalized
+    expected = jacobian_norm(net, X) * 8 / n_penalized
+    torch.testing.assert_close(penalty[chosen], expected[chosen])
+
+
+def test_a_part_as_large_as_the_batch_is_the_whole_penalty():
+    net, (X, y) = make_net(), batch(8)
+    whole = JacobianRegularization()(net, X, y, generator=seeded())
+    part = JacobianRegularization(penalty_samples=1.0)(net, X, y, generator=seeded())
+    torch.testing.assert_close(part.loss, whole.loss, rtol=0, atol=0)
