@@ -1,44 +1,40 @@
-"""What both classifiers share: parameters, checks, fitting, prediction, pickling."""
+"""What both classifiers share: parameters, checks, fitting, prediction."""
 
 from numbers import Integral, Real
 from typing import Any, Self
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context
+from sklearn.base import ClassifierMixin, _fit_context
 from sklearn.metrics import accuracy_score, check_scoring
 from sklearn.model_selection import train_test_split
 from sklearn.utils import Tags, _safe_indexing, check_random_state
 from sklearn.utils._param_validation import RealNotInt, StrOptions
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
-from torch import Tensor, nn
+from torch import Tensor
 
 from skjacobian._batches import Samples
 from skjacobian._net import (
     LR_SCHEDULES,
     OPTIMIZERS,
-    ObjectiveNet,
     ValidationScores,
     early_stopping,
-    make_net,
-    net_state,
     predict_logits,
-    restore_net,
     train,
 )
+from skjacobian._net_owner import NetOwner
 from skjacobian._rng import own_entropy
 from skjacobian._training_data import (
     apply_class_weight,
     as_tensor,
     make_samples,
-    resolve_device,
     training_weights,
 )
 from skjacobian._validation import ScalarInterval, did_you_mean, reject, unwrap_scalar
 from skjacobian.differentiable import Network, TensorFunction, as_torch
 from skjacobian.jacobian import jacobian_norm
-from skjacobian.modules import MODULES, make_module, module_params
+from skjacobian.modules import MODULES
 from skjacobian.objectives import Objective
 
 NESTED_PREFIXES = ("module", "optimizer", "iterator_train", "iterator_valid", "callbacks")
@@ -68,7 +64,7 @@ TRAINING_CONSTRAINTS: dict[str, list[Any]] = {
 }
 
 
-class RobustClassifier(ClassifierMixin, BaseEstimator):
+class RobustClassifier(ClassifierMixin, NetOwner):
     """Base of the classifiers: composes a skorch net, and behaves as scikit-learn expects.
 
     A subclass stores its own parameters and says what is minimized (`_make_objective`).
@@ -336,75 +332,6 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):
         patience = int(unwrap_scalar(self.n_iter_no_change))
         return [("valid_scores", ValidationScores(score)), early_stopping(monitor, patience)]
 
-    # --- the network --------------------------------------------------------------------
-
-    def _init_net(self, data_dtype: np.dtype[Any], seed: int) -> None:
-        """Make the network for the data, and remember how, for pickling."""
-        device = resolve_device(self.device)
-        dtype = self.dtype
-        if dtype == "auto":
-            dtype = str(data_dtype) if device.type == "cpu" else "float32"
-        own = {n: v for n, v in self._nested.items() if n.startswith("module__")}
-        given = {name.removeprefix("module__"): value for name, value in own.items()}
-        sizes = {"input_shape": self.input_shape_, "n_classes": len(self.classes_)}
-        self._net_args = {
-            "module": self.module,
-            "params": module_params(self.module, given, **sizes),
-            "sizes": sizes,
-            "dtype": dtype,
-            "device": str(device),
-            "seed": seed,
-            "optimizer": self.optimizer,
-            "nested": {
-                "optimizer__weight_decay": float(unwrap_scalar(self.weight_decay)),
-                **{n: v for n, v in self._nested.items() if n not in own},
-            },
-        }
-        self.net_ = self._make_net()
-
-    def _make_net(self) -> ObjectiveNet:
-        args = self._net_args
-        device = torch.device(args["device"])
-        if device.type == "cuda" and not torch.cuda.is_available():
-            device = torch.device("cpu")
-        return make_net(
-            lambda: make_module(
-                args["module"], args["params"], dtype=self._torch_dtype, **args["sizes"]
-            ),
-            seed=args["seed"],
-            device=device,
-            n_classes=len(self.classes_),
-            optimizer=args["optimizer"],
-            nested=args["nested"],
-        )
-
-    @property
-    def _torch_dtype(self) -> torch.dtype:
-        return {"float32": torch.float32, "float64": torch.float64}[self._net_args["dtype"]]
-
-    @property
-    def module_(self) -> nn.Module:
-        """The trained torch module, which returns logits."""
-        return self.net_.module_
-
-    @property
-    def n_parameters_(self) -> int:
-        """The number of trained weights."""
-        return sum(p.numel() for p in self.module_.parameters())
-
-    @property
-    def history_(self) -> list[dict[str, Any]]:
-        """One dict per epoch: losses, penalty, validation scores, duration."""
-        hidden = ("batches", "_best", "_batch_count")
-        return [
-            {
-                name: value.item() if isinstance(value, np.generic) else value
-                for name, value in row.items()
-                if not name.endswith(hidden)
-            }
-            for row in self.net_.history
-        ]
-
     # --- prediction ---------------------------------------------------------------------
 
     def _logits(self, X: Any) -> np.ndarray:
@@ -497,24 +424,6 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):
             for batch in X.split(PREDICTION_BATCH_SIZE)
         ]
         return torch.cat(norms).numpy()
-
-    # --- pickling -----------------------------------------------------------------------
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return the state with the weights as arrays, not as torch objects."""
-        state = dict(super().__getstate__())
-        if "net_" in state:
-            state["_net_state"] = net_state(state.pop("net_"))
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Make the network anew, on a device that this machine has, and fill it."""
-        state = dict(state)
-        trained = state.pop("_net_state", None)
-        super().__setstate__(state)
-        if trained is not None:
-            self.net_ = self._make_net()
-            restore_net(self.net_, trained)
 
 
 @as_torch.register

@@ -11,7 +11,7 @@ from torch import Tensor
 from skjacobian._estimator import TRAINING_CONSTRAINTS, RobustClassifier
 from skjacobian._validation import ScalarInterval, unwrap_scalar
 from skjacobian.attacks import FGSM, PGD, Attack
-from skjacobian.geometry import BALL_NORMS, check_inside, fit_feature_scale, resolve_bounds
+from skjacobian.geometry import BALL_NORMS
 from skjacobian.jacobian import JACOBIAN_NORMS, check_jacobian_norm
 from skjacobian.objectives import (
     TRADES,
@@ -20,6 +20,7 @@ from skjacobian.objectives import (
     JacobianRegularization,
     Objective,
 )
+from skjacobian.threat_model import check_inside, fit_feature_scale, resolve_bounds
 
 
 class JacobianRegularizedClassifier(RobustClassifier):

@@ -23,7 +23,8 @@ from skjacobian._validation import (
 from skjacobian.attacks import FGSM, PGD, Attack
 from skjacobian.differentiable import TensorFunction, as_torch
 from skjacobian.exceptions import AttackWarning
-from skjacobian.geometry import BALL_NORMS, check_inside, fit_feature_scale, resolve_bounds
+from skjacobian.geometry import BALL_NORMS
+from skjacobian.threat_model import check_inside, fit_feature_scale, resolve_bounds
 
 THREAT_MODEL = ("norm", "eps", "feature_scale", "bounds")
 SEARCH = ("n_steps", "step_size", "n_restarts")

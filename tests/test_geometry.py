@@ -13,19 +13,17 @@ from scipy import stats
 from skjacobian.geometry import (
     BALL_NORMS,
     Ball,
-    DataScale,
-    check_inside,
-    dual_norm,
-    fit_feature_scale,
     project_l2_box,
-    resolve_bounds,
-    resolve_feature_scale,
     rows,
     unit_rows,
     vector_norm,
 )
+from skjacobian.threat_model import (
+    resolve_bounds,
+)
 
 DOUBLE = torch.float64
+DUAL = {"l1": "linf", "l2": "l2", "linf": "l1"}
 SHAPES = [(1,), (5,), (40,), (3, 4), (2, 3, 3)]
 
 
@@ -113,14 +111,9 @@ def test_vector_norm_is_numpys_norm_of_the_flattened_row(norm, order, generator)
 
 
 @pytest.mark.parametrize("norm", ["l1", "l2", "linf"])
-def test_the_dual_of_the_dual_is_the_norm(norm):
-    assert dual_norm(dual_norm(norm)) == norm
-
-
-@pytest.mark.parametrize("norm", ["l1", "l2", "linf"])
 def test_dual_norms_satisfy_hoelders_inequality(norm, generator):
     u, g = rand((200, 5), generator), rand((200, 5), generator)
-    bound = vector_norm(u, norm) * vector_norm(g, dual_norm(norm))
+    bound = vector_norm(u, norm) * vector_norm(g, DUAL[norm])
     assert ((u * g).sum(1).abs() <= bound * (1 + 1e-12)).all()
 
 
@@ -443,7 +436,7 @@ def test_the_steepest_step_has_unit_length_and_attains_the_dual_norm(
     one = torch.ones(len(step), dtype=DOUBLE)
     torch.testing.assert_close(vector_norm(step / scale, norm), one)
     climbed = (gradient * step).flatten(1).sum(1)
-    torch.testing.assert_close(climbed, vector_norm(gradient * scale, dual_norm(norm)))
+    torch.testing.assert_close(climbed, vector_norm(gradient * scale, DUAL[norm]))
 
 
 @pytest.mark.parametrize("norm", BALL_NORMS)
@@ -549,160 +542,6 @@ def test_random_starts_fill_the_l2_ball_uniformly(n_features, among, generator):
     assert stats.kstest(share_of_volume, "uniform").pvalue > 1e-3
     standard_error = starts.std(0) / np.sqrt(1000)
     assert (np.abs(starts.mean(0)) < 4 * standard_error).all()
-
-
-# --- bounds and scales -------------------------------------------------------------------
-
-
-def test_clean_samples_outside_the_bounds_are_counted_and_measured():
-    X = torch.tensor([[0.5, 1.25], [0.0, 1.0], [-0.5, 0.0]])
-    message = (
-        "Got X with 2 of 3 samples outside bounds=(0.0, 1.0), by up to 0.5, but expected every "
-        "clean sample inside its bounds."
-    )
-    with pytest.raises(ValueError, match=re.escape(message)):
-        check_inside(X, resolve_bounds((0, 1), X))
-
-
-def test_clean_samples_are_held_against_the_bounds_of_their_own_feature():
-    X = torch.tensor([[0.5, 9.0], [0.5, 11.0]])
-    check_inside(X[:1], resolve_bounds(([0, 0], [1, 10]), X))
-    with pytest.raises(
-        ValueError, match=r"1 of 2 samples outside bounds=\(0\.0, 10\.0\), by up to"
-    ):
-        check_inside(X, resolve_bounds(([0, 0], [1, 10]), X))
-
-
-@pytest.mark.parametrize(
-    ("value", "dtype"),
-    [(1 + 2.2e-16, DOUBLE), (-2.2e-16, DOUBLE), (1 + 1.2e-7, torch.float32)],
-)
-@pytest.mark.parametrize("norm", BALL_NORMS)
-def test_a_sample_may_exceed_its_bounds_by_rounding_and_keeps_its_value(
-    value, dtype, norm, generator
-):
-    X = torch.tensor([[value, 0.5]], dtype=dtype)
-    bounds = resolve_bounds((0, 1), X)
-    check_inside(X, bounds)
-    assert torch.equal(Ball.around(X, norm=norm, eps=0.0, bounds=bounds).enforce(X + 1), X)
-    ball = Ball.around(X, norm=norm, eps=0.5, bounds=bounds)
-    assert ball.contains(X).all()
-    X_adv = ball.enforce(X + rand(X.shape, generator, dtype))
-    assert min(0.0, value) <= X_adv.min()
-    assert X_adv.max() <= max(1.0, X.max())
-
-
-@pytest.mark.parametrize(("excess", "dtype"), [(1e-12, DOUBLE), (1e-5, torch.float32)])
-def test_more_than_rounding_outside_the_bounds_is_an_error(excess, dtype):
-    X = torch.tensor([[1 + excess, 0.5]], dtype=dtype)
-    with pytest.raises(ValueError, match=r"1 of 1 samples outside bounds=\(0\.0, 1\.0\)"):
-        check_inside(X, resolve_bounds((0, 1), X))
-
-
-@pytest.mark.parametrize("bounds", [None, (-torch.inf, torch.inf), (0, torch.inf)])
-def test_nothing_is_outside_infinite_bounds(bounds):
-    X = torch.full((2, 3), 1e30)
-    check_inside(X, resolve_bounds(bounds, X))
-
-
-def test_an_empty_batch_is_inside_any_bounds():
-    check_inside(torch.empty(0, 2), resolve_bounds((0, 1), torch.empty(0, 2)))
-
-
-@pytest.mark.parametrize(
-    "bounds",
-    [
-        (0, 1),
-        [0.0, 1.0],
-        (np.float32(0), np.array(1.0)),
-        (np.zeros(6), 1),
-        (np.zeros((2, 3)), torch.ones(6)),
-        (-np.inf, [1.0] * 6),
-    ],
-)
-def test_bounds_broadcast_over_the_samples(bounds):
-    X = torch.rand(4, 2, 3)
-    low, high = resolve_bounds(bounds, X)
-    assert low.dtype == high.dtype == X.dtype
-    assert torch.broadcast_shapes(X.shape, low.shape, high.shape) == X.shape
-    assert (low <= X).all()
-    assert (high == 1).all()
-
-
-@pytest.mark.parametrize(
-    ("bounds", "message"),
-    [
-        (5, "Got bounds=5, but expected None or a pair (low, high)"),
-        ("01", "Got bounds='01', but expected None or a pair (low, high)"),
-        ((0, 1, 2), "Got bounds=(0, 1, 2), but expected None or a pair (low, high)"),
-        ((1, 0), "Got bounds=(1, 0), but expected None or a pair (low, high)"),
-        ((0, [1, -1]), "with low <= high"),
-        ((0, float("nan")), "with low <= high"),
-        (("a", 1), "Got bounds='a', but expected numbers"),
-        ((0, None), "with low <= high"),
-        ((0, [1, 2, 3]), "Got bounds with 3 values, but expected one number or one value for"),
-    ],
-    ids=repr,
-)
-def test_bad_bounds_are_rejected(bounds, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
-        resolve_bounds(bounds, torch.zeros(3, 2))
-
-
-@pytest.mark.parametrize(
-    ("scale", "message"),
-    [
-        (0, "Got feature_scale=0, but expected positive finite numbers"),
-        (-1.0, "Got feature_scale=-1.0, but expected positive finite numbers"),
-        ([1.0, 0.0], "Got feature_scale=[1.0, 0.0], but expected positive finite numbers"),
-        ([1.0, float("nan")], "Got feature_scale=[1.0, nan], but expected positive finite numbers"),
-        (float("inf"), "Got feature_scale=inf, but expected positive finite numbers"),
-        ([1, 2, 3], "Got feature_scale with 3 values, but expected one number or one value for"),
-        ([[1], [1, 2]], "but expected numbers"),
-        (object(), "but expected numbers"),
-        (
-            "sdt",
-            "Got feature_scale='sdt', but expected one of 'std', 'range' (did you mean 'std'?)",
-        ),
-        ("rang", "(did you mean 'range'?)"),
-    ],
-    ids=repr,
-)
-@pytest.mark.parametrize("resolve", [resolve_feature_scale, fit_feature_scale])
-def test_a_bad_feature_scale_is_rejected(resolve, scale, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
-        resolve(scale, torch.zeros(3, 2))
-
-
-@pytest.mark.parametrize("shape", [(5,), (2, 3)])
-def test_std_and_range_are_those_of_numpy(shape, generator):
-    X = rand((20, *shape), generator)
-    X[:, 0] = 7.0
-    expected = {"std": X.numpy().std(0), "range": np.ptp(X.numpy(), axis=0)}
-    for name, values in expected.items():
-        np.testing.assert_allclose(resolve_feature_scale(name, X), values, atol=1e-14)
-        np.testing.assert_allclose(fit_feature_scale(name, X).values, values, atol=1e-14)
-
-
-def test_a_fitted_scale_no_longer_depends_on_the_data_at_hand(generator):
-    X = rand((20, 5), generator)
-    fitted = fit_feature_scale("std", X)
-    assert isinstance(fitted, DataScale)
-    torch.testing.assert_close(resolve_feature_scale(fitted, X[:2]), X.std(0, correction=0))
-    assert resolve_feature_scale(fitted, X[:2].float()).dtype == torch.float32
-    assert fit_feature_scale(fitted, X[:2]) is fitted
-
-
-@pytest.mark.parametrize("scale", [None, 2.0, [1.0, 2.0], np.array([1.0, 2.0])], ids=repr)
-def test_a_given_scale_is_checked_and_returned_as_it_is(scale):
-    assert fit_feature_scale(scale, torch.zeros(3, 2)) is scale
-
-
-@pytest.mark.parametrize("scale", [[1, 2, 3, 4, 5, 6], torch.arange(1, 7), [[1, 2, 3], [4, 5, 6]]])
-def test_a_scale_takes_the_shape_of_a_sample(scale):
-    resolved = resolve_feature_scale(scale, torch.zeros(3, 2, 3))
-    assert torch.equal(resolved, torch.arange(1.0, 7.0).reshape(2, 3))
-    assert resolve_feature_scale(None, torch.zeros(3, 2)) is None
 
 
 @pytest.mark.parametrize("norm", BALL_NORMS)

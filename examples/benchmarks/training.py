@@ -46,6 +46,8 @@ def candidates(X, y, hidden_units, batch_size: int, epochs: int) -> dict[str, Ca
         "l21, 1 projection": {"n_projections": 1, "norm": "l21", "lam": 1e-3},
         "l2, exact": {},
         "l1, exact": {"norm": "l1", "lam": 1e-3},
+        "l2, exact on 8 samples": {"penalty_samples": 8},
+        "l1, exact on 8 samples": {"norm": "l1", "lam": 1e-3, "penalty_samples": 8},
     }
     models = {
         name: JacobianRegularizedClassifier(**common, **params)

@@ -11,16 +11,10 @@ from torch import Tensor
 from skjacobian._rng import seeded
 from skjacobian._validation import check_non_negative, check_option, reject
 from skjacobian.exceptions import AttackWarning
-from skjacobian.geometry import (
-    BALL_NORMS,
-    Ball,
-    check_inside,
-    resolve_bounds,
-    resolve_feature_scale,
-    rows,
-)
+from skjacobian.geometry import BALL_NORMS, Ball, rows
 from skjacobian.losses import LOSSES, margin
 from skjacobian.model_modes import frozen
+from skjacobian.threat_model import check_inside, resolve_bounds, resolve_feature_scale
 
 PredictLogits = Callable[[Tensor], Tensor]
 SampleLoss = Callable[[Tensor], Tensor]

@@ -1,0 +1,114 @@
+"""The net that a classifier composes: made for the data, pickled as arrays."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator
+from torch import nn
+
+from skjacobian._net import ObjectiveNet, make_net, net_state, restore_net
+from skjacobian._training_data import resolve_device
+from skjacobian._validation import unwrap_scalar
+from skjacobian.modules import make_module, module_params
+
+
+class NetOwner(BaseEstimator):
+    """Base of an estimator that has a skorch net in `net_`, and knows how it was made.
+
+    `_net_args` holds what it takes to make the net again: a pickle carries it and the
+    weights, and no torch object. `_nested` holds the parameters in skorch's spelling.
+    """
+
+    net_: ObjectiveNet
+    classes_: np.ndarray
+    input_shape_: tuple[int, ...]
+    module: Any
+    optimizer: Any
+    weight_decay: Any
+    device: Any
+    dtype: str
+    _nested: dict[str, Any]
+
+    def _init_net(self, data_dtype: np.dtype[Any], seed: int) -> None:
+        """Make the network for the data, and remember how, for pickling."""
+        device = resolve_device(self.device)
+        dtype = self.dtype
+        if dtype == "auto":
+            dtype = str(data_dtype) if device.type == "cpu" else "float32"
+        own = {n: v for n, v in self._nested.items() if n.startswith("module__")}
+        given = {name.removeprefix("module__"): value for name, value in own.items()}
+        sizes: dict[str, Any] = {"input_shape": self.input_shape_, "n_classes": len(self.classes_)}
+        self._net_args = {
+            "module": self.module,
+            "params": module_params(self.module, given, **sizes),
+            "sizes": sizes,
+            "dtype": dtype,
+            "device": str(device),
+            "seed": seed,
+            "optimizer": self.optimizer,
+            "nested": {
+                "optimizer__weight_decay": float(unwrap_scalar(self.weight_decay)),
+                **{n: v for n, v in self._nested.items() if n not in own},
+            },
+        }
+        self.net_ = self._make_net()
+
+    def _make_net(self) -> ObjectiveNet:
+        args = self._net_args
+        device = torch.device(args["device"])
+        if device.type == "cuda" and not torch.cuda.is_available():
+            device = torch.device("cpu")
+        return make_net(
+            lambda: make_module(
+                args["module"], args["params"], dtype=self._torch_dtype, **args["sizes"]
+            ),
+            seed=args["seed"],
+            device=device,
+            n_classes=len(self.classes_),
+            optimizer=args["optimizer"],
+            nested=args["nested"],
+        )
+
+    @property
+    def _torch_dtype(self) -> torch.dtype:
+        return {"float32": torch.float32, "float64": torch.float64}[self._net_args["dtype"]]
+
+    @property
+    def module_(self) -> nn.Module:
+        """The trained torch module, which returns logits."""
+        return self.net_.module_
+
+    @property
+    def n_parameters_(self) -> int:
+        """The number of trained weights."""
+        return sum(p.numel() for p in self.module_.parameters())
+
+    @property
+    def history_(self) -> list[dict[str, Any]]:
+        """One dict per epoch: losses, penalty, validation scores, duration."""
+        hidden = ("batches", "_best", "_batch_count")
+        return [
+            {
+                name: value.item() if isinstance(value, np.generic) else value
+                for name, value in row.items()
+                if not name.endswith(hidden)
+            }
+            for row in self.net_.history
+        ]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state with the weights as arrays, not as torch objects."""
+        state = dict(super().__getstate__())
+        if "net_" in state:
+            state["_net_state"] = net_state(state.pop("net_"))
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Make the network anew, on a device that this machine has, and fill it."""
+        state = dict(state)
+        trained = state.pop("_net_state", None)
+        super().__setstate__(state)
+        if trained is not None:
+            self.net_ = self._make_net()
+            restore_net(self.net_, trained)
