@@ -17,7 +17,10 @@ def training_weights(X: np.ndarray, sample_weight: Any) -> tuple[np.ndarray | No
     if sample_weight is None:
         return None, np.arange(len(X))
     weight = _check_sample_weight(sample_weight, X, ensure_non_negative=True)
-    return weight, np.flatnonzero(weight)
+    kept = np.flatnonzero(weight)
+    if len(kept) == 0:  # scikit-learn before 1.9 lets it pass
+        raise ValueError("Got sample_weight of zeros, but expected a weight that is not zero.")
+    return weight, kept
 
 
 def apply_class_weight(

@@ -269,7 +269,7 @@ class Ball:
             .mul_(1e3)
             .remainder_(1)
         )
-        uniform = (shift + 1e5 * rotation * hashes).remainder_(1).to(self.X.dtype)
+        uniform = torch.addcmul(shift, hashes, 1e5 * rotation).remainder_(1).to(self.X.dtype)
         tiny = torch.finfo(self.X.dtype).eps
         return uniform.clamp_(tiny, 1 - tiny)
 
@@ -285,6 +285,11 @@ class Ball:
         if self.scale is None:
             return unit_rows(gradient)
         return self.scale * unit_rows(self.scale * gradient)
+
+    def dual_length(self, gradient: Tensor) -> Tensor:
+        """Return max {gᵀd : ‖d / scale‖ <= 1} of each row, shape (n_samples,)."""
+        scaled = gradient if self.scale is None else gradient * self.scale
+        return vector_norm(scaled, {"linf": "l1", "l2": "l2"}[self.norm])
 
     def ascend(self, X_adv: Tensor, gradient: Tensor, step_size: float | Tensor) -> Tensor:
         """Return Π(x + α·d): the steepest step of length α from x, projected on the set.

@@ -59,3 +59,20 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
 
 
 LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy, "margin": margin}
+
+
+def _cross_entropy_lead(loss: Tensor) -> tuple[Tensor, Tensor]:
+    """log(p_y / (1 - p_y)) of ℓ = -log p_y, and the size of its derivative by ℓ."""
+    return -torch.expm1(loss).log(), -1 / torch.expm1(-loss)
+
+
+def _margin_lead(loss: Tensor) -> tuple[Tensor, Tensor]:
+    return -loss, torch.ones_like(loss)
+
+
+# How far a model is ahead: a number that is positive only where it is right, from the loss
+# of a sample, with the size of its derivative by the loss.
+LEADS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
+    "cross_entropy": _cross_entropy_lead,
+    "margin": _margin_lead,
+}

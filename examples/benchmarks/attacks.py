@@ -1,7 +1,7 @@
 """PGD-40 through RobustScorer against torchattacks' PGD-40, side by side, on MNIST.
 
-Run ``python examples/benchmarks/attacks.py``. Needs MNIST (see README) and
-``pip install --no-deps torchattacks``.
+Run ``python examples/benchmarks/attacks.py``; about three minutes on one core. Needs MNIST
+(see README) and ``pip install --no-deps torchattacks``.
 """
 
 import numpy as np
@@ -16,7 +16,6 @@ COMMON = {
     "module__hidden_units": (256, 256),
     "batch_size": 128,
     "max_epochs": 4,
-    "lr_schedule": "constant",
     "random_state": 0,
 }
 
@@ -34,14 +33,15 @@ def main() -> None:
         "plain": JacobianRegularizedClassifier(lam=0, **COMMON),
         "adversarially trained": AdversarialClassifier(eps=0.1, bounds=(0, 1), **COMMON),
     }
-    X, y = torch.from_numpy(X_test), torch.from_numpy(y_test)
+    # torchattacks takes images only; the network flattens them.
+    X, y = torch.from_numpy(X_test).reshape(-1, 1, 28, 28), torch.from_numpy(y_test)
     for kind, model in models.items():
         print(f"training the {kind} network …", flush=True)
         model.fit(X_train, y_train)
         for norm, eps in THREATS.items():
             accuracies: dict[str, list[float]] = {"RobustScorer": [], "torchattacks": []}
             scorer = RobustScorer(norm=norm, eps=eps, bounds=(0, 1), n_steps=40)
-            step = 2.5 * eps / 40
+            step = 2.5 * eps / 40  # what Madry et al. use, and torchattacks' users with them
             make = torchattacks.PGD if norm == "linf" else torchattacks.PGDL2
             peer = make(model.module_, eps=eps, alpha=step, steps=40, random_start=True)
 
@@ -49,13 +49,13 @@ def main() -> None:
                 record["RobustScorer"].append(scorer(model, X_test, y_test))
 
             def theirs(peer=peer, model=model, record=accuracies) -> None:
-                X_adv = peer(X, y).numpy()
+                X_adv = peer(X, y).numpy().reshape(X_test.shape)
                 record["torchattacks"].append(float(np.mean(model.predict(X_adv) == y_test)))
 
-            results = interleaved({"torchattacks": theirs, "RobustScorer": ours}, 5, "torchattacks")
+            results = interleaved({"torchattacks": theirs, "RobustScorer": ours}, 9, "torchattacks")
             print_ratios(f"{kind}, {norm} eps={eps}", results, "torchattacks")
             for name, values in accuracies.items():
-                print(f"robust accuracy by {name}: {np.median(values):.3f}", flush=True)
+                print(f"robust accuracy by {name}, median of runs: {np.median(values):.3f}")
 
 
 if __name__ == "__main__":

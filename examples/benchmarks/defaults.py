@@ -1,9 +1,9 @@
 """How the default λ was chosen: clean and robust accuracy over λ, all else at its default.
 
-Run ``python examples/benchmarks/defaults.py``; about 10 minutes on one core. Data sets that
+Run ``python examples/benchmarks/defaults.py``; about 12 minutes on one core. Data sets that
 scikit-learn ships, each scaled as its users scale it, by 5-fold cross-validation; and MNIST
-where it is found (see README), trained on 20,000 samples, tested on the first 1,000 of its
-test set. The attack is PGD-40 in the units that the network sees.
+where it is found (see README), norm "l2" only, trained on 10,000 samples, tested on the first
+1,000 of its test set. The attack is PGD-40 in the units that the network sees.
 """
 
 import numpy as np
@@ -17,7 +17,7 @@ from skjacobian import JacobianRegularizedClassifier, RobustScorer
 from skjacobian.datasets import find_mnist, load_mnist
 
 NORMS = ("l2", "l1", "l21")
-STRENGTHS = (0.0, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+STRENGTHS = (0.0, 1e-4, 3e-4, 1e-3, 3e-3, 5e-3, 1e-2, 3e-2)
 
 
 def folds(X: np.ndarray, y: np.ndarray, scaler):
@@ -37,8 +37,8 @@ def problems():
     if find_mnist() is None:
         print("MNIST was not found and is left out: set SKJACOBIAN_DATA", flush=True)
         return
-    mnist = (*load_mnist("train", n_samples=20000), *load_mnist("test", n_samples=1000))
-    yield "MNIST in [0, 1], 20,000 samples, linf 0.1, l2 1.5", {"linf": 0.1, "l2": 1.5}, [mnist]
+    mnist = (*load_mnist("train", n_samples=10000), *load_mnist("test", n_samples=1000))
+    yield "MNIST in [0, 1], 10,000 samples, linf 0.1, l2 1.5", {"linf": 0.1, "l2": 1.5}, [mnist]
 
 
 def main() -> None:
@@ -47,7 +47,7 @@ def main() -> None:
     for name, threats, splits in problems():
         print(f"\n### {name}\n\n| norm | λ | clean | linf | l2 |\n| --- | --- | --- | --- | --- |")
         scorers = [RobustScorer(norm=norm, eps=eps) for norm, eps in threats.items()]
-        for norm in NORMS:
+        for norm in NORMS[:1] if "MNIST" in name else NORMS:
             for lam in STRENGTHS if norm == NORMS[0] else STRENGTHS[1:]:
                 rows = []
                 for X_train, y_train, X_test, y_test in splits:

@@ -12,7 +12,7 @@ from skjacobian._rng import seeded
 from skjacobian._validation import check_non_negative, check_option, reject
 from skjacobian.exceptions import AttackWarning
 from skjacobian.geometry import BALL_NORMS, Ball, rows
-from skjacobian.losses import LOSSES, margin
+from skjacobian.losses import LEADS, LOSSES, margin
 from skjacobian.model_modes import frozen
 from skjacobian.threat_model import check_inside, resolve_bounds, resolve_feature_scale
 
@@ -60,6 +60,10 @@ class Attack(BaseEstimator):
         """Return the next iterate, inside the ball up to rounding; `step` counts from 0."""
         raise NotImplementedError
 
+    def _reach(self, step: int) -> float:
+        """Return how far the steps from `step` on can lead, in units of eps."""
+        return 2.0  # across the ball
+
     def _n_steps(self) -> int:
         """Return the number of gradient steps of one restart, validated."""
         raise NotImplementedError
@@ -99,8 +103,8 @@ class Attack(BaseEstimator):
         -------
         Tensor of shape (n_samples, *features)
             For each sample the first perturbation found that fools the model, or else
-            the end point with the largest margin max_{k != y} z_k - z_y. Exactly inside
-            ball and box; `X` itself where eps=0.
+            the point of largest margin max_{k != y} z_k - z_y at which a search for it
+            ended. Exactly inside ball and box; `X` itself where eps=0.
         """
         return self.search(predict_logits, X, y, generator=generator).X_adv
 
@@ -163,7 +167,7 @@ class Attack(BaseEstimator):
     def _ascend(self, problem: "_Evaluation | _Maximization", generator: torch.Generator) -> Tensor:
         X_adv = self._start(problem.ball, generator)
         for step in range(self._n_steps()):
-            X_adv, gradient = problem.gradient(X_adv, step)
+            X_adv, gradient = problem.gradient(X_adv, step, self._reach(step))
             if len(X_adv) == 0:
                 return X_adv
             X_adv = self._step(X_adv, gradient, problem.ball, step)
@@ -199,7 +203,7 @@ class _Maximization:
         self.loss = loss
         self.ball = ball
 
-    def gradient(self, X_adv: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    def gradient(self, X_adv: Tensor, step: int, reach: float) -> tuple[Tensor, Tensor]:
         return X_adv, input_gradient(self.loss, X_adv)
 
     def finish(self, X_adv: Tensor) -> None:
@@ -210,16 +214,18 @@ class _Evaluation:
     """Ascent for evaluation: the best perturbation so far, and who is still in the search.
 
     `X_best` and `best` hold, for all samples, the first perturbation that fooled the model
-    or else the end point of largest margin. `active` are the indices in the search, `ball`
+    or else the point of largest margin where a search ended. `active` are the indices in the search, `ball`
     and `y` belong to them, and `done` tells which of them need no more of it.
     """
 
     # Dropping samples copies the others, so it waits until a few can go.
     DROP_SHARE = 0.02
+    LATE = 0.5
+    STEEPER = 2.0
 
     def __init__(self, model: PredictLogits, ball: Ball, y: Tensor, loss: str) -> None:
         self.model = model
-        self.loss = LOSSES[loss]
+        self.loss, self.lead = LOSSES[loss], LEADS[loss]
         self.all_balls, self.all_y = ball, y
         self.X_best = ball.X.clone()
         self.best = torch.full((len(y),), -torch.inf, dtype=ball.X.dtype, device=y.device)
@@ -235,20 +241,25 @@ class _Evaluation:
         self.done = torch.zeros_like(self.y, dtype=torch.bool)
         return len(self.active) > 0
 
-    def gradient(self, X_adv: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    def gradient(self, X_adv: Tensor, step: int, reach: float) -> tuple[Tensor, Tensor]:
         """Record who is done at the iterate; return iterate and gradient of the others."""
         seen: list[Tensor] = []
 
         def loss(X: Tensor) -> Tensor:
             logits = self.model(X)
-            seen.append(logits.detach())
-            return self.loss(logits, self.y)
+            value = self.loss(logits, self.y)
+            seen.extend((logits.detach(), value.detach()))
+            return value
 
         gradient = input_gradient(loss, X_adv)
         if not self.inspected:
             self._inspect(gradient)
         found = self._margin(seen[0])
-        done = (found > 0) | self._settled(X_adv, step)
+        done = found > 0
+        if step > 0 and step % 4 == 0:
+            done |= self._settled(X_adv)
+        if reach <= self.LATE and step % 2 == 0:
+            done |= self._out_of_reach(seen[1], gradient, reach)
         self._record(X_adv, found, done & ~self.done)
         self.done |= done
         # To drop, the CPU must wait for an accelerator, which is then done after steps 0,
@@ -258,15 +269,26 @@ class _Evaluation:
         self.previous = X_adv
         return X_adv, gradient
 
-    def _settled(self, X_adv: Tensor, step: int) -> Tensor:
+    def _settled(self, X_adv: Tensor) -> Tensor:
         """Tell which samples the last step left where they were: so will all others.
 
         The next iterate depends on the present one alone, and steps never grow. A fifth of
         the samples come to rest in a corner of a linf ball within ten steps.
         """
-        if step == 0 or step % 4:
-            return torch.zeros_like(self.done)
         return (X_adv - self.previous).flatten(1).abs().amax(1) == 0
+
+    def _out_of_reach(self, loss: Tensor, gradient: Tensor, reach: float) -> Tensor:
+        """Tell which samples the steps left could not fool even on a far steeper slope.
+
+        `lead` is positive only where the model is right, and falls at most by `slope`
+        times the distance to first order; curvature may make that `STEEPER` times more.
+        Asked only late, when the steps left are together shorter than `LATE` times eps.
+        """
+        lead, derivative = self.lead(loss)
+        slope = derivative * self.ball.dual_length(gradient)
+        distance = reach * self.ball.eps
+        distance = distance.flatten() if isinstance(distance, Tensor) else distance
+        return lead > self.STEEPER * distance * slope
 
     def _drop(self, X_adv: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
         keep = (~self.done).nonzero().squeeze(1)

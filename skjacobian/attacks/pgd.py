@@ -84,6 +84,12 @@ class PGD(Attack):
     def _start(self, ball: Ball, generator: torch.Generator) -> Tensor:
         return ball.random_start(generator) if self.random_start else ball.X
 
+    def _reach(self, step: int) -> float:
+        n_steps = self._n_steps()
+        if self.step_size is not None:
+            return super()._reach(step)
+        return min(2.0, sum(2 * (1 - later / n_steps) ** 2 for later in range(step, n_steps)))
+
     def _step(self, X_adv: Tensor, gradient: Tensor, ball: Ball, step: int) -> Tensor:
         falling = 2 * ball.eps * (1 - step / self._n_steps()) ** 2
         step_size = falling if self.step_size is None else unwrap_scalar(self.step_size)
