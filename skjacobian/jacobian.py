@@ -8,7 +8,7 @@ from torch import Tensor
 
 from skjacobian._rng import seeded
 from skjacobian._validation import check_count, check_option, reject
-from skjacobian.geometry import unit_rows, vector_norm
+from skjacobian.geometry import vector_norm
 from skjacobian.model_modes import batch_norm_in_eval
 
 PredictLogits = Callable[[Tensor], Tensor]
@@ -115,7 +115,7 @@ def jacobian_norm_of(
         _ESTIMATE[norm](logits, X, v, create_graph, k < n_projections - 1)
         for k, v in enumerate(directions)
     ]
-    return torch.stack(terms).mean(0)
+    return _total(iter(terms)) / n_projections if n_projections > 1 else terms[0]
 
 
 def check_jacobian_norm(norm: str, n_projections: int | None) -> None:
@@ -188,8 +188,8 @@ def _projected_frobenius(
     logits: Tensor, X: Tensor, v: Tensor, create_graph: bool, keep_graph: bool
 ) -> Tensor:
     """C ‖Jᵀv̂‖₂²: unbiased for ‖J‖_F², since E v̂v̂ᵀ = I/C for v̂ uniform on the sphere."""
-    product = _vjp(logits, X, unit_rows(v), create_graph, keep_graph)
-    return logits.shape[1] * product.square().flatten(1).sum(1)
+    product = _vjp(logits, X, v, create_graph, keep_graph)
+    return logits.shape[1] / v.square().sum(1) * product.square().flatten(1).sum(1)
 
 
 def _projected_columns(

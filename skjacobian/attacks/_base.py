@@ -214,8 +214,8 @@ class _Evaluation:
     """Ascent for evaluation: the best perturbation so far, and who is still in the search.
 
     `X_best` and `best` hold, for all samples, the first perturbation that fooled the model
-    or else the point of largest margin where a search ended. `active` are the indices in the search, `ball`
-    and `y` belong to them, and `done` tells which of them need no more of it.
+    or else the point of largest margin where a search ended. `active` are the indices in
+    the search, `ball` and `y` belong to them, and `done` tells which need no more of it.
     """
 
     # Dropping samples copies the others, so it waits until a few can go.
