@@ -29,15 +29,14 @@ def apply_class_weight(
     """Multiply the weights by those of the classes; `target` holds class indices."""
     if class_weight is None:
         return weight
-    # "balanced" is about the classes in the data, a dict about all that there are.
-    present = np.unique(target) if class_weight == "balanced" else np.arange(len(classes))
-    factors = np.ones(len(classes))
-    factors[present] = compute_class_weight(
-        class_weight,
-        classes=classes[present],
-        y=classes[target] if class_weight == "balanced" else classes,
-        sample_weight=weight if class_weight == "balanced" else None,
-    )
+    if class_weight == "balanced":  # is about the classes that the data has
+        present, y = np.unique(target), classes[target]
+        factors = np.ones(len(classes))
+        factors[present] = compute_class_weight(
+            class_weight, classes=classes[present], y=y, sample_weight=weight
+        )
+    else:  # a dict is about all classes
+        factors = compute_class_weight(class_weight, classes=classes, y=classes)
     return factors[target] if weight is None else factors[target] * weight
 
 

@@ -549,10 +549,13 @@ def test_dtype_follows_the_data(iris):
 @given(lam=st.floats(0, 1), kind=st.sampled_from([np.float32, np.float64, np.array, float]))
 def test_numbers_may_come_from_numpy(lam, kind):
     X, y = make_classification(n_samples=40, random_state=0)
-    model = JacobianRegularizedClassifier(
-        lam=kind(lam), lr=kind(0.01), max_epochs=np.array(1), batch_size=np.int64(16)
-    )
-    assert model.fit(X, y).score(X, y) >= 0
+    numbers = {"lam": kind(lam), "lr": kind(0.01), "max_epochs": np.array(1)}
+    plain = {name: np.asarray(number).item() for name, number in numbers.items()}
+    fits = [
+        JacobianRegularizedClassifier(**params, batch_size=np.int64(16), random_state=0).fit(X, y)
+        for params in (numbers, plain)
+    ]
+    np.testing.assert_array_equal(*(model.predict_proba(X) for model in fits))
 
 
 # --- bad input ------------------------------------------------------------------------------
