@@ -21,7 +21,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 
 
-class MLP(nn.Module):
+class MLP(nn.Sequential):
     """Multi-layer perceptron; features of any shape are flattened first.
 
     Parameters
@@ -52,17 +52,12 @@ class MLP(nn.Module):
         activation: str = "relu",
         dropout: float = 0.0,
     ) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
+        super().__init__(
             nn.Flatten(), *_dense(n_features, n_classes, hidden_units, activation, dropout)
         )
 
-    def forward(self, X: Tensor) -> Tensor:
-        """Return logits of shape (n_samples, n_classes)."""
-        return self.layers(X)
 
-
-class CNN(nn.Module):
+class CNN(nn.Sequential):
     """Small convolutional network in the manner of LeNet-5 (LeCun et al., 1998).
 
     Convolution, activation and 2x2 max pooling for each entry of `channels`, then dense
@@ -107,10 +102,9 @@ class CNN(nn.Module):
         activation: str = "relu",
         dropout: float = 0.0,
     ) -> None:
-        super().__init__()
-        self.image_shape = _image_shape(tuple(input_shape), image_shape)
-        width_in, height, width = self.image_shape
-        layers: list[nn.Module] = []
+        shape = _image_shape(tuple(input_shape), image_shape)
+        width_in, height, width = shape
+        layers: list[nn.Module] = [nn.Flatten(), nn.Unflatten(1, shape)]
         for width_out in channels:
             layers.append(nn.Conv2d(width_in, width_out, kernel_size, padding="same"))
             layers.append(_activation(activation))
@@ -119,20 +113,25 @@ class CNN(nn.Module):
                 height, width = height // 2, width // 2
             width_in = width_out
         n_flat = width_in * height * width
-        self.layers = nn.Sequential(
-            *layers,
-            nn.Flatten(),
-            *_dense(n_flat, n_classes, hidden_units, activation, dropout),
+        super().__init__(
+            *layers, nn.Flatten(), *_dense(n_flat, n_classes, hidden_units, activation, dropout)
         )
-
-    def forward(self, X: Tensor) -> Tensor:
-        """Return logits of shape (n_samples, n_classes)."""
-        return self.layers(X.reshape(-1, *self.image_shape))
+        self.image_shape = shape
 
 
 # Modules whose forward pass is known not to draw random numbers.
 _DETERMINISTIC = (
-    *(MLP, CNN, nn.Sequential, nn.Flatten, nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    *(
+        MLP,
+        CNN,
+        nn.Sequential,
+        nn.Flatten,
+        nn.Unflatten,
+        nn.Linear,
+        nn.Conv1d,
+        nn.Conv2d,
+        nn.Conv3d,
+    ),
     *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.LayerNorm),
     *(nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool2d),
     *(nn.Identity, nn.LeakyReLU, nn.Sigmoid, *ACTIVATIONS.values()),

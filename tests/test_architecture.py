@@ -47,7 +47,7 @@ LAYERS = {
 }
 
 # Packages of one layer, which other layers import by the name of the package.
-REEXPORTING = ("skjacobian.attacks", "skjacobian.objectives")
+REEXPORTING = ("skjacobian.attacks", "skjacobian.jacobian", "skjacobian.objectives")
 
 FILES = sorted(ROOT.rglob("*.py"))
 TREES = {file: ast.parse(file.read_text()) for file in FILES}

@@ -103,7 +103,7 @@ def test_works_in_grid_search_over_a_pipeline(Classifier, iris):
         search.cv_results_["mean_test_robust"] <= search.cv_results_["mean_test_accuracy"]
     ).all()
     units = search.best_params_[f"{name}__module__hidden_units"]
-    assert search.best_estimator_[-1].module_.layers[1].out_features == units[0]
+    assert search.best_estimator_[-1].module_[1].out_features == units[0]
 
 
 def test_works_in_halving_search_over_epochs(iris):

@@ -8,7 +8,7 @@ from skjacobian.modules import ACTIVATIONS, CNN, MLP, make_module, may_draw, mod
 
 
 def kinds(module):
-    return [type(part) for part in module.layers]
+    return [type(part) for part in module]
 
 
 @pytest.mark.parametrize("shape", [(7,), (3, 5), (2, 3, 4)])
@@ -98,7 +98,7 @@ def test_an_unknown_activation_is_rejected_with_the_closest_one(name, suggestion
 def test_dropout_follows_each_hidden_layer_and_only_where_asked_for(make):
     assert nn.Dropout not in kinds(make(hidden_units=(4, 4)))
     dropped = make(hidden_units=(4, 4), dropout=0.25)
-    assert [part.p for part in dropped.layers if isinstance(part, nn.Dropout)] == [0.25, 0.25]
+    assert [part.p for part in dropped if isinstance(part, nn.Dropout)] == [0.25, 0.25]
     assert kinds(dropped)[-1] is nn.Linear
 
 

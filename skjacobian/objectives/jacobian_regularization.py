@@ -1,15 +1,21 @@
 """Jacobian regularization (Wu & Li, arXiv 2412.12449; Hoffman et al., arXiv 1908.02729)."""
 
-from typing import Any
+from contextlib import nullcontext
+from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from skjacobian._rng import replayed_rng
-from skjacobian.jacobian import jacobian_norm_of
+from skjacobian.jacobian._cost import Sample, affordable_sample, sizes_of
+from skjacobian.jacobian._joint import joint_pass, joint_pass_fits
+from skjacobian.jacobian._linearize import closed_form, linearize
+from skjacobian.jacobian._norms import CLASSWISE_NORMS, JacobianNorm, checked_norm
+from skjacobian.jacobian._parts import Linearization
+from skjacobian.jacobian._stack import Stack
 from skjacobian.losses import cross_entropy
-from skjacobian.model_modes import batch_norm_in_eval, mixes_samples
+from skjacobian.model_modes import mixes_samples
 from skjacobian.objectives._base import Objective, ObjectiveValue, PredictLogits
 
 
@@ -20,18 +26,28 @@ class JacobianRegularization(Objective):
     under l2 attack and the l1 norm under linf attack (following Wu & Li, arXiv
     2412.12449; λ is a free parameter, not the radius of the attack).
 
+    The penalty is a mean over the batch, and for "l1" and "l2" a sum over classes, so its
+    value on a random part of the samples and classes, scaled up, is unbiased for the norm
+    and for its gradient alike.
+
     Parameters
     ----------
     lam : float, default=0.005
         λ. Also a tensor with one value per sample.
-    norm : {"l2", "l1", "l21"}, default="l2"
+    norm, output, n_projections
         See `skjacobian.jacobian.jacobian_norm`; "l2" penalizes the square.
-    n_projections : int, optional
-        None is exact; a number estimates "l2" and "l21" from that many random directions.
-    penalty_samples : int or float, optional
+    penalty_samples : int, float, "auto" or None, default=None
         Samples of each batch that the penalty is taken on, as a number or a share, drawn
-        anew each time. Theirs is scaled up by n/m and the others' is 0, so that any
-        weighted mean over the batch is unbiased. None takes all.
+        anew each time. Theirs is scaled up by n/m and the others' is 0. None takes all.
+        "auto" takes what costs about a sixth of the operations of plain training; of small
+        networks all of every second batch, at random, scaled up by 2
+        (`skjacobian.jacobian._cost.affordable_sample` is the rule).
+    class_samples : int, "auto" or None, default="auto"
+        Classes of each of these samples, for "l1" and "l2". None takes all. "auto" takes
+        all, except together with ``penalty_samples="auto"``, which then takes as many
+        samples and of each as few classes as possible.
+    engine : {"auto", "closed_form", "batched", "loop"}, default="auto"
+        See `skjacobian.jacobian.jacobian_norm`.
 
     Examples
     --------
@@ -50,13 +66,19 @@ class JacobianRegularization(Objective):
         *,
         lam: Any = 0.005,
         norm: str = "l2",
+        output: str = "logits",
         n_projections: int | None = None,
-        penalty_samples: int | float | None = None,
+        penalty_samples: int | float | str | None = None,
+        class_samples: int | str | None = "auto",
+        engine: str = "auto",
     ) -> None:
         self.lam = lam
         self.norm = norm
+        self.output = output
         self.n_projections = n_projections
         self.penalty_samples = penalty_samples
+        self.class_samples = class_samples
+        self.engine = engine
 
     def __call__(
         self,
@@ -67,51 +89,105 @@ class JacobianRegularization(Objective):
         generator: torch.Generator,
     ) -> ObjectiveValue:
         """Return the regularized cross-entropy of each sample."""
-        n_penalized = self._n_penalized(len(X))
-        if n_penalized < len(X):
+        part = self._part(predict_logits, X)
+        if part.every > 1 and int(torch.randint(part.every, (1,), generator=generator)) > 0:
             logits = predict_logits(X)
-            index = torch.randperm(len(X), generator=generator)[:n_penalized].to(X.device)
-            part = X[index].detach().requires_grad_()
-            with batch_norm_in_eval(predict_logits):
-                norms = self._norms(predict_logits(part), part, generator)
-            penalty = torch.zeros_like(logits[:, 0]).index_copy(0, index, norms)
-            penalty = penalty * (len(X) / n_penalized)
-        else:
-            X = X.detach().requires_grad_()
-            logits, penalized_logits = _logits_twice(predict_logits, X)
-            penalty = self._norms(penalized_logits, X, generator)
-        loss = cross_entropy(logits, y) + self.lam * penalty
-        return ObjectiveValue(loss, penalty.detach(), logits)
-
-    def _n_penalized(self, n_samples: int) -> int:
-        """Return the number of samples of a batch that the penalty is taken on."""
-        if self.penalty_samples is None:
-            return n_samples
-        if isinstance(self.penalty_samples, int | np.integer):
-            return min(int(self.penalty_samples), n_samples)
-        return max(1, round(self.penalty_samples * n_samples))
-
-    def _norms(self, logits: Tensor, X: Tensor, generator: torch.Generator) -> Tensor:
-        return jacobian_norm_of(
-            logits,
-            X,
-            norm=self.norm,
-            n_projections=self.n_projections,
-            generator=generator,
-            create_graph=True,
+            loss = cross_entropy(logits, y)
+            return ObjectiveValue(loss, torch.zeros_like(loss), logits)
+        index = None
+        if part.n_samples < len(X):
+            index = torch.randperm(len(X), generator=generator)[: part.n_samples].to(X.device)
+        norm = self._norm(part.class_samples)
+        labels = y[index] if norm.needs_labels and index is not None else y
+        logits, norms = _logits_and_norms(
+            predict_logits, X, index, norm, labels, engine=self.engine, generator=generator
         )
+        loss = cross_entropy(logits, y)
+        scale = part.every * len(X) / part.n_samples
+        norms = norms if scale == 1 else scale * norms
+        if index is None:
+            return ObjectiveValue(loss + self.lam * norms, norms.detach(), logits)
+        lam = self.lam[index] if isinstance(self.lam, Tensor) and self.lam.ndim else self.lam
+        penalty = torch.zeros_like(loss).index_copy_(0, index, norms.detach())
+        return ObjectiveValue(loss.index_add(0, index, lam * norms), penalty, logits)
+
+    def checked(self) -> "JacobianRegularization":
+        """Return the same; raise unless the parameters of the norm go together."""
+        self._norm(self._given_classes())
+        return self
+
+    def _given_classes(self) -> int | None:
+        return None if self.class_samples == "auto" else cast("int | None", self.class_samples)
+
+    def _norm(self, class_samples: int | None) -> JacobianNorm:
+        return checked_norm(self.norm, self.output, self.n_projections, class_samples)
+
+    def _part(self, predict_logits: PredictLogits, X: Tensor) -> Sample:
+        """Return how many samples of a batch, and of each how many classes, are penalized."""
+        n_samples = len(X)
+        given = self._given_classes()
+        if self.penalty_samples is None:
+            return Sample(n_samples, given)
+        if self.penalty_samples != "auto":
+            if isinstance(self.penalty_samples, int | np.integer):
+                return Sample(min(int(self.penalty_samples), n_samples), given)
+            share = cast(float, self.penalty_samples)
+            return Sample(max(1, round(share * n_samples)), given)
+        sizes = sizes_of(predict_logits, X)
+        rows_add = (
+            self.class_samples == "auto"
+            and self.norm in CLASSWISE_NORMS
+            and self.output == "logits"
+            and self.n_projections is None
+        )
+        part = affordable_sample(
+            n_samples, sizes, self._norm(given).n_rows(sizes.n_classes), rows_add
+        )
+        return part if rows_add else part._replace(class_samples=given)
 
 
-def _logits_twice(predict_logits: PredictLogits, X: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the logits for the loss and those for the penalty, from one pass if possible.
+def _logits_and_norms(
+    predict_logits: PredictLogits,
+    X: Tensor,
+    index: Tensor | None,
+    norm: JacobianNorm,
+    y: Tensor,
+    *,
+    engine: str,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Return the logits of X, and the norm at the samples of `index`, of labels `y`."""
+    layers = closed_form(predict_logits, engine)
+    n_penalized = len(X) if index is None else len(index)
+    if layers is not None and joint_pass_fits(layers, norm, n_penalized):
+        return joint_pass(layers, X, index, norm, y, generator)
+    logits, linearization = _forward(predict_logits, layers, X, index, engine)
+    return logits, norm(linearization, y, generator=generator, create_graph=True)
 
-    Only where batch normalization mixes the samples does the penalty take a pass of its
-    own, with the running statistics and the same dropout masks.
+
+def _forward(
+    predict_logits: PredictLogits,
+    layers: list[nn.Module] | None,
+    X: Tensor,
+    index: Tensor | None,
+    engine: str,
+) -> tuple[Tensor, Linearization]:
+    """Run a model on X for the loss and for the Jacobian at `index`, once if possible.
+
+    The closed form needs nothing but the one forward pass. By autograd the samples
+    penalized take a pass of their own, unless they are all. So they do where batch
+    normalization mixes the samples of a batch: the loss sees the statistics of the batch,
+    the Jacobian the running ones, and both the same dropout masks if all are penalized.
     """
-    if not mixes_samples(predict_logits):
-        logits = predict_logits(X)
-        return logits, logits
+    if layers is not None:
+        stack = Stack(layers, X)
+        return stack.logits, stack.linearize(index)
+    if index is None and not mixes_samples(predict_logits):
+        linearization = linearize(predict_logits, X, engine=engine, create_graph=True)
+        return linearization.logits, linearization
     with replayed_rng(X.device) as replay:
         logits = predict_logits(X)
-        with batch_norm_in_eval(predict_logits), replay():
-            return logits, predict_logits(X)
+        part, again = (X, replay()) if index is None else (X[index], nullcontext())
+        with again:
+            linearization = linearize(predict_logits, part, engine=engine, create_graph=True)
+    return logits, linearization

@@ -21,9 +21,9 @@ def make_problem(n=60, n_features=6, n_classes=3, width=24, seed=0):
         net = MLP(n_features, n_classes, hidden_units=(width, width)).double()
     X = 2 * torch.rand(n, n_features, generator=seeded(), dtype=torch.float64) - 1
     with torch.no_grad():
-        for layer in net.layers[1:4:2]:
+        for layer in net[1:4:2]:
             layer.weight *= 3
-        net.layers[-1].bias -= net(X).mean(0)  # all classes occur
+        net[-1].bias -= net(X).mean(0)  # all classes occur
     net.requires_grad_(False)
     return net, X, net(X).argmax(1)
 

@@ -222,7 +222,7 @@ def test_without_strength_it_is_cross_entropy_exactly(objective, kind, generator
 def test_the_loss_is_cross_entropy_plus_lam_times_the_norm(norm, kind, generator):
     net, (X, y) = make_net(kind), batch()
     value = JacobianRegularization(lam=0.3, norm=norm)(net, X, y, generator=generator)
-    norms = jacobian_norm(net, X, norm=norm)
+    norms = jacobian_norm(net, X, y, norm=norm)
     torch.testing.assert_close(value.penalty, norms)
     torch.testing.assert_close(value.loss, plain_cross_entropy(net(X), y) + 0.3 * norms)
 
@@ -278,7 +278,7 @@ def test_with_batch_normalization_loss_and_penalty_see_different_statistics(norm
     net, (X, y) = make_net("batch norm"), batch()
     oracle = copy.deepcopy(net)
     logits = oracle(X)  # batch statistics, and updates the running ones
-    penalty = jacobian_norm(oracle.eval(), X, norm=norm)  # running statistics
+    penalty = jacobian_norm(oracle.eval(), X, y, norm=norm)  # running statistics
     value = JacobianRegularization(lam=0.3, norm=norm)(net, X, y, generator=generator)
     torch.testing.assert_close(value.logits, logits)
     torch.testing.assert_close(value.penalty, penalty)
@@ -304,7 +304,7 @@ def jacobian_by_hand(linear_in, mask, linear_out, hidden, slope=1.0):
 
 def test_with_dropout_loss_and_penalty_share_one_mask(generator):
     net, (X, y) = make_net("dropout"), batch()
-    linear_in, linear_out = net.layers[1], net.layers[-1]
+    linear_in, linear_out = net[1], net[-1]
     with global_seed(9):
         mask = F.dropout(torch.ones(10, 12, dtype=DOUBLE), 0.5)
     with global_seed(9):

@@ -1,0 +1,148 @@
+"""The Jacobian of any differentiable model, by backward passes."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from skjacobian.jacobian._reductions import Reduction
+from skjacobian.model_modes import batch_norm_in_eval
+
+PredictLogits = Callable[[Tensor], Tensor]
+
+
+class AutogradLinearization:
+    """The Jacobian of a model at each sample, one backward pass for each of its rows.
+
+    Parameters
+    ----------
+    predict_logits : callable
+    X : Tensor of shape (n_samples, *features)
+    batched : bool
+        Take all backward passes at once, by `torch.vmap`, instead of one after another.
+    create_graph : bool
+        Whether the rows can be differentiated.
+
+    Attributes
+    ----------
+    logits : Tensor of shape (n_samples, n_classes)
+    """
+
+    def __init__(
+        self, predict_logits: PredictLogits, X: Tensor, *, batched: bool, create_graph: bool
+    ) -> None:
+        self.predict_logits = predict_logits
+        self.batched = batched
+        self.create_graph = create_graph
+        self.saved_numbers = 0
+        with torch.enable_grad(), batch_norm_in_eval(predict_logits):
+            self.X = X.detach().requires_grad_()
+            with torch.autograd.graph.saved_tensors_hooks(self._count, lambda saved: saved):
+                self.logits = predict_logits(self.X)
+
+    def _count(self, saved: Tensor) -> Tensor:
+        self.saved_numbers += saved.numel()
+        return saved
+
+    def rows(self, V: Tensor | None) -> Tensor:
+        """Return the rows VJ of each sample; see `StackLinearization.rows`."""
+        V = as_cotangents(V, self.logits)
+        # Each cotangent by itself, in the order of rows, not of samples.
+        cotangents = V.transpose(0, 1).expand(-1, *self.logits.shape)
+        if self.batched and len(cotangents) > 1:
+            rows = self._vjp(cotangents.contiguous(), keep_graph=False)
+        else:
+            last = len(cotangents) - 1
+            rows = torch.stack(
+                [self._vjp(v, keep_graph=k < last) for k, v in enumerate(cotangents)]
+            )
+        return rows.flatten(2).transpose(0, 1)
+
+    def reduced(self, V: Tensor | None, reduction: Reduction) -> Tensor:
+        """Return a reduction of the rows VJ of each sample, shape (n_samples,)."""
+        return reduction(self.rows(V))
+
+    def _vjp(self, v: Tensor, keep_graph: bool) -> Tensor:
+        product = None
+        if self.logits.requires_grad:
+            (product,) = torch.autograd.grad(
+                self.logits,
+                self.X,
+                v,
+                create_graph=self.create_graph,
+                retain_graph=keep_graph or self.create_graph,
+                allow_unused=True,
+                is_grads_batched=v.ndim > self.logits.ndim,
+            )
+        if product is None:
+            raise ValueError(
+                "Got logits that do not depend on X differentiably, but expected those of a "
+                "differentiable model."
+            )
+        return product
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The shape of the logits."""
+        return self.logits.shape[0], self.logits.shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the logits."""
+        return self.logits.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the logits are."""
+        return self.logits.device
+
+    @property
+    def convolves(self) -> bool:
+        """Tell whether there are convolutions."""
+        return has_convolutions(self.predict_logits)
+
+    def numbers_per_row(self) -> int:
+        """Return how many numbers a row of one sample leaves behind for the backward pass.
+
+        About as many as the forward pass left for the first backward pass.
+        """
+        return -(-self.saved_numbers // max(1, len(self.X)))
+
+    def tensors(self) -> list[Tensor]:
+        """Return the parameters; none are known of a callable that is not a module."""
+        model = self.predict_logits
+        return list(model.parameters()) if isinstance(model, nn.Module) else []
+
+    def part(self, samples: slice, tensors: Sequence[Tensor]) -> "AutogradLinearization":
+        """Return the Jacobian at some of the samples, with other parameters in place."""
+        model = self.predict_logits
+        predict_logits = model
+        if isinstance(model, nn.Module):
+            names = [name for name, _ in model.named_parameters()]
+            weights = dict(zip(names, tensors, strict=True))
+
+            def predict_logits(X: Tensor) -> Tensor:
+                with batch_norm_in_eval(model):
+                    return cast(Tensor, torch.func.functional_call(model, weights, (X,)))
+
+        return AutogradLinearization(
+            predict_logits,
+            self.X[samples],
+            batched=self.batched,
+            create_graph=self.create_graph,
+        )
+
+
+def as_cotangents(V: Tensor | None, like: Any) -> Tensor:
+    """Return V as cotangents of logits, shape (n_samples or 1, n_rows, n_classes)."""
+    if V is not None and V.is_floating_point():
+        return V
+    unit = torch.eye(like.shape[1], dtype=like.dtype, device=like.device)
+    return unit.unsqueeze(0) if V is None else unit[V]
+
+
+def has_convolutions(model: object) -> bool:
+    """Tell whether a model is a module with convolutions."""
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    return isinstance(model, nn.Module) and any(isinstance(m, kinds) for m in model.modules())

@@ -1,0 +1,150 @@
+"""What the Jacobian costs, written down: the rules by which ways of computing it are chosen.
+
+Unit: floating point operations (2 for a multiplication and an addition). F is what one
+forward pass of one sample takes, n the samples of a batch, C the classes.
+
+=====================================  =========================  =========================
+what                                   operations                 numbers kept for backward
+=====================================  =========================  =========================
+a step of plain training               3 n F                      n · activations
+one row vJ, closed form                3 F: the product and       sum of the layers' widths
+                                       its two gradients
+one row vJ, by autograd                5 F: forward, backward,    activations of a forward
+                                       and its backward           pass
+‖A W‖² for R rows A, W (h, d):
+  by the product                       6 R h d                    R d
+  in the Gram form                     4 R h² + 4 h² d            R h
+=====================================  =========================  =========================
+"""
+
+import math
+import weakref
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from sklearn import get_config
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from skjacobian.model_modes import frozen
+
+# Share of a step of plain training that the default penalty may add.
+PENALTY_SHARE = 1 / 6
+
+# Operations that take no longer than starting the kernels of a penalty: a tenth of a
+# millisecond on one core.
+FREE_OPERATIONS = 1e7
+
+# Rows of convolutions in flight on the CPU: what its caches hold.
+CPU_CACHE_BYTES = 8 * 2**20
+
+
+class Sizes(NamedTuple):
+    """What the cost of a model's Jacobian depends on."""
+
+    # Of one forward pass of one sample; 0 for a callable of unknown inside.
+    operations: int
+    n_classes: int
+
+
+_SIZES: weakref.WeakKeyDictionary[nn.Module, Sizes] = weakref.WeakKeyDictionary()
+
+
+def sizes_of(model: Callable[[Tensor], Tensor], X: Tensor) -> Sizes:
+    """Return the sizes of a model, found once for each module from its first sample."""
+    if not isinstance(model, nn.Module):
+        with torch.no_grad():
+            return Sizes(0, model(X[:1].detach()).shape[1])
+    if model not in _SIZES:
+        with frozen(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
+            n_classes = model(X[:1].detach()).shape[1]
+        _SIZES[model] = Sizes(counter.get_total_flops(), n_classes)
+    return _SIZES[model]
+
+
+class Sample(NamedTuple):
+    """What of the batches a penalty is taken on.
+
+    Attributes
+    ----------
+    n_samples : int
+        Of each batch that is penalized.
+    class_samples : int or None
+        Classes of each of these samples; None is all.
+    every : int
+        One in so many batches is penalized.
+    """
+
+    n_samples: int
+    class_samples: int | None
+    every: int = 1
+
+
+def affordable_sample(n_samples: int, sizes: Sizes, rows_of_one: float, rows_add: bool) -> Sample:
+    """Return a sample that costs about a sixth of the operations of plain training.
+
+    3 F for a row against 3 n F for a step: a row for every sixth sample of the batch. Where
+    a norm is a sum over classes the rows go to as many samples as possible: rows of
+    different samples say more about the mean than rows of the same.
+
+    Where the network is so small that starting the kernels of a penalty takes longer than
+    running them, every second batch is penalized instead, on as many rows as make no
+    difference to its time; of a small batch that is all of them.
+
+    Parameters
+    ----------
+    n_samples : int
+        Of the batch.
+    sizes : Sizes
+    rows_of_one : float
+        Rows that the norm of one sample takes.
+    rows_add : bool
+        Whether classes may be drawn.
+    """
+    rows = PENALTY_SHARE * n_samples
+    free = FREE_OPERATIONS / (3 * sizes.operations) if sizes.operations else 0.0
+    every = 2 if free > rows else 1
+    rows = max(rows, free)
+    if rows >= n_samples * rows_of_one:
+        return Sample(n_samples, None, every)
+    if not rows_add:
+        return Sample(max(1, round(rows / rows_of_one)), None, every)
+    n_penalized = min(n_samples, max(1, round(rows)))
+    n_classes = min(sizes.n_classes, max(1, int(rows / n_penalized)))
+    return Sample(n_penalized, n_classes, every)
+
+
+def gram_pays(n_rows: int, n_hidden: int, n_features: int) -> bool:
+    """Tell whether ‖A W‖² is cheaper by W Wᵀ than by A W, gradients included."""
+    by_product = 6 * n_rows * n_hidden * n_features
+    by_gram = 4 * n_rows * n_hidden**2 + 4 * n_hidden**2 * n_features
+    return by_gram < by_product
+
+
+def masked_product_pays(n_samples: int, n_rows: int, slope: Tensor, W: Tensor) -> bool:
+    """Tell whether `masked_product` beats the chain rule.
+
+    It saves one of three products, for two passes over as many numbers as rows of W times
+    rows. It has no gradient by the slopes, which only piecewise linear activations do
+    without.
+    """
+    saved = 2 * n_samples * n_rows * W.numel()
+    return n_samples >= 32 and saved >= FREE_OPERATIONS and not slope.requires_grad
+
+
+def rows_that_fit(numbers: int, dtype: torch.dtype, limit: float = math.inf) -> int:
+    """Return how many rows of so many numbers fit into the memory that may be used.
+
+    The limit is scikit-learn's: `sklearn.set_config(working_memory=...)`, in MiB; `limit`
+    is another, in bytes.
+    """
+    limit = min(limit, get_config()["working_memory"] * 2**20)
+    return max(1, int(limit // (max(1, numbers) * dtype.itemsize)))
+
+
+def rows_at_once(linearization: Any) -> int:
+    """Return how many rows of Jacobians may be in flight, for memory and for the caches."""
+    cached = linearization.convolves and linearization.device.type == "cpu"
+    limit = CPU_CACHE_BYTES if cached else math.inf
+    return rows_that_fit(linearization.numbers_per_row(), linearization.dtype, limit)

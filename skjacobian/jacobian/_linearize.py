@@ -1,0 +1,59 @@
+"""Choosing how the Jacobian of a model is computed."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from skjacobian._validation import check_option, reject
+from skjacobian.jacobian._autograd import AutogradLinearization, has_convolutions
+from skjacobian.jacobian._parts import Linearization
+from skjacobian.jacobian._stack import Stack, chain_of
+from skjacobian.model_modes import batch_norm_in_eval
+
+PredictLogits = Callable[[Tensor], Tensor]
+
+ENGINES = ("auto", "closed_form", "batched", "loop")
+
+
+def linearize(
+    predict_logits: PredictLogits, X: Tensor, *, engine: str = "auto", create_graph: bool = False
+) -> Linearization:
+    """Return the Jacobian of a model at each sample, computed as `engine` says.
+
+    "auto" is "closed_form" for the chains of layers that have one; otherwise "batched"
+    where vmap saves time, which is where there are no convolutions; otherwise "loop".
+    """
+    check_option("engine", engine, ENGINES)
+    with torch.set_grad_enabled(create_graph), batch_norm_in_eval(predict_logits):
+        if (layers := closed_form(predict_logits, engine)) is not None:
+            return Stack(layers, X.detach()).linearize()
+    return AutogradLinearization(
+        predict_logits,
+        X,
+        batched=engine == "batched" or (engine == "auto" and _vmap_pays(predict_logits)),
+        create_graph=create_graph,
+    )
+
+
+def closed_form(predict_logits: PredictLogits, engine: str) -> list[nn.Module] | None:
+    """Return the layers of a model that `engine` treats in closed form, else None."""
+    if engine not in ("auto", "closed_form"):
+        return None
+    layers = chain_of(predict_logits)
+    if layers is None and engine == "closed_form":
+        reject(
+            "engine",
+            engine,
+            "'auto', 'batched' or 'loop' for this model: it is not an nn.Sequential of layers "
+            "that have a closed form",
+        )
+    return layers
+
+
+def _vmap_pays(model: object) -> bool:
+    """Tell whether a model is made of torch's own layers, without convolutions."""
+    if not isinstance(model, nn.Module) or has_convolutions(model):
+        return False
+    leaves = [m for m in model.modules() if not list(m.children())]
+    return all(type(leaf).__module__.startswith("torch.nn.") for leaf in leaves)

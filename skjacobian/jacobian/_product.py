@@ -1,0 +1,334 @@
+"""The product of the maps of a chain of layers: rows of Jacobians, reductions, gradients."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from skjacobian.jacobian._autograd import as_cotangents
+from skjacobian.jacobian._cost import gram_pays, masked_product_pays
+from skjacobian.jacobian._maps import Convolution, Dense, Diagonal, Map, Reshape
+from skjacobian.jacobian._products import (
+    gram_gradient,
+    gram_product,
+    masked_gradients,
+    masked_product,
+)
+from skjacobian.jacobian._reductions import Reduction, SquaredLength
+
+Gradients = list[Tensor | None]
+
+
+class StackLinearization:
+    """The Jacobian of a chain of layers at each sample, as the product of its maps.
+
+    Parameters
+    ----------
+    maps : list of Map
+        From the output to the input.
+    logits : Tensor of shape (n_all, n_classes)
+        Of all samples of the forward pass.
+    index : Tensor of shape (n_samples,) or slice, optional
+        Those that the Jacobian is taken at; None is all.
+    """
+
+    def __init__(
+        self, maps: list[Map], logits: Tensor, index: Tensor | slice | None = None
+    ) -> None:
+        self.maps = maps
+        self._logits = logits
+        self._index = index
+
+    @property
+    def logits(self) -> Tensor:
+        """The logits, shape (n_samples, n_classes)."""
+        return self._logits if self._index is None else self._logits[self._index]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The shape of the logits, which comes cheaper than the logits."""
+        n_classes = self._logits.shape[1]
+        if isinstance(self._index, Tensor):
+            return len(self._index), n_classes
+        return len(self.logits), n_classes
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the logits."""
+        return self._logits.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the logits are."""
+        return self._logits.device
+
+    def rows(self, V: Tensor | None) -> Tensor:
+        """Return the rows VJ of each sample, without a graph.
+
+        Parameters
+        ----------
+        V : Tensor or None
+            Cotangents, (n_samples, n_rows, n_classes); or class indices, (n_samples,
+            n_rows), which may be the same for all samples, (1, n_rows); None is all
+            classes.
+
+        Returns
+        -------
+        Tensor of shape (n_samples, n_rows, n_features)
+        """
+        with torch.no_grad():
+            G = as_cotangents(V, self).expand(self.shape[0], -1, -1)
+            for layer in self.maps:
+                G = layer(G)
+        return G.flatten(2)
+
+    def reduced(self, V: Tensor | None, reduction: Reduction) -> Tensor:
+        """Return a reduction of the rows VJ of each sample, shape (n_samples,)."""
+        value: Tensor = _Reduced.apply(  # type: ignore[no-untyped-call]
+            self, V, reduction, *self.tensors()
+        )
+        return value
+
+    def at(self, index: Tensor) -> "StackLinearization":
+        """Return the Jacobian at the samples that `index` chooses."""
+        return StackLinearization([layer.at(index) for layer in self.maps], self._logits, index)
+
+    @property
+    def convolves(self) -> bool:
+        """Tell whether there are convolutions."""
+        return any(isinstance(layer, Convolution) for layer in self.maps)
+
+    def numbers_per_row(self) -> int:
+        """Return how many numbers a row of one sample leaves behind for the backward pass."""
+        return sum(layer.numbers_per_row() for layer in self.maps)
+
+    def tensors(self) -> list[Tensor]:
+        """Return all that the rows depend on."""
+        return [layer.tensor for layer in self.maps if layer.tensor is not None]
+
+    def part(self, samples: slice, tensors: Sequence[Tensor]) -> "StackLinearization":
+        """Return the Jacobian at some of the samples, with other tensors in place."""
+        remaining = iter(tensors)
+        maps = [layer.part(samples, remaining) for layer in self.maps]
+        return StackLinearization(maps, self.logits, samples)
+
+
+class _Reduced(torch.autograd.Function):
+    """A reduction of VJ, with the backward pass of its tape."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        linearization: StackLinearization,
+        V: Tensor | None,
+        reduction: Reduction,
+        *tensors: Tensor,
+    ) -> Tensor:
+        ctx.tape = Tape(linearization, V, reduction)
+        return ctx.tape.value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, weight: Tensor) -> tuple[Any, ...]:
+        wanted = ctx.needs_input_grad[3:]
+        by_V, gradients = ctx.tape.gradients(weight, wanted)
+        return None, (by_V if ctx.needs_input_grad[1] else None), None, *gradients
+
+
+class Tape:
+    """A reduction of the rows VJ, and what its backward pass needs.
+
+    Parameters
+    ----------
+    linearization : StackLinearization
+    V : Tensor or None
+        As `StackLinearization.rows` takes it.
+    reduction : Reduction
+
+    Attributes
+    ----------
+    value : Tensor of shape (n_samples,)
+    """
+
+    def __init__(
+        self, linearization: StackLinearization, V: Tensor | None, reduction: Reduction
+    ) -> None:
+        self.start, maps = _start(linearization, V)
+        G = self.start()
+        self.end: Any = _End(reduction)
+        if isinstance(reduction, SquaredLength) and (W := _gram_weight(G, maps)) is not None:
+            self.end = _GramEnd(W)
+            maps = maps[: max(i for i, layer in enumerate(maps) if isinstance(layer, Dense))]
+        self.steps: list[tuple[Map, Tensor]] = []
+        for layer in maps:
+            self.steps.append((layer, G))
+            G = layer(G)
+        self.value: Tensor = self.end(G)
+
+    def gradients(
+        self, weight: Tensor, wanted: Sequence[bool], totals: Gradients | None = None
+    ) -> tuple[Tensor | None, Gradients]:
+        """Return the gradients of Σ weight · value by V and by the maps' tensors.
+
+        Parameters
+        ----------
+        weight : Tensor of shape (n_samples,)
+        wanted : sequence of bool
+            For each of `StackLinearization.tensors`, whether its gradient is.
+        totals : list of Tensor or None
+            Gradients that these are added to; None starts from nothing.
+        """
+        totals = [None] * len(wanted) if totals is None else totals
+        position = len(wanted)
+        D, of_end = self.end.gradients(weight)
+        for gradient in of_end:
+            position -= 1
+            totals[position] = _sum(totals[position], gradient() if wanted[position] else None)
+        for layer, G in reversed(self.steps):
+            if layer.tensor is not None:
+                position -= 1
+                if wanted[position]:
+                    total = totals[position]
+                    totals[position] = (
+                        layer.by_tensor(G, D) if total is None else layer.add_by_tensor(total, G, D)
+                    )
+            D = layer.by_cotangent(D)
+        by_V, of_start = self.start.gradients(D)
+        for position, gradient in enumerate(of_start):
+            totals[position] = _sum(totals[position], gradient if wanted[position] else None)
+        return by_V, totals
+
+
+def _sum(total: Tensor | None, gradient: Tensor | None) -> Tensor | None:
+    if total is None or gradient is None:
+        return gradient if total is None else total
+    return total.add_(gradient)
+
+
+# --- the first rows ----------------------------------------------------------------------
+
+
+def _start(linearization: StackLinearization, V: Tensor | None) -> tuple[Any, list[Map]]:
+    """Return what makes the first rows, and the maps behind it."""
+    maps, n_samples = linearization.maps, linearization.shape[0]
+    if V is not None and V.is_floating_point():
+        return _Cotangents(V), maps
+    match maps:
+        case [Dense(weight=weight), *behind] if V is not None:
+            return _ChosenRows(V, weight), behind
+        case [
+            Dense(weight=weight),
+            Diagonal(slope=slope),
+            Dense(weight=W),
+            *behind,
+        ] if masked_product_pays(n_samples, len(weight), slope, W):
+            return _MaskedRows(weight, slope, W), behind
+        case [Dense(weight=weight), *behind]:
+            return _AllRows(weight, n_samples), behind
+    cotangents = as_cotangents(V, linearization)
+    return _Cotangents(cotangents.expand(n_samples, -1, -1)), maps
+
+
+@dataclass(frozen=True)
+class _Cotangents:
+    """Rows given as combinations of logits."""
+
+    V: Tensor
+
+    def __call__(self) -> Tensor:
+        return self.V
+
+    def gradients(self, D: Tensor) -> tuple[Tensor | None, Gradients]:
+        return D, []
+
+
+@dataclass(frozen=True)
+class _AllRows:
+    """All rows of the last weight, for every sample."""
+
+    weight: Tensor
+    n_samples: int
+
+    def __call__(self) -> Tensor:
+        return self.weight.expand(self.n_samples, *self.weight.shape)
+
+    def gradients(self, D: Tensor) -> tuple[None, Gradients]:
+        return None, [D.sum(0)]
+
+
+@dataclass(frozen=True)
+class _ChosenRows:
+    """For each sample the rows of the last weight that V names."""
+
+    V: Tensor
+    weight: Tensor
+
+    def __call__(self) -> Tensor:
+        return F.embedding(self.V, self.weight)
+
+    def gradients(self, D: Tensor) -> tuple[None, Gradients]:
+        chosen = D.reshape(-1, D.shape[-1])
+        gradient = torch.zeros_like(self.weight).index_add_(0, self.V.flatten(), chosen)
+        return None, [gradient]
+
+
+@dataclass(frozen=True)
+class _MaskedRows:
+    """All rows behind the last two dense layers."""
+
+    weight: Tensor
+    slope: Tensor
+    W: Tensor
+
+    def __call__(self) -> Tensor:
+        return masked_product(self.weight, self.slope, self.W)
+
+    def gradients(self, D: Tensor) -> tuple[None, Gradients]:
+        by_weight, by_W = masked_gradients(self.weight, self.slope, self.W, D)
+        return None, [by_weight, None, by_W]
+
+
+# --- the last rows -----------------------------------------------------------------------
+
+
+@dataclass
+class _End:
+    """A reduction of the rows."""
+
+    reduction: Reduction
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        self.rows = rows
+        return self.reduction(rows.flatten(2))
+
+    def gradients(self, weight: Tensor) -> tuple[Tensor, list[Callable[[], Tensor]]]:
+        D = self.reduction.gradient(self.rows.flatten(2), weight)
+        return D.reshape(self.rows.shape), []
+
+
+@dataclass
+class _GramEnd:
+    """Σ ‖a W‖² over the rows a, without the product a W."""
+
+    W: Tensor
+
+    def __call__(self, A: Tensor) -> Tensor:
+        self.A, self.AG = A, gram_product(A, self.W)
+        return torch.linalg.vecdot(self.A.flatten(1), self.AG.flatten(1))
+
+    def gradients(self, weight: Tensor) -> tuple[Tensor, list[Callable[[], Tensor]]]:
+        weight = weight.reshape(-1, 1, 1)
+        return self.AG * (2 * weight), [lambda: gram_gradient(self.A, weight * self.A, self.W)]
+
+
+def _gram_weight(G: Tensor, maps: list[Map]) -> Tensor | None:
+    """Return the weight that the rows meet last, where its Gram matrix saves operations."""
+    last = next((layer for layer in reversed(maps) if not isinstance(layer, Reshape)), None)
+    if not isinstance(last, Dense) or len(last.input_shape) > 1:
+        return None
+    n_rows = G.shape[0] * G.shape[1]
+    return last.weight if gram_pays(n_rows, *last.weight.shape) else None

@@ -1,0 +1,233 @@
+"""Closed form of the Jacobian of a chain of layers: products of weights and slopes.
+
+For a network z ↦ W_L σ(W_{L-1} … σ(W_1 x)) the Jacobian at a sample is
+W_L D_{L-1} W_{L-1} … D_1 W_1, D_l = diag σ'(z_l), so its rows need no backward passes of
+autograd: the forward pass that the loss takes anyway leaves all the slopes.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from skjacobian.jacobian._maps import (
+    AveragePooling,
+    ChannelScale,
+    Convolution,
+    Dense,
+    Diagonal,
+    Map,
+    MaxPooling,
+    Reshape,
+)
+from skjacobian.jacobian._product import StackLinearization
+
+ACTIVATIONS = (
+    *(nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish),
+    *(nn.Softplus, nn.Softsign, nn.Tanh, nn.Sigmoid, nn.LogSigmoid),
+)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+POOLINGS = (nn.MaxPool2d, nn.AvgPool2d)
+ALWAYS_KNOWN = frozenset((nn.Linear, nn.ReLU, nn.Identity, *DROPOUTS))
+
+
+def chain_of(model: object) -> list[nn.Module] | None:
+    """Return the layers of a model whose Jacobian has a closed form here; else None.
+
+    That is an `nn.Sequential`, or a subclass with its `forward`, nested as deep as may be,
+    of linear, convolution, batch normalization (in eval mode), pooling without overlap,
+    dropout, flattening and elementwise activation layers, without hooks and without
+    autocast.
+    """
+    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+        return None
+    layers: list[nn.Module] = []
+    return layers if _append_layers(model, layers) else None
+
+
+def _append_layers(model: object, layers: list[nn.Module]) -> bool:
+    """Append the layers of a model; tell whether all of them are known."""
+    if not isinstance(model, nn.Module) or _has_hooks(model):
+        return False
+    if isinstance(model, nn.Sequential) and type(model).forward is nn.Sequential.forward:
+        return all(_append_layers(child, layers) for child in model._modules.values())
+    layers.append(model)
+    return _is_known(model)
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
+
+
+def _is_known(layer: Any) -> bool:
+    """Tell whether a layer, by its type and settings, is one of those handled here."""
+    kind = type(layer)
+    if kind in ALWAYS_KNOWN:
+        return True
+    if kind in CONVOLUTIONS:
+        return layer.padding_mode == "zeros" and _padding(layer) is not None
+    if kind in BATCH_NORMS:
+        return not layer.training and bool(layer.track_running_stats)
+    if kind in POOLINGS:
+        plain = _pair(layer.stride) == _pair(layer.kernel_size) and not layer.ceil_mode
+        plain = plain and _pair(layer.padding) == (0, 0)
+        return plain and _pair(getattr(layer, "dilation", 1)) == (1, 1)
+    if kind is nn.Flatten:
+        return (layer.start_dim, layer.end_dim) == (1, -1)
+    if kind is nn.Unflatten:
+        return layer.dim == 1
+    return kind in ACTIVATIONS and not getattr(layer, "inplace", False)
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    height, width = (value, value) if isinstance(value, int) else value
+    return height, width
+
+
+def _padding(layer: Any) -> tuple[int, ...] | None:
+    """Return the padding of a convolution on each side; None where the sides differ."""
+    if layer.padding == "valid":
+        return (0,) * len(layer.kernel_size)
+    if layer.padding == "same":
+        reach = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+        return None if any(r % 2 for r in reach) else tuple(r // 2 for r in reach)
+    return tuple(layer.padding)
+
+
+class Record(NamedTuple):
+    """What the forward pass of one layer leaves behind."""
+
+    layer: Any
+    input: Tensor
+    output: Tensor
+    # Dropout: the mask; max pooling: where in the input the maxima are.
+    note: Tensor | None
+
+
+class Stack:
+    """A forward pass through a chain of layers, from which the Jacobian can be had.
+
+    Parameters
+    ----------
+    layers : list of nn.Module
+        As `chain_of` returns them.
+    X : Tensor of shape (n_samples, *features)
+
+    Attributes
+    ----------
+    logits : Tensor of shape (n_samples, n_classes)
+    """
+
+    def __init__(self, layers: list[nn.Module], X: Tensor) -> None:
+        self.records: list[Record] = []
+        value = X
+        for layer in layers:
+            output, note = _forward(layer, value)
+            self.records.append(Record(layer, value, output, note))
+            value = output
+        self.logits = value
+
+    def linearize(self, index: Tensor | None = None) -> StackLinearization:
+        """Return the Jacobian at the samples, or at those that `index` chooses."""
+
+        def pick(value: Tensor) -> Tensor:
+            return value if index is None else value.index_select(0, index)
+
+        maps: list[Map] = []
+        records = iter(zip(self.records, [*self.records[1:], None], strict=True))
+        for record, following in records:
+            fused = following is not None and type(following.layer) is nn.MaxPool2d
+            if type(record.layer) in ACTIVATIONS and following is not None and fused:
+                maps.append(_max_pooling(following, pick, before=record))
+                next(records)
+            elif (made := _map(record, pick)) is not None:
+                maps.append(made)
+        return StackLinearization(maps[::-1], self.logits, index)
+
+
+def _forward(layer: Any, value: Tensor) -> tuple[Tensor, Tensor | None]:
+    # Without the calling conventions of modules, which cost as much as a small product.
+    kind = type(layer)
+    if kind is nn.Linear:
+        return F.linear(value, layer.weight, layer.bias), None
+    if kind is nn.ReLU:
+        return torch.relu(value), None
+    if kind is nn.MaxPool2d:
+        return F.max_pool2d(value, layer.kernel_size, return_indices=True)
+    if kind in DROPOUTS:
+        if not layer.training or layer.p == 0:
+            return value, None
+        mask = layer(torch.ones_like(value))
+        return value * mask, mask
+    return layer(value), None
+
+
+def _map(record: Record, pick: Callable[[Tensor], Tensor]) -> Map | None:
+    """Return the derivative of the layer of a record; None where it is the identity."""
+    layer, kind = record.layer, type(record.layer)
+    shape = tuple(record.input.shape[1:])
+    if kind is nn.Linear:
+        return Dense(shape, layer.weight)
+    if kind in ACTIVATIONS:
+        return Diagonal(shape, _slope(record, pick))
+    if kind in CONVOLUTIONS:
+        padding = _padding(layer)
+        assert padding is not None
+        return Convolution(shape, layer.weight, layer.stride, padding, layer.dilation, layer.groups)
+    if kind is nn.MaxPool2d:
+        return _max_pooling(record, pick)
+    if kind is nn.AvgPool2d:
+        return AveragePooling(shape, _pair(layer.kernel_size))
+    if kind in BATCH_NORMS:
+        scale = (layer.running_var + layer.eps).rsqrt()
+        return ChannelScale(shape, scale if layer.weight is None else layer.weight * scale)
+    if kind in DROPOUTS:
+        return None if record.note is None else Diagonal(shape, pick(record.note))
+    if kind in (nn.Flatten, nn.Unflatten) and shape != tuple(record.output.shape[1:]):
+        return Reshape(shape, tuple(record.output.shape[1:]))
+    return None
+
+
+def _slope(record: Record, pick: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return σ'(z) of an activation, differentiable by z where that depends on it."""
+    if type(record.layer) is nn.ReLU:
+        return pick(record.output.detach()).sign()
+    z = pick(record.input)
+    graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        if not z.requires_grad:
+            z = z.detach().requires_grad_()
+        activated = record.layer(z)
+        (slope,) = torch.autograd.grad(activated, z, torch.ones_like(activated), create_graph=graph)
+    return slope
+
+
+def _max_pooling(
+    record: Record, pick: Callable[[Tensor], Tensor], before: Record | None = None
+) -> MaxPooling:
+    """Return the derivative of max pooling, of an activation before it included."""
+    assert record.note is not None
+    where = pick(record.note)
+    height, width = _pair(record.layer.kernel_size)
+    input_width = record.input.shape[-1]
+    place = (where // input_width) % height * width + (where % input_width) % width
+    places = torch.arange(height * width, device=where.device).reshape(-1, 1, 1, 1)
+    slopes = (place.unsqueeze(1) == places).to(record.output.dtype)
+    if before is not None:
+        at_maximum = before._replace(
+            input=before.input.flatten(2)
+            .gather(2, record.note.flatten(2))
+            .reshape(record.note.shape),
+            output=record.output,
+        )
+        slopes = slopes * _slope(at_maximum, pick).unsqueeze(1)
+    return MaxPooling(tuple(record.input.shape[1:]), (height, width), slopes)
