@@ -8,7 +8,7 @@ import torch
 from sklearn.base import ClassifierMixin, _fit_context
 from sklearn.metrics import accuracy_score, check_scoring
 from sklearn.model_selection import train_test_split
-from sklearn.utils import Tags, _safe_indexing, check_random_state
+from sklearn.utils import Tags, _safe_indexing, check_consistent_length, check_random_state
 from sklearn.utils._param_validation import RealNotInt, StrOptions
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
@@ -34,6 +34,8 @@ from skjacobian._training_data import (
 from skjacobian._validation import ScalarInterval, did_you_mean, reject, unwrap_scalar
 from skjacobian.differentiable import Network, TensorFunction, as_torch
 from skjacobian.jacobian import jacobian_norm
+from skjacobian.jacobian._norms import checked_norm
+from skjacobian.model_modes import frozen
 from skjacobian.modules import MODULES
 from skjacobian.objectives import Objective
 
@@ -277,6 +279,9 @@ class RobustClassifier(ClassifierMixin, NetOwner):
                     f"Got y with 1 class ({self.classes_[0]!r}), but {type(self).__name__} "
                     "expected samples of at least 2 classes."
                 )
+        self._check_labels(labels)
+
+    def _check_labels(self, labels: np.ndarray) -> None:
         unknown = np.setdiff1d(labels, self.classes_)
         if len(unknown):
             raise ValueError(
@@ -388,42 +393,106 @@ class RobustClassifier(ClassifierMixin, NetOwner):
     def jacobian_norm(
         self,
         X: Any,
+        y: Any = None,
         *,
         norm: str = "l2",
+        output: str = "logits",
         n_projections: int | None = None,
+        class_samples: int | None = None,
         random_state: Any = None,
     ) -> np.ndarray:
-        """Return a norm of the Jacobian ∂logits/∂x at each sample.
+        """Return a norm of the Jacobian J = ∂logits/∂x, or of the loss, at each sample.
+
+        Each bounds to first order how fast an attack can raise the loss:
+
+        =================  ====================  ============
+        `norm`             value                 pairs with
+        =================  ====================  ============
+        "l2"               ‖J‖_F², **squared**   l2
+        "spectral"         σ_max(J)              l2, tight
+        "l1"               ‖J‖_{1,1}             linf
+        "l21"              Σ_j ‖J_·j‖₂           linf
+        "cross_lipschitz"  max_k ‖J_k - J_y‖₁    linf, tight
+        =================  ====================  ============
+
+        With ``output="loss"`` the gradient of the cross-entropy takes the place of J: "l2"
+        is ‖∇ₓℓ‖₂² and "l1" is ‖∇ₓℓ‖₁.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features) or (n_samples, *image_shape)
-        norm : {"l2", "l1", "l21"}, default="l2"
-            As in `skjacobian.jacobian.jacobian_norm`; "l2" is squared.
+        y : array-like of shape (n_samples,), optional
+            Labels as in `fit`, which "cross_lipschitz" and ``output="loss"`` depend on.
+            None takes the predicted labels there.
+        norm : {"l2", "l1", "l21", "spectral", "cross_lipschitz"}, default="l2"
+        output : {"logits", "loss"}, default="logits"
+            What is differentiated by x; "loss" knows the norms "l2" and "l1".
         n_projections : int, optional
             None is exact; a number estimates "l2" and "l21" from that many directions.
+        class_samples : int, optional
+            None is exact; a number estimates "l2" and "l1" from that many classes.
         random_state : int, RandomState instance or None, default=None
-            Source of the directions.
+            Source of the directions and classes.
 
         Returns
         -------
         ndarray of shape (n_samples,)
+            In the floating type of the network.
+
+        Raises
+        ------
+        ValueError
+            For parameters that are unknown or do not go together, and for a `y` of another
+            length than X or with labels that are not in `classes_`.
+
+        See Also
+        --------
+        skjacobian.jacobian.jacobian_norm : The same of any torch model, with formulas.
+        skjacobian.JacobianNormDisplay : Draws what this returns.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_iris
+        >>> from skjacobian import JacobianRegularizedClassifier
+        >>> X, y = load_iris(return_X_y=True)
+        >>> model = JacobianRegularizedClassifier(random_state=0).fit(X, y)
+        >>> model.jacobian_norm(X, y, norm="cross_lipschitz").shape
+        (150,)
         """
         check_is_fitted(self)
+        n_projections, class_samples = unwrap_scalar(n_projections), unwrap_scalar(class_samples)
+        measure = checked_norm(norm, output, n_projections, class_samples)
         X = self._prediction_tensor(X)
         seed = check_random_state(own_entropy(random_state)).randint(2**31 - 1)
-        self.module_.eval()
-        norms = [
-            jacobian_norm(
-                self.module_,
-                batch.to(self.net_.device),
-                norm=norm,
-                n_projections=n_projections,
-                generator=torch.Generator().manual_seed(int(seed)),
-            ).cpu()
-            for batch in X.split(PREDICTION_BATCH_SIZE)
-        ]
+        # One for all batches: the errors of estimates in different batches are independent.
+        generator = torch.Generator().manual_seed(int(seed))
+        norms = []
+        with frozen(self.module_):
+            target = self._target(X, y) if y is not None or measure.needs_labels else None
+            for start in range(0, len(X), PREDICTION_BATCH_SIZE):
+                rows = slice(start, start + PREDICTION_BATCH_SIZE)
+                batch_norms = jacobian_norm(
+                    self.module_,
+                    X[rows].to(self.net_.device),
+                    None if target is None else target[rows].to(self.net_.device),
+                    norm=norm,
+                    output=output,
+                    n_projections=n_projections,
+                    class_samples=class_samples,
+                    generator=generator,
+                )
+                norms.append(batch_norms.cpu())
         return torch.cat(norms).numpy()
+
+    def _target(self, X: Tensor, y: Any) -> Tensor:
+        """Return the class indices of the labels `y`, or of those predicted if it is None."""
+        if y is None:
+            logits = predict_logits(self.net_, X, PREDICTION_BATCH_SIZE)
+            return torch.from_numpy(logits.argmax(1))
+        y = column_or_1d(y, warn=True)
+        check_consistent_length(X, y)
+        self._check_labels(y)
+        return torch.from_numpy(np.searchsorted(self.classes_, y))
 
 
 @as_torch.register

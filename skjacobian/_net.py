@@ -236,6 +236,10 @@ class CosineSchedule(Callback):
                 group["lr"] = lr
             self.step_ += 1
 
+    def on_epoch_end(self, net: NeuralNetClassifier, **kwargs: Any) -> None:
+        """Record the learning rate that the epoch ended with."""
+        net.history.record("lr", net.optimizer_.param_groups[0]["lr"])
+
 
 class ValidationScores(Callback):
     """Records validation accuracy, and a score where asked, after each epoch.

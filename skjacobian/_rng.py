@@ -59,14 +59,23 @@ class RandomStream:
 
 
 @contextmanager
-def replayed_rng(device: torch.device) -> Iterator[Callable[[], AbstractContextManager[None]]]:
-    """Give a function that replays, for a block, the draws made since this was entered."""
+def replayed_rng(device: torch.device) -> Iterator[Callable[..., AbstractContextManager[None]]]:
+    """Give a function that replays, for a block, the draws made since this was entered.
+
+    ``replay(variant=k)`` makes other draws, which follow from them and from k.
+    """
     start = _get_state(device)
 
     @contextmanager
-    def replay() -> Iterator[None]:
+    def replay(variant: int = 0) -> Iterator[None]:
         now = _get_state(device)
         _set_state(device, start)
+        if variant:
+            seed = int(torch.randint(2**62, (1,))) + variant
+            torch.default_generator.manual_seed(seed)
+            if device.type == "cuda":
+                index = torch.cuda.current_device() if device.index is None else device.index
+                torch.cuda.default_generators[index].manual_seed(seed)
         try:
             yield
         finally:

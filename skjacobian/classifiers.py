@@ -56,8 +56,8 @@ class JacobianRegularizedClassifier(RobustClassifier):
     penalty_samples : int, float, "auto" or None, default="auto"
         Samples of each batch that the penalty is taken on, drawn anew each time, as a
         number or a share. Penalty and gradient stay unbiased. "auto" takes what costs about
-        a sixth of the operations of plain training; of small networks, all of every second
-        batch at random. None takes all of all; docs/jacobian.md compares the two.
+        a sixth of the operations of plain training; of small networks, all of one
+        batch in three, at random. None takes all of all; docs/jacobian.md compares the two.
     class_samples : int, "auto" or None, default="auto"
         Classes of each of these samples, drawn likewise ("l1" and "l2" only). None takes
         all. "auto" takes all too, except with ``penalty_samples="auto"``, which spreads
@@ -489,8 +489,8 @@ class _NormAndMethod(str):
         self.method = method
         return self
 
-    def __call__(self, X: Any, **kwargs: Any) -> np.ndarray:
-        return self.method(X, **kwargs)
+    def __call__(self, X: Any, y: Any = None, **kwargs: Any) -> np.ndarray:
+        return self.method(X, y, **kwargs)
 
 
 def _penalized(lam: Any, norm: str, **options: Any) -> Objective:

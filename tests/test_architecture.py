@@ -43,6 +43,7 @@ LAYERS = {
     "_estimator": 5,
     "classifiers": 5,
     "metrics": 5,
+    "displays": 6,
     "__init__": 6,
 }
 

@@ -1,7 +1,9 @@
 """Does a penalty on a part of each batch train the same network as the whole penalty?
 
-Run ``python examples/benchmarks/sampling.py --network mlp --batch-size 128``; about a quarter
-of an hour on one core, and several times that for the CNN. Needs MNIST (see README).
+Run ``python examples/benchmarks/sampling.py --network mlp --batch-size 128``; about half an
+hour on one core, and several times that for the CNN (``--network lenet``); ``--device cuda``
+trains and attacks on a GPU, where the seconds printed are those of its host. Needs MNIST (see
+README).
 
 For each norm and λ, networks of several seeds are trained with the default penalty
 (``penalty_samples="auto"``) and with that of all samples and classes (``None``). Printed are
@@ -26,7 +28,12 @@ from skjacobian.datasets import load_mnist
 STRENGTHS = {"l2": (0.002, 0.02, 0.2), "l1": (0.0001, 0.001, 0.01)}
 NETWORKS = {
     "mlp": {"module": "mlp", "module__hidden_units": (256, 256)},
-    "lenet": {"module": "cnn", "module__channels": (6, 16), "module__hidden_units": (120, 84)},
+    "lenet": {
+        "module": "cnn",
+        "module__image_shape": (28, 28),
+        "module__channels": (6, 16),
+        "module__hidden_units": (120, 84),
+    },
 }
 COLUMNS = ("CPU s", "clean", "linf 0.1", "l2 1.5", "mean ‖J‖_F²", "mean ‖J‖_{1,1}")
 
@@ -52,6 +59,8 @@ def compare(name: str, batch_size: int, arguments, train, test) -> None:
     print("| --- " * (2 + len(COLUMNS)) + "|", flush=True)
     for norm, strengths in STRENGTHS.items():
         for lam in strengths:
+            if arguments.only not in ("", f"{norm} {lam:g}"):
+                continue
             rows = {"auto": [], "all": []}
             for seed in range(arguments.seeds):
                 for sample in rows:
@@ -63,6 +72,7 @@ def compare(name: str, batch_size: int, arguments, train, test) -> None:
                         "batch_size": batch_size,
                         "max_epochs": arguments.epochs,
                         "random_state": seed,
+                        "device": arguments.device,
                     }
                     row = train_and_measure(params, train, test, arguments.attacked)
                     rows[sample].append(row)
@@ -90,13 +100,16 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--samples", type=int, default=60_000, help="training samples")
     parser.add_argument("--attacked", type=int, default=1000, help="test points attacked")
+    parser.add_argument("--only", default="", help='one norm and λ alone, as "l2 0.02"')
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--record", default="", help="file that raw results are appended to")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     train = load_mnist("train", n_samples=arguments.samples)
     test = load_mnist("test")
+    card = torch.cuda.get_device_name() if arguments.device == "cuda" else "no GPU"
     print(
-        f"{describe_machine()}; MNIST, {arguments.samples} training samples, "
+        f"{describe_machine()}, {card}; MNIST, {arguments.samples} training samples, "
         f"{arguments.seeds} seeds, PGD-40 on {arguments.attacked} test points"
     )
     compare(arguments.network, arguments.batch_size, arguments, train, test)

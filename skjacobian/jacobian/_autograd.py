@@ -6,6 +6,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from skjacobian._rng import replayed_rng
 from skjacobian.jacobian._reductions import Reduction
 from skjacobian.model_modes import batch_norm_in_eval
 
@@ -35,15 +36,21 @@ class AutogradLinearization:
         self.predict_logits = predict_logits
         self.batched = batched
         self.create_graph = create_graph
-        self.saved_numbers = 0
-        with torch.enable_grad(), batch_norm_in_eval(predict_logits):
-            self.X = X.detach().requires_grad_()
-            with torch.autograd.graph.saved_tensors_hooks(self._count, lambda saved: saved):
-                self.logits = predict_logits(self.X)
+        saved_sizes: list[int] = []
 
-    def _count(self, saved: Tensor) -> Tensor:
-        self.saved_numbers += saved.numel()
-        return saved
+        def count(saved: Tensor) -> Tensor:
+            saved_sizes.append(saved.numel())
+            return saved.detach()
+
+        with (
+            replayed_rng(X.device) as self._replay,
+            torch.enable_grad(),
+            batch_norm_in_eval(predict_logits),
+        ):
+            self.X = X.detach().requires_grad_()
+            with torch.autograd.graph.saved_tensors_hooks(count, lambda saved: saved):
+                self.logits = predict_logits(self.X)
+        self._saved_numbers = sum(saved_sizes)
 
     def rows(self, V: Tensor | None) -> Tensor:
         """Return the rows VJ of each sample; see `StackLinearization.rows`."""
@@ -51,19 +58,16 @@ class AutogradLinearization:
         # Each cotangent by itself, in the order of rows, not of samples.
         cotangents = V.transpose(0, 1).expand(-1, *self.logits.shape)
         if self.batched and len(cotangents) > 1:
-            rows = self._vjp(cotangents.contiguous(), keep_graph=False)
+            rows = self._vjp(cotangents.contiguous())
         else:
-            last = len(cotangents) - 1
-            rows = torch.stack(
-                [self._vjp(v, keep_graph=k < last) for k, v in enumerate(cotangents)]
-            )
+            rows = torch.stack([self._vjp(v) for v in cotangents])
         return rows.flatten(2).transpose(0, 1)
 
     def reduced(self, V: Tensor | None, reduction: Reduction) -> Tensor:
         """Return a reduction of the rows VJ of each sample, shape (n_samples,)."""
         return reduction(self.rows(V))
 
-    def _vjp(self, v: Tensor, keep_graph: bool) -> Tensor:
+    def _vjp(self, v: Tensor) -> Tensor:
         product = None
         if self.logits.requires_grad:
             (product,) = torch.autograd.grad(
@@ -71,7 +75,7 @@ class AutogradLinearization:
                 self.X,
                 v,
                 create_graph=self.create_graph,
-                retain_graph=keep_graph or self.create_graph,
+                retain_graph=True,
                 allow_unused=True,
                 is_grads_batched=v.ndim > self.logits.ndim,
             )
@@ -107,7 +111,7 @@ class AutogradLinearization:
 
         About as many as the forward pass left for the first backward pass.
         """
-        return -(-self.saved_numbers // max(1, len(self.X)))
+        return -(-self._saved_numbers // max(1, len(self.X)))
 
     def tensors(self) -> list[Tensor]:
         """Return the parameters; none are known of a callable that is not a module."""
@@ -115,7 +119,11 @@ class AutogradLinearization:
         return list(model.parameters()) if isinstance(model, nn.Module) else []
 
     def part(self, samples: slice, tensors: Sequence[Tensor]) -> "AutogradLinearization":
-        """Return the Jacobian at some of the samples, with other parameters in place."""
+        """Return the Jacobian at some of the samples, with other parameters in place.
+
+        Layers that draw at random draw the same each time for the same samples, so that all
+        rows of a sample, taken in whatever parts, see one dropout mask.
+        """
         model = self.predict_logits
         predict_logits = model
         if isinstance(model, nn.Module):
@@ -126,12 +134,13 @@ class AutogradLinearization:
                 with batch_norm_in_eval(model):
                     return cast(Tensor, torch.func.functional_call(model, weights, (X,)))
 
-        return AutogradLinearization(
-            predict_logits,
-            self.X[samples],
-            batched=self.batched,
-            create_graph=self.create_graph,
-        )
+        with self._replay(variant=samples.start or 0):
+            return AutogradLinearization(
+                predict_logits,
+                self.X[samples],
+                batched=self.batched,
+                create_graph=self.create_graph,
+            )
 
 
 def as_cotangents(V: Tensor | None, like: Any) -> Tensor:

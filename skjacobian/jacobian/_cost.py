@@ -27,14 +27,15 @@ from sklearn import get_config
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from skjacobian.model_modes import frozen
+from skjacobian.model_modes import batch_norm_in_eval, frozen
 
 # Share of a step of plain training that the default penalty may add.
 PENALTY_SHARE = 1 / 6
 
-# Operations that take no longer than starting the kernels of a penalty: a tenth of a
-# millisecond on one core.
-FREE_OPERATIONS = 1e7
+# Where starting the kernels of a penalty takes longer than running them, these come for
+# free: operations (some 30 microseconds on one core), and rows.
+FREE_OPERATIONS = 3e6
+FREE_ROWS = 128
 
 # Rows of convolutions in flight on the CPU: what its caches hold.
 CPU_CACHE_BYTES = 8 * 2**20
@@ -57,7 +58,8 @@ def sizes_of(model: Callable[[Tensor], Tensor], X: Tensor) -> Sizes:
         with torch.no_grad():
             return Sizes(0, model(X[:1].detach()).shape[1])
     if model not in _SIZES:
-        with frozen(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        modes = batch_norm_in_eval(model), frozen(model)
+        with modes[0], modes[1], torch.no_grad(), FlopCounterMode(display=False) as counter:
             n_classes = model(X[:1].detach()).shape[1]
         _SIZES[model] = Sizes(counter.get_total_flops(), n_classes)
     return _SIZES[model]
@@ -89,7 +91,7 @@ def affordable_sample(n_samples: int, sizes: Sizes, rows_of_one: float, rows_add
     different samples say more about the mean than rows of the same.
 
     Where the network is so small that starting the kernels of a penalty takes longer than
-    running them, every second batch is penalized instead, on as many rows as make no
+    running them, one batch in three is penalized instead, on as many rows as make little
     difference to its time; of a small batch that is all of them.
 
     Parameters
@@ -103,9 +105,10 @@ def affordable_sample(n_samples: int, sizes: Sizes, rows_of_one: float, rows_add
         Whether classes may be drawn.
     """
     rows = PENALTY_SHARE * n_samples
-    free = FREE_OPERATIONS / (3 * sizes.operations) if sizes.operations else 0.0
-    every = 2 if free > rows else 1
-    rows = max(rows, free)
+    every = 1
+    if 3 * sizes.operations * rows < FREE_OPERATIONS and sizes.operations:
+        rows = max(FREE_ROWS, FREE_OPERATIONS / (3 * sizes.operations))
+        every = 3
     if rows >= n_samples * rows_of_one:
         return Sample(n_samples, None, every)
     if not rows_add:
@@ -130,7 +133,7 @@ def masked_product_pays(n_samples: int, n_rows: int, slope: Tensor, W: Tensor) -
     without.
     """
     saved = 2 * n_samples * n_rows * W.numel()
-    return n_samples >= 32 and saved >= FREE_OPERATIONS and not slope.requires_grad
+    return n_samples >= 32 and saved >= 1e7 and not slope.requires_grad
 
 
 def rows_that_fit(numbers: int, dtype: torch.dtype, limit: float = math.inf) -> int:
@@ -147,4 +150,5 @@ def rows_at_once(linearization: Any) -> int:
     """Return how many rows of Jacobians may be in flight, for memory and for the caches."""
     cached = linearization.convolves and linearization.device.type == "cpu"
     limit = CPU_CACHE_BYTES if cached else math.inf
-    return rows_that_fit(linearization.numbers_per_row(), linearization.dtype, limit)
+    numbers = linearization.numbers_per_row() + linearization.shape[1]
+    return rows_that_fit(numbers, linearization.dtype, limit)

@@ -86,13 +86,16 @@ class _JointPass(torch.autograd.Function):
         norm, y, generator = measure
         V, reduction, ctx.factor = norm.rows_wanted(chosen, y, generator)
         ctx.tape = Tape(chosen, V, reduction)
+        # For their versions alone: a weight changed in between is an error then.
+        ctx.save_for_backward(*tensors)
         ctx.maps = at_all.maps
         ctx.inputs = [r.input for r in reversed(stack.records) if isinstance(r.layer, nn.Linear)]
-        return stack.logits, ctx.factor * ctx.tape.value
+        return stack.logits, ctx.factor * ctx.tape.run()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, delta: Tensor, weight: Tensor) -> tuple[Any, ...]:
+        assert ctx.saved_tensors is not None
         n_dense = len(ctx.inputs)
         weights_wanted = iter(ctx.needs_input_grad[4 : 4 + n_dense])
         biases_wanted = iter(ctx.needs_input_grad[4 + n_dense :])

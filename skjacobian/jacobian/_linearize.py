@@ -6,12 +6,17 @@ import torch
 from torch import Tensor, nn
 
 from skjacobian._validation import check_option, reject
-from skjacobian.jacobian._autograd import AutogradLinearization, has_convolutions
+from skjacobian.jacobian._autograd import AutogradLinearization
 from skjacobian.jacobian._parts import Linearization
-from skjacobian.jacobian._stack import Stack, chain_of
+from skjacobian.jacobian._stack import ACTIVATIONS, DROPOUTS, Stack, chain_of
 from skjacobian.model_modes import batch_norm_in_eval
 
 PredictLogits = Callable[[Tensor], Tensor]
+
+# Layers whose backward pass vmap takes in one piece, and faster than one by one.
+VMAPPED = frozenset(
+    (nn.Linear, nn.LayerNorm, nn.Flatten, nn.Unflatten, nn.Identity, *ACTIVATIONS, *DROPOUTS)
+)
 
 ENGINES = ("auto", "closed_form", "batched", "loop")
 
@@ -52,8 +57,8 @@ def closed_form(predict_logits: PredictLogits, engine: str) -> list[nn.Module] |
 
 
 def _vmap_pays(model: object) -> bool:
-    """Tell whether a model is made of torch's own layers, without convolutions."""
-    if not isinstance(model, nn.Module) or has_convolutions(model):
+    """Tell whether all that a model is made of are layers that vmap is fast on."""
+    if not isinstance(model, nn.Module):
         return False
-    leaves = [m for m in model.modules() if not list(m.children())]
-    return all(type(leaf).__module__.startswith("torch.nn.") for leaf in leaves)
+    leaves = [m for m in model.modules() if not m._modules]
+    return all(type(leaf) in VMAPPED for leaf in leaves)

@@ -304,13 +304,39 @@ class Convolution(Map):
         kernel = self.weight.shape[2:]
         reach = tuple(self.dilation[i] * (kernel[i] - 1) - self.padding[i] for i in dims)
         turnable = set(self.stride) == {1} and self.groups == 1 and min(reach) >= 0
-        if turnable and not G.is_cuda:
-            turned = self.weight.flip([2 + i for i in dims]).transpose(0, 1)
-            X = CONVOLVE[len(dims)](G.flatten(0, 1), turned, None, 1, reach, self.dilation)
-        else:
-            flat = G.flatten(0, 1)
+        flat = G.flatten(0, 1)
+        if G.is_cuda or not turnable:
             X = self._gradient(flat, flat.new_empty(1).expand(len(flat), *self.input_shape), 0)
+        elif self._is_narrow():
+            X = torch.cat([self._from_patches(part) for part in torch.split(flat, 64)])
+        else:
+            turned = self.weight.flip([2 + i for i in dims]).transpose(0, 1)
+            X = CONVOLVE[len(dims)](flat, turned, None, 1, reach, self.dilation)
         return X.reshape(*G.shape[:2], *self.input_shape)
+
+    def _is_narrow(self) -> bool:
+        """Tell whether the image has so few channels that `_from_patches` is faster.
+
+        The kernels of a convolution on the CPU work on 16 output channels at a time, which
+        for the turned convolution are those of the image.
+        """
+        n_out, n_in = self.weight.shape[:2]
+        return len(self.stride) == 2 and set(self.dilation) == {1} and n_out >= 12 * n_in
+
+    def _from_patches(self, G: Tensor) -> Tensor:
+        """Return the transposed convolution as the sum of each cotangent's patch, k by k."""
+        n_out, n_in, *kernel = self.weight.shape
+        by_place = self.weight.permute(2, 3, 1, 0).reshape(-1, n_out, 1, 1)
+        height, width = G.shape[-2:]
+        patches = F.conv2d(G, by_place).reshape(-1, *kernel, n_in, height, width)
+        rows = G.new_zeros(len(G), kernel[0], n_in, height, width + kernel[1] - 1)
+        for j in range(kernel[1]):
+            rows[..., j : j + width] += patches[:, :, j]
+        X = G.new_zeros(len(G), n_in, height + kernel[0] - 1, rows.shape[-1])
+        for i in range(kernel[0]):
+            X[..., i : i + height, :] += rows[:, i]
+        top, left = self.padding
+        return X[..., top : top + self.input_shape[-2], left : left + self.input_shape[-1]]
 
     def by_cotangent(self, D: Tensor) -> Tensor:
         """Return the convolution of D."""

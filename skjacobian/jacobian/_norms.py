@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -30,6 +29,9 @@ LOSS_NORMS = ("l1", "l2")
 CLASSWISE_NORMS = ("l2", "l1")
 ESTIMATED = {"n_projections": ("l2", "l21"), "class_samples": CLASSWISE_NORMS}
 LABELLED_NORMS = ("cross_lipschitz",)
+
+# Norms that are the maximum over directions, and so the length of one row.
+MAXIMA = ("spectral", "cross_lipschitz")
 
 _REDUCTIONS = {
     "l2": SQUARED_LENGTH,
@@ -138,7 +140,6 @@ def jacobian_norm(
     )
 
 
-@lru_cache
 def checked_norm(
     norm: str, output: str, n_projections: int | None, class_samples: int | None
 ) -> "JacobianNorm":
@@ -183,7 +184,7 @@ class JacobianNorm:
         """Return how many rows vJ of each sample cost as much as the norm."""
         if self.output == "loss":
             return 1
-        if self.norm in ("spectral", "cross_lipschitz"):
+        if self.norm in MAXIMA:
             # All rows without their gradients, a third of the cost, and one with.
             return n_classes / 3 + 1
         return self.n_projections or min(self.class_samples or n_classes, n_classes)
@@ -198,16 +199,19 @@ class JacobianNorm:
     ) -> Tensor:
         """Return the norm at each sample, shape (n_samples,), part by part if need be."""
         at_once = rows_at_once(linearization)
-        V, reduction, factor = self.rows_wanted(linearization, y, generator)
-        n_samples, n_classes = linearization.shape
-        n_rows = n_classes if V is None else V.shape[1]
-        if n_samples * n_rows <= at_once or not _can_be_parted(linearization, V, create_graph):
-            with torch.set_grad_enabled(create_graph):
+        with torch.set_grad_enabled(create_graph):
+            V, reduction, factor = self.rows_wanted(linearization, y, generator)
+            n_samples, n_classes = linearization.shape
+            # A row that attains a maximum over all rows is taken on the parts that they were:
+            # layers that draw at random draw for each part.
+            n_rows = n_classes if V is None or self.norm in MAXIMA else V.shape[1]
+            at_a_time = n_samples * n_rows <= at_once
+            if at_a_time or not _can_be_parted(linearization, V, create_graph):
                 norms = linearization.reduced(V, reduction)
-        else:
-            parts = cut(n_samples, n_classes, V, at_once, rows_add=reduction.adds_rows)
-            norms = reduced_in_parts(reduction, linearization, parts, create_graph=create_graph)
-        norms = norms if factor == 1 else factor * norms
+            else:
+                parts = cut(n_samples, n_rows, V, at_once, rows_add=reduction.adds_rows)
+                norms = reduced_in_parts(reduction, linearization, parts, create_graph=create_graph)
+            norms = norms if factor == 1 else factor * norms
         return norms if create_graph else norms.detach()
 
     def rows_wanted(
@@ -278,7 +282,7 @@ def _by_sample(choose: Choice, linearization: Linearization, y: Tensor | None) -
     """Return the cotangent that `choose` picks for each sample, shape (n_samples, 1, C)."""
     n_samples, n_classes = linearization.shape
     tensors = linearization.tensors()
-    picked = []
+    picked = [torch.zeros(0, n_classes, dtype=linearization.dtype, device=linearization.device)]
     parts = cut(n_samples, n_classes, None, rows_at_once(linearization), rows_add=False)
     for samples, _ in parts:
         part = linearization if len(parts) == 1 else linearization.part(samples, tensors)

@@ -52,23 +52,22 @@ class Linearization(Protocol):
 Part = tuple[slice, Tensor | None]
 
 
-def cut(
-    n_samples: int, n_classes: int, V: Tensor | None, at_once: int, rows_add: bool
-) -> list[Part]:
+def cut(n_samples: int, n_rows: int, V: Tensor | None, at_once: int, rows_add: bool) -> list[Part]:
     """Return parts of samples and rows, of at most `at_once` rows each if possible.
 
-    Rows of one sample are parted only where the reduction is a sum over rows.
+    Each sample counts as `n_rows` rows, all classes where V is None. Rows of one sample are
+    parted only where the reduction is a sum over rows.
     """
-    n_rows = n_classes if V is None else V.shape[1]
     step = max(1, at_once // n_rows)
     parts: list[Part] = []
     for start in range(0, n_samples, step):
         samples = slice(start, start + step)
+        of_samples = None if V is None else V[samples]
         if at_once >= n_rows or not rows_add:
-            parts.append((samples, None if V is None else V[samples]))
+            parts.append((samples, of_samples))
             continue
-        of_sample = torch.arange(n_classes).unsqueeze(0) if V is None else V[samples]
-        parts += [(samples, rows) for rows in torch.split(of_sample, at_once, dim=1)]
+        rows = torch.arange(n_rows).unsqueeze(0) if of_samples is None else of_samples
+        parts += [(samples, part) for part in torch.split(rows, at_once, dim=1)]
     return parts
 
 
@@ -79,9 +78,10 @@ def reduced_in_parts(
     if not create_graph:
         with torch.no_grad():
             return sum_of_parts(reduction, linearization, parts, linearization.tensors())
-    values: Tensor = _InParts.apply(  # type: ignore[no-untyped-call]
-        reduction, linearization, parts, *linearization.tensors()
-    )
+    with torch.enable_grad():
+        values: Tensor = _InParts.apply(  # type: ignore[no-untyped-call]
+            reduction, linearization, parts, *linearization.tensors()
+        )
     return values
 
 
@@ -156,7 +156,7 @@ def _values_and_gradients(
         with torch.enable_grad():
             value = linearization.part(samples, leaves).reduced(_on(values, V), reduction)
             total = value.sum() if weight is None else weight[samples] @ value
-            gradients = torch.autograd.grad(total, wanted, allow_unused=True)
+            gradients = torch.autograd.grad(total, wanted, allow_unused=True) if wanted else ()
         values[samples] += value.detach()
         for running, gradient in zip(sums, gradients, strict=True):
             if gradient is not None:

@@ -128,12 +128,15 @@ class _Reduced(torch.autograd.Function):
         reduction: Reduction,
         *tensors: Tensor,
     ) -> Tensor:
+        # For their versions alone: a weight changed in between is an error then.
+        ctx.save_for_backward(*tensors)
         ctx.tape = Tape(linearization, V, reduction)
-        return ctx.tape.value
+        return ctx.tape.run()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, weight: Tensor) -> tuple[Any, ...]:
+        assert ctx.saved_tensors is not None
         wanted = ctx.needs_input_grad[3:]
         by_V, gradients = ctx.tape.gradients(weight, wanted)
         return None, (by_V if ctx.needs_input_grad[1] else None), None, *gradients
@@ -148,18 +151,18 @@ class Tape:
     V : Tensor or None
         As `StackLinearization.rows` takes it.
     reduction : Reduction
-
-    Attributes
-    ----------
-    value : Tensor of shape (n_samples,)
     """
 
     def __init__(
         self, linearization: StackLinearization, V: Tensor | None, reduction: Reduction
     ) -> None:
-        self.start, maps = _start(linearization, V)
-        G = self.start()
+        self.start, self.maps = _start(linearization, V)
         self.end: Any = _End(reduction)
+
+    def run(self) -> Tensor:
+        """Return the value, shape (n_samples,)."""
+        maps, G = self.maps, self.start()
+        reduction = self.end.reduction
         if isinstance(reduction, SquaredLength) and (W := _gram_weight(G, maps)) is not None:
             self.end = _GramEnd(W)
             maps = maps[: max(i for i, layer in enumerate(maps) if isinstance(layer, Dense))]
@@ -167,7 +170,8 @@ class Tape:
         for layer in maps:
             self.steps.append((layer, G))
             G = layer(G)
-        self.value: Tensor = self.end(G)
+        value: Tensor = self.end(G)
+        return value
 
     def gradients(
         self, weight: Tensor, wanted: Sequence[bool], totals: Gradients | None = None
@@ -321,8 +325,8 @@ class _GramEnd:
         return torch.linalg.vecdot(self.A.flatten(1), self.AG.flatten(1))
 
     def gradients(self, weight: Tensor) -> tuple[Tensor, list[Callable[[], Tensor]]]:
-        weight = weight.reshape(-1, 1, 1)
-        return self.AG * (2 * weight), [lambda: gram_gradient(self.A, weight * self.A, self.W)]
+        D = self.AG * (2 * weight).reshape(-1, 1, 1)
+        return D, [lambda: gram_gradient(self.A, weight, self.W)]
 
 
 def _gram_weight(G: Tensor, maps: list[Map]) -> Tensor | None:

@@ -6,11 +6,13 @@ autograd: the forward pass that the loss takes anyway leaves all the slopes.
 """
 
 from collections.abc import Callable
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.module import _has_any_global_hook
 
 from skjacobian.jacobian._maps import (
     AveragePooling,
@@ -45,13 +47,15 @@ def chain_of(model: object) -> list[nn.Module] | None:
     """
     if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
         return None
+    if _has_any_global_hook():  # type: ignore[no-untyped-call]
+        return None
     layers: list[nn.Module] = []
     return layers if _append_layers(model, layers) else None
 
 
 def _append_layers(model: object, layers: list[nn.Module]) -> bool:
     """Append the layers of a model; tell whether all of them are known."""
-    if not isinstance(model, nn.Module) or _has_hooks(model):
+    if not isinstance(model, nn.Module) or _is_changed(model):
         return False
     if isinstance(model, nn.Sequential) and type(model).forward is nn.Sequential.forward:
         return all(_append_layers(child, layers) for child in model._modules.values())
@@ -59,9 +63,11 @@ def _append_layers(model: object, layers: list[nn.Module]) -> bool:
     return _is_known(model)
 
 
-def _has_hooks(module: nn.Module) -> bool:
+def _is_changed(module: nn.Module) -> bool:
+    """Tell whether an instance does more than its class: by hooks, or a `forward` of its own."""
     return bool(
-        module._forward_hooks
+        "forward" in module.__dict__
+        or module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
@@ -80,6 +86,7 @@ def _is_known(layer: Any) -> bool:
     if kind in POOLINGS:
         plain = _pair(layer.stride) == _pair(layer.kernel_size) and not layer.ceil_mode
         plain = plain and _pair(layer.padding) == (0, 0)
+        plain = plain and getattr(layer, "divisor_override", None) is None
         return plain and _pair(getattr(layer, "dilation", 1)) == (1, 1)
     if kind is nn.Flatten:
         return (layer.start_dim, layer.end_dim) == (1, -1)
@@ -113,6 +120,10 @@ class Record(NamedTuple):
     note: Tensor | None
 
 
+# Takes of the samples of a batch those that are wanted.
+Pick = Callable[[Tensor], Tensor]
+
+
 class Stack:
     """A forward pass through a chain of layers, from which the Jacobian can be had.
 
@@ -143,13 +154,15 @@ class Stack:
             return value if index is None else value.index_select(0, index)
 
         maps: list[Map] = []
-        records = iter(zip(self.records, [*self.records[1:], None], strict=True))
-        for record, following in records:
-            fused = following is not None and type(following.layer) is nn.MaxPool2d
-            if type(record.layer) in ACTIVATIONS and following is not None and fused:
-                maps.append(_max_pooling(following, pick, before=record))
-                next(records)
-            elif (made := _map(record, pick)) is not None:
+        before: Record | None = None
+        for record, following in zip_longest(self.records, self.records[1:]):
+            kind = type(record.layer)
+            if kind in ACTIVATIONS and following and type(following.layer) is nn.MaxPool2d:
+                before = record
+            elif kind is nn.MaxPool2d:
+                maps.append(_max_pooling(record, pick, before))
+                before = None
+            elif (made := _MAPS[kind](record, pick)) is not None:
                 maps.append(made)
         return StackLinearization(maps[::-1], self.logits, index)
 
@@ -171,33 +184,43 @@ def _forward(layer: Any, value: Tensor) -> tuple[Tensor, Tensor | None]:
     return layer(value), None
 
 
-def _map(record: Record, pick: Callable[[Tensor], Tensor]) -> Map | None:
-    """Return the derivative of the layer of a record; None where it is the identity."""
-    layer, kind = record.layer, type(record.layer)
+def _dense(record: Record, pick: Pick) -> Map:
+    return Dense(tuple(record.input.shape[1:]), record.layer.weight)
+
+
+def _diagonal(record: Record, pick: Pick) -> Map:
+    return Diagonal(tuple(record.input.shape[1:]), _slope(record, pick))
+
+
+def _mask(record: Record, pick: Pick) -> Map | None:
     shape = tuple(record.input.shape[1:])
-    if kind is nn.Linear:
-        return Dense(shape, layer.weight)
-    if kind in ACTIVATIONS:
-        return Diagonal(shape, _slope(record, pick))
-    if kind in CONVOLUTIONS:
-        padding = _padding(layer)
-        assert padding is not None
-        return Convolution(shape, layer.weight, layer.stride, padding, layer.dilation, layer.groups)
-    if kind is nn.MaxPool2d:
-        return _max_pooling(record, pick)
-    if kind is nn.AvgPool2d:
-        return AveragePooling(shape, _pair(layer.kernel_size))
-    if kind in BATCH_NORMS:
-        scale = (layer.running_var + layer.eps).rsqrt()
-        return ChannelScale(shape, scale if layer.weight is None else layer.weight * scale)
-    if kind in DROPOUTS:
-        return None if record.note is None else Diagonal(shape, pick(record.note))
-    if kind in (nn.Flatten, nn.Unflatten) and shape != tuple(record.output.shape[1:]):
-        return Reshape(shape, tuple(record.output.shape[1:]))
-    return None
+    return None if record.note is None else Diagonal(shape, pick(record.note))
 
 
-def _slope(record: Record, pick: Callable[[Tensor], Tensor]) -> Tensor:
+def _convolution(record: Record, pick: Pick) -> Map:
+    layer, padding = record.layer, _padding(record.layer)
+    assert padding is not None
+    shape = tuple(record.input.shape[1:])
+    return Convolution(shape, layer.weight, layer.stride, padding, layer.dilation, layer.groups)
+
+
+def _average_pooling(record: Record, pick: Pick) -> Map:
+    return AveragePooling(tuple(record.input.shape[1:]), _pair(record.layer.kernel_size))
+
+
+def _channel_scale(record: Record, pick: Pick) -> Map:
+    layer = record.layer
+    scale = (layer.running_var + layer.eps).rsqrt()
+    scale = scale if layer.weight is None else layer.weight * scale
+    return ChannelScale(tuple(record.input.shape[1:]), scale)
+
+
+def _reshape(record: Record, pick: Pick) -> Map | None:
+    before, after = record.input.shape[1:], record.output.shape[1:]
+    return None if before == after else Reshape(tuple(before), tuple(after))
+
+
+def _slope(record: Record, pick: Pick) -> Tensor:
     """Return σ'(z) of an activation, differentiable by z where that depends on it."""
     if type(record.layer) is nn.ReLU:
         return pick(record.output.detach()).sign()
@@ -211,17 +234,16 @@ def _slope(record: Record, pick: Callable[[Tensor], Tensor]) -> Tensor:
     return slope
 
 
-def _max_pooling(
-    record: Record, pick: Callable[[Tensor], Tensor], before: Record | None = None
-) -> MaxPooling:
+def _max_pooling(record: Record, pick: Pick, before: Record | None = None) -> MaxPooling:
     """Return the derivative of max pooling, of an activation before it included."""
     assert record.note is not None
-    where = pick(record.note)
     height, width = _pair(record.layer.kernel_size)
+    row, column = (torch.arange(n, device=record.note.device) for n in record.note.shape[-2:])
     input_width = record.input.shape[-1]
-    place = (where // input_width) % height * width + (where % input_width) % width
-    places = torch.arange(height * width, device=where.device).reshape(-1, 1, 1, 1)
-    slopes = (place.unsqueeze(1) == places).to(record.output.dtype)
+    corner = (row * height * input_width).unsqueeze(1) + column * width
+    offset = pick(record.note) - corner
+    places = [i * input_width + j for i in range(height) for j in range(width)]
+    slopes = torch.stack([offset == place for place in places], 1).to(record.output.dtype)
     if before is not None:
         at_maximum = before._replace(
             input=before.input.flatten(2)
@@ -231,3 +253,17 @@ def _max_pooling(
         )
         slopes = slopes * _slope(at_maximum, pick).unsqueeze(1)
     return MaxPooling(tuple(record.input.shape[1:]), (height, width), slopes)
+
+
+# The derivative of each kind of layer; None where it is the identity.
+_MAPS: dict[type, Callable[[Record, Pick], Map | None]] = {
+    nn.Linear: _dense,
+    nn.Identity: lambda record, pick: None,
+    nn.Flatten: _reshape,
+    nn.Unflatten: _reshape,
+    nn.AvgPool2d: _average_pooling,
+    **dict.fromkeys(ACTIVATIONS, _diagonal),
+    **dict.fromkeys(CONVOLUTIONS, _convolution),
+    **dict.fromkeys(BATCH_NORMS, _channel_scale),
+    **dict.fromkeys(DROPOUTS, _mask),
+}

@@ -40,7 +40,7 @@ class JacobianRegularization(Objective):
         Samples of each batch that the penalty is taken on, as a number or a share, drawn
         anew each time. Theirs is scaled up by n/m and the others' is 0. None takes all.
         "auto" takes what costs about a sixth of the operations of plain training; of small
-        networks all of every second batch, at random, scaled up by 2
+        networks all of one batch in three, at random, scaled up by 3
         (`skjacobian.jacobian._cost.affordable_sample` is the rule).
     class_samples : int, "auto" or None, default="auto"
         Classes of each of these samples, for "l1" and "l2". None takes all. "auto" takes

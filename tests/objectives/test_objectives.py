@@ -556,3 +556,136 @@ def test_a_part_as_large_as_the_batch_is_the_whole_penalty():
     whole = JacobianRegularization()(net, X, y, generator=seeded())
     part = JacobianRegularization(penalty_samples=1.0)(net, X, y, generator=seeded())
     torch.testing.assert_close(part.loss, whole.loss, rtol=0, atol=0)
+
+
+def relu_net(hidden_units=(9, 8), n_classes=5, **kwargs):
+    with global_seed():
+        return MLP(4, n_classes, hidden_units=hidden_units, **kwargs).double().train()
+
+
+CLASSES = [{"penalty_samples": 6, "class_samples": 2}, {"class_samples": 3}]
+PARTS = [
+    *((norm, part) for norm in JACOBIAN_NORMS for part in ({}, {"penalty_samples": 4})),
+    *((norm, part) for norm in ("l1", "l2") for part in CLASSES),
+    *((norm, {"n_projections": 2}) for norm in ("l2", "l21")),
+]
+
+
+@pytest.mark.parametrize(("norm", "part"), PARTS, ids=repr)
+@pytest.mark.parametrize("hidden_units", [(), (9,), (9, 8), (160, 150)])
+def test_the_joint_pass_of_a_dense_network_agrees_with_backward_passes(hidden_units, norm, part):
+    net = relu_net(hidden_units)
+    X = torch.rand(40, 4, generator=seeded(1), dtype=DOUBLE)
+    y = torch.arange(40) % 5
+    weight = torch.linspace(0.1, 1, 40, dtype=DOUBLE)
+    values, gradients = [], []
+    for engine in ("auto", "loop"):
+        objective = JacobianRegularization(lam=0.1, norm=norm, engine=engine, **part)
+        value = objective(net, X, y, generator=seeded(2))
+        values.append(value)
+        gradients.append(gradient_of(net, weight * value.loss))
+    for ours, theirs in zip(*values, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_joint_pass_leaves_frozen_parameters_alone(bias):
+    with global_seed():
+        net = nn.Sequential(
+            nn.Linear(4, 6), nn.LeakyReLU(), nn.Linear(6, 5, bias=bias), nn.ReLU(), nn.Linear(5, 3)
+        ).double()
+    net[2].weight.requires_grad_(False)
+    gradients = []
+    for engine in ("auto", "loop"):
+        objective = JacobianRegularization(lam=0.1, engine=engine)
+        objective(net, *batch(), generator=seeded()).loss.sum().backward()
+        assert net[2].weight.grad is None
+        gradients.append([p.grad for p in net.parameters() if p.requires_grad])
+        net.zero_grad()
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2"])
+def test_loss_and_penalty_share_the_dropout_mask_in_the_joint_pass_too(norm):
+    net = relu_net((12,), dropout=0.5)
+    X, y = batch()
+    with global_seed():
+        value = JacobianRegularization(lam=0.1, norm=norm)(net, X, y, generator=seeded())
+    with global_seed():
+        by_hand = JacobianRegularization(lam=0.1, norm=norm, engine="loop")(
+            net, X, y, generator=seeded()
+        )
+    torch.testing.assert_close(value.logits, by_hand.logits)
+    torch.testing.assert_close(value.penalty, by_hand.penalty)
+
+
+@pytest.mark.parametrize("hidden_units", [(6,), (400, 300)], ids=["small", "large"])
+@pytest.mark.parametrize("norm", ["l1", "l2", "l21"])
+def test_the_automatic_part_is_unbiased_in_value_and_gradient(norm, hidden_units):
+    net, y = relu_net(hidden_units), torch.arange(48) % 5
+    X = torch.rand(48, 4, generator=seeded(1), dtype=DOUBLE)
+    exact = JacobianRegularization(lam=1.0, norm=norm)(net, X, y, generator=seeded())
+    expected = torch.autograd.grad(exact.loss.mean(), net[1].weight)[0]
+    objective = JacobianRegularization(lam=1.0, norm=norm, penalty_samples="auto")
+    generator, penalties, gradients = seeded(), [], []
+    for _ in range(800):
+        value = objective(net, X, y, generator=generator)
+        penalties.append(value.penalty.mean())
+        gradients.append(torch.autograd.grad(value.loss.mean(), net[1].weight)[0])
+    penalties, gradients = torch.stack(penalties), torch.stack(gradients)
+    error = penalties.std() / 800**0.5
+    assert error > 0
+    assert abs(penalties.mean() - exact.penalty.mean()) < 4 * error
+    deviations = (gradients.mean(0) - expected) / (gradients.std(0) / 800**0.5 + 1e-12)
+    assert deviations.square().mean() < 2
+
+
+def test_the_automatic_part_of_a_large_network_is_one_class_of_every_sixth_sample():
+    net, y = relu_net((400, 300)), torch.arange(48) % 5
+    X = torch.rand(48, 4, generator=seeded(1), dtype=DOUBLE)
+    objective = JacobianRegularization(penalty_samples="auto")
+    penalty = objective(net, X, y, generator=seeded()).penalty
+    assert int((penalty > 0).sum()) == 8
+    one_class = objective.__class__(penalty_samples=8, class_samples=1)
+    torch.testing.assert_close(
+        penalty, one_class(net, X, y, generator=seeded()).penalty, rtol=0, atol=0
+    )
+    all_classes = objective.__class__(penalty_samples="auto", class_samples=None)
+    penalty = all_classes(net, X, y, generator=seeded()).penalty
+    assert int((penalty > 0).sum()) == round(8 / 5)
+
+
+def test_the_automatic_part_of_a_small_network_is_all_of_one_batch_in_three():
+    net, (X, y) = relu_net((6,)), batch()
+    exact = JacobianRegularization()(net, X, y, generator=seeded()).penalty
+    objective, generator = JacobianRegularization(penalty_samples="auto"), seeded()
+    penalties = [objective(net, X, y, generator=generator).penalty for _ in range(300)]
+    taken = [penalty for penalty in penalties if penalty.any()]
+    assert 60 < len(taken) < 140
+    for penalty in taken:
+        torch.testing.assert_close(penalty, 3 * exact)
+
+
+def test_lam_may_differ_between_samples_where_a_part_is_penalized():
+    net, (X, y) = make_net(), batch()
+    lams = torch.linspace(0.1, 1, 10, dtype=DOUBLE)
+    objective = JacobianRegularization(lam=lams, penalty_samples=4)
+    value = objective(net, X, y, generator=seeded())
+    expected = plain_cross_entropy(net(X), y) + lams * value.penalty
+    torch.testing.assert_close(value.loss, expected)
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2"])
+def test_the_gradient_of_the_loss_can_be_penalized(norm):
+    net, (X, y) = make_net(), batch()
+    value = JacobianRegularization(lam=0.3, norm=norm, output="loss")(net, X, y, generator=seeded())
+    leaf = X.clone().requires_grad_()
+    loss = plain_cross_entropy(net(leaf), y)
+    (gradient,) = torch.autograd.grad(loss.sum(), leaf, create_graph=True)
+    norms = gradient.abs().sum(1) if norm == "l1" else gradient.square().sum(1)
+    torch.testing.assert_close(value.penalty, norms)
+    torch.testing.assert_close(
+        gradient_of(net, value.loss), gradient_of(net, loss + 0.3 * norms), rtol=1e-8, atol=1e-10
+    )
