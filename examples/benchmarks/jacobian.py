@@ -108,7 +108,7 @@ def time_network(name: str, make_module: Callable, shape, n_batches: int, device
     if device == "cpu":
         candidates["Hoffman et al., 1 projection"] = lambda: hoffman(make_module(), X, y, 1)
         candidates["Hoffman et al., whole"] = lambda: hoffman(make_module(), X, y, -1)
-    results = interleaved(candidates, 7, "λ=0")
+    results = interleaved(candidates, 5, "λ=0")
     print_ratios(f"{name}, batch 128, 10 classes, {device}", results, "λ=0")
 
 
@@ -119,7 +119,7 @@ def epochs(device: str) -> None:
         "MLP 784-256-256-10",
         lambda: MLP(784, 10, (256, 256)),
         (784,),
-        60 if few else 400,
+        200 if few else 400,
         device,
         module__hidden_units=(256, 256),
     )
@@ -127,7 +127,7 @@ def epochs(device: str) -> None:
         "CNN (16 and 32 channels, the default), 28x28",
         lambda: CNN((28, 28), 10),
         (28, 28),
-        5 if few else 200,
+        10 if few else 200,
         device,
         module="cnn",
     )
@@ -135,7 +135,7 @@ def epochs(device: str) -> None:
         "CNN (6 and 16 channels, as LeNet), 28x28",
         lambda: CNN((28, 28), 10, channels=(6, 16), hidden_units=(120, 84)),
         (28, 28),
-        5 if few else 200,
+        10 if few else 200,
         device,
         **LENET_PARAMS,
     )
@@ -145,7 +145,7 @@ def many_classes(device: str) -> None:
     """Time the default with 100 and 1,000 classes."""
     only = ("λ=0", "l2 (the default)", "l1", "l21", "spectral", "cross_lipschitz")
     for n_classes in (100, 1000):
-        X, y = random_data(128 * 40, (784,), n_classes)
+        X, y = random_data(128 * 100, (784,), n_classes)
         candidates = fits(X, y, device, only, **MLP_PARAMS)
         del candidates["PGD-7 training"]
         title = f"MLP 784-256-256-{n_classes}, batch 128, {device}"

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from skjacobian._rng import replayed_rng
-from skjacobian.jacobian._reductions import Reduction
+from skjacobian.jacobian._reductions import ReducedRows, Reduction
 from skjacobian.model_modes import batch_norm_in_eval
 
 PredictLogits = Callable[[Tensor], Tensor]
@@ -65,7 +65,8 @@ class AutogradLinearization:
 
     def reduced(self, V: Tensor | None, reduction: Reduction) -> Tensor:
         """Return a reduction of the rows VJ of each sample, shape (n_samples,)."""
-        return reduction(self.rows(V))
+        value: Tensor = ReducedRows.apply(self.rows(V), reduction)  # type: ignore[no-untyped-call]
+        return value
 
     def _vjp(self, v: Tensor) -> Tensor:
         product = None

@@ -25,7 +25,6 @@ from typing import Any, NamedTuple
 import torch
 from sklearn import get_config
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from skjacobian.model_modes import batch_norm_in_eval, frozen
 
@@ -53,15 +52,31 @@ _SIZES: weakref.WeakKeyDictionary[nn.Module, Sizes] = weakref.WeakKeyDictionary(
 
 
 def sizes_of(model: Callable[[Tensor], Tensor], X: Tensor) -> Sizes:
-    """Return the sizes of a model, found once for each module from its first sample."""
+    """Return the sizes of a model, found once for each module from its first sample.
+
+    Counted are the products with weights: 2 operations for each number of a weight, at each
+    place of a convolution's output and for each row that a linear layer is applied to.
+    """
     if not isinstance(model, nn.Module):
         with torch.no_grad():
             return Sizes(0, model(X[:1].detach()).shape[1])
     if model not in _SIZES:
-        modes = batch_norm_in_eval(model), frozen(model)
-        with modes[0], modes[1], torch.no_grad(), FlopCounterMode(display=False) as counter:
-            n_classes = model(X[:1].detach()).shape[1]
-        _SIZES[model] = Sizes(counter.get_total_flops(), n_classes)
+        counts: list[int] = []
+
+        def count(layer: nn.Module, inputs: Any, output: Tensor) -> None:
+            weight = getattr(layer, "weight", None)
+            if isinstance(weight, Tensor) and weight.ndim >= 2:
+                counts.append(2 * weight.numel() * output[0].numel() // len(weight))
+
+        layers = [layer for layer in model.modules() if not layer._modules]
+        hooks = [layer.register_forward_hook(count) for layer in layers]
+        try:
+            with batch_norm_in_eval(model), frozen(model), torch.no_grad():
+                n_classes = model(X[:1].detach()).shape[1]
+        finally:
+            for hook in hooks:
+                hook.remove()
+        _SIZES[model] = Sizes(sum(counts), n_classes)
     return _SIZES[model]
 
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from skjacobian.jacobian._chain import Tape
 from skjacobian.jacobian._cost import rows_that_fit
 from skjacobian.jacobian._maps import Dense
 from skjacobian.jacobian._norms import JacobianNorm
-from skjacobian.jacobian._product import Tape
 from skjacobian.jacobian._stack import DROPOUTS, Stack
 
 LAYERS = frozenset((nn.Linear, nn.ReLU, nn.LeakyReLU, nn.Flatten, nn.Identity, *DROPOUTS))

@@ -10,7 +10,7 @@ from torch import Tensor
 from skjacobian._rng import seeded
 from skjacobian._validation import check_count, check_option, reject
 from skjacobian.jacobian._cost import rows_at_once
-from skjacobian.jacobian._linearize import PredictLogits, linearize
+from skjacobian.jacobian._engines import PredictLogits, linearize
 from skjacobian.jacobian._parts import Linearization, cut, reduced_in_parts
 from skjacobian.jacobian._reductions import (
     COLUMNS,

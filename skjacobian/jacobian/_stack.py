@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.module import _has_any_global_hook
 
+from skjacobian.jacobian._chain import StackLinearization
 from skjacobian.jacobian._maps import (
     AveragePooling,
     ChannelScale,
@@ -24,7 +25,6 @@ from skjacobian.jacobian._maps import (
     MaxPooling,
     Reshape,
 )
-from skjacobian.jacobian._product import StackLinearization
 
 ACTIVATIONS = (
     *(nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish),

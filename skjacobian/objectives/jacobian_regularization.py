@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from skjacobian._rng import replayed_rng
 from skjacobian.jacobian._cost import Sample, affordable_sample, sizes_of
+from skjacobian.jacobian._engines import closed_form, linearize
 from skjacobian.jacobian._joint import joint_pass, joint_pass_fits
-from skjacobian.jacobian._linearize import closed_form, linearize
 from skjacobian.jacobian._norms import CLASSWISE_NORMS, JacobianNorm, checked_norm
 from skjacobian.jacobian._parts import Linearization
 from skjacobian.jacobian._stack import Stack

@@ -18,9 +18,9 @@ from skjacobian.jacobian._cost import (
     rows_at_once,
     sizes_of,
 )
-from skjacobian.jacobian._linearize import linearize
+from skjacobian.jacobian._dense_products import gram_gradient, gram_product
+from skjacobian.jacobian._engines import linearize
 from skjacobian.jacobian._norms import JacobianNorm
-from skjacobian.jacobian._products import gram_gradient, gram_product
 from skjacobian.modules import CNN, MLP
 from skjacobian.objectives import JacobianRegularization
 

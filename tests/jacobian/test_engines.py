@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
-from skjacobian.jacobian import JACOBIAN_NORMS, _product, jacobian_norm
+from skjacobian.jacobian import JACOBIAN_NORMS, _chain, jacobian_norm
 from skjacobian.jacobian._cost import gram_pays
 from skjacobian.jacobian._stack import ACTIVATIONS, chain_of
 from skjacobian.modules import CNN, MLP
@@ -381,7 +381,7 @@ def test_engines_agree_on_large_batches(name, masked, options, monkeypatch):
     def pays(n_samples, n_rows, slope, W):
         return masked and not slope.requires_grad
 
-    monkeypatch.setattr(_product, "masked_product_pays", pays)
+    monkeypatch.setattr(_chain, "masked_product_pays", pays)
     net, X, y = made(*NETS[name], n=33)
     expected = norms_and_gradients(net, X, y, engine="loop", **options)
     agree(norms_and_gradients(net, X, y, engine="closed_form", **options), expected)

@@ -9,7 +9,7 @@ from sklearn import config_context
 from torch import nn
 
 from skjacobian.jacobian import JACOBIAN_NORMS, jacobian_norm
-from skjacobian.jacobian._linearize import linearize
+from skjacobian.jacobian._engines import linearize
 from skjacobian.jacobian._parts import cut
 from skjacobian.modules import CNN, MLP
 
@@ -364,7 +364,7 @@ def test_parts_hold_each_row_once_and_no_more_than_fit(
     rows = n_rows or n_classes
     V = None if n_rows is None else torch.arange(n_samples * rows).reshape(n_samples, rows)
     seen = torch.zeros(n_samples, rows, dtype=torch.long)
-    for samples, part in cut(n_samples, n_classes, V, at_once, rows_add):
+    for samples, part in cut(n_samples, rows, V, at_once, rows_add):
         inside = torch.arange(n_samples)[samples]
         assert len(inside) > 0
         if part is None:

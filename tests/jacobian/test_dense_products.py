@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skjacobian.jacobian._products import (
+from skjacobian.jacobian._dense_products import (
     gram_gradient,
     gram_product,
     masked_gradients,

@@ -11,13 +11,13 @@ from torch.nn import functional as F
 
 from skjacobian.jacobian._autograd import as_cotangents
 from skjacobian.jacobian._cost import gram_pays, masked_product_pays
-from skjacobian.jacobian._maps import Convolution, Dense, Diagonal, Map, Reshape
-from skjacobian.jacobian._products import (
+from skjacobian.jacobian._dense_products import (
     gram_gradient,
     gram_product,
     masked_gradients,
     masked_product,
 )
+from skjacobian.jacobian._maps import Convolution, Dense, Diagonal, Map, Reshape
 from skjacobian.jacobian._reductions import Reduction, SquaredLength
 
 Gradients = list[Tensor | None]
