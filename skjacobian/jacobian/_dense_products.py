@@ -26,7 +26,8 @@ def gram_gradient(A: Tensor, weight: Tensor, W: Tensor) -> Tensor:
     W : Tensor of shape (n_hidden, n_features)
     """
     flat = A.flatten(0, 1)
-    if bool((weight == weight[0]).all()):
+    # Not worth waiting for an accelerator to tell.
+    if not weight.is_cuda and bool((weight == weight[0]).all()):
         return symmetric_product(flat, flat) @ (2 * weight[0] * W)
     weighted = (weight.reshape(-1, 1, 1) * A).flatten(0, 1)
     return symmetric_product(flat, weighted) @ (2 * W)

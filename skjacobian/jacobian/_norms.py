@@ -238,7 +238,7 @@ class JacobianNorm:
                 n_classes,
                 generator=generator,
                 dtype=linearization.dtype,
-            ).to(linearization.device)
+            ).to(linearization.device, non_blocking=True)
             if self.norm == "l21":
                 # E|vᵀa| = √(2/π) ‖a‖₂ for normal v.
                 return V, ENTRIES, math.sqrt(math.pi / 2) / self.n_projections
@@ -246,7 +246,8 @@ class JacobianNorm:
             return V / V.norm(dim=2, keepdim=True), of_norm, n_classes / self.n_projections
         if self.class_samples is not None and self.class_samples < n_classes:
             V = draw_classes(n_samples, n_classes, self.class_samples, generator)
-            return V.to(linearization.device), of_norm, n_classes / self.class_samples
+            V = V.to(linearization.device, non_blocking=True)
+            return V, of_norm, n_classes / self.class_samples
         if self.norm == "spectral":
             return _by_sample(_leading_direction, linearization, y), of_norm, 1
         if self.norm == "cross_lipschitz":

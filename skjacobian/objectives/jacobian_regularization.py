@@ -96,7 +96,8 @@ class JacobianRegularization(Objective):
             return ObjectiveValue(loss, torch.zeros_like(loss), logits)
         index = None
         if part.n_samples < len(X):
-            index = torch.randperm(len(X), generator=generator)[: part.n_samples].to(X.device)
+            index = torch.randperm(len(X), generator=generator)[: part.n_samples]
+            index = index.to(X.device, non_blocking=True)
         norm = self._norm(part.class_samples)
         labels = y[index] if norm.needs_labels and index is not None else y
         logits, norms = _logits_and_norms(
