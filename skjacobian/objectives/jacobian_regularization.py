@@ -40,7 +40,8 @@ class JacobianRegularization(Objective):
         Samples of each batch that the penalty is taken on, as a number or a share, drawn
         anew each time. Theirs is scaled up by n/m and the others' is 0. None takes all.
         "auto" takes what costs about a sixth of the operations of plain training; of small
-        networks all of one batch in three, at random, scaled up by 3
+        networks all of one batch in three, at random, scaled up by 3; on an accelerator all,
+        where that takes no longer
         (`skjacobian.jacobian._cost.affordable_sample` is the rule).
     class_samples : int, "auto" or None, default="auto"
         Classes of each of these samples, for "l1" and "l2". None takes all. "auto" takes
@@ -141,9 +142,8 @@ class JacobianRegularization(Objective):
             and self.output == "logits"
             and self.n_projections is None
         )
-        part = affordable_sample(
-            n_samples, sizes, self._norm(given).n_rows(sizes.n_classes), rows_add
-        )
+        rows_of_one = self._norm(given).n_rows(sizes.n_classes)
+        part = affordable_sample(n_samples, sizes, rows_of_one, rows_add, X.is_cuda)
         return part if rows_add else part._replace(class_samples=given)
 
 
