@@ -57,9 +57,9 @@ class JacobianRegularizedClassifier(RobustClassifier):
         Samples of each batch that the penalty is taken on, drawn anew each time, as a
         number or a share. Penalty and gradient stay unbiased. "auto" takes what costs about
         a sixth of the operations of plain training; of small networks, all of one batch in
-        three, at random; on CUDA all, where that takes no longer. None takes all. The two train the same network, except
-        where λ is so strong that it costs points of clean accuracy: there None ends up to a
-        point more robust (docs/jacobian.md has the comparison).
+        three, at random; on CUDA all, where that takes no longer. None takes all. They
+        train the same network, except where λ is so strong that it costs points of clean
+        accuracy: there None ends up to a point more robust (docs/jacobian.md compares).
     class_samples : int, "auto" or None, default="auto"
         Classes of each of these samples, drawn likewise ("l1" and "l2" only). None takes
         all. "auto" takes all too, except with ``penalty_samples="auto"``, which spreads
