@@ -28,8 +28,10 @@ from torch import Tensor, nn
 
 from skjacobian.model_modes import batch_norm_in_eval, frozen
 
-# Share of a step of plain training that the default penalty may add.
+# Share of a step of plain training that the default penalty may add; but with fewer rows than
+# these, its noise shows in the network whatever the batch.
 PENALTY_SHARE = 1 / 6
+FEWEST_ROWS = 20
 
 # Where starting the kernels of a penalty takes longer than running them, these come for
 # free: operations and rows on one core, some 30 microseconds; operations on an accelerator,
@@ -105,9 +107,9 @@ def affordable_sample(
 ) -> Sample:
     """Return a sample that costs about a sixth of the operations of plain training.
 
-    3 F for a row against 3 n F for a step: a row for every sixth sample of the batch. Where
-    a norm is a sum over classes the rows go to as many samples as possible: rows of
-    different samples say more about the mean than rows of the same.
+    3 F for a row against 3 n F for a step: a row for every sixth sample of the batch, and
+    20 rows at least. Where a norm is a sum over classes the rows go to as many samples as
+    possible: rows of different samples say more about the mean than rows of the same.
 
     Where the network is so small that starting the kernels of a penalty takes longer than
     running them, one batch in three is penalized instead, on as many rows as make little
@@ -133,7 +135,7 @@ def affordable_sample(
     whole = 3 * sizes.operations * n_samples * rows_of_one
     if accelerated and sizes.operations and whole < FREE_ACCELERATED_OPERATIONS:
         return Sample(n_samples, None)
-    rows = PENALTY_SHARE * n_samples
+    rows = max(PENALTY_SHARE * n_samples, FEWEST_ROWS)
     every = 1
     if 3 * sizes.operations * rows < FREE_OPERATIONS and sizes.operations:
         rows = max(FREE_ROWS, FREE_OPERATIONS / (3 * sizes.operations))
