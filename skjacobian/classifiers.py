@@ -59,7 +59,7 @@ class JacobianRegularizedClassifier(RobustClassifier):
         a sixth of the operations of plain training; of small networks, all of one batch in
         three, at random; on CUDA all, where that takes no longer. None takes all. They
         train the same network, except where λ is so strong that it costs points of clean
-        accuracy: there None ends up to a point more robust (docs/jacobian.md compares).
+        accuracy: there None ends a point or so more robust (docs/jacobian.md compares).
     class_samples : int, "auto" or None, default="auto"
         Classes of each of these samples, drawn likewise ("l1" and "l2" only). None takes
         all. "auto" takes all too, except with ``penalty_samples="auto"``, which spreads

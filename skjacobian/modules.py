@@ -21,7 +21,15 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 
 
-class MLP(nn.Sequential):
+class _Layers(nn.Sequential):
+    """A sequence of layers, slices of which are plain sequences."""
+
+    def __getitem__(self, index: Any) -> Any:
+        layers = list(self)[index]
+        return nn.Sequential(*layers) if isinstance(index, slice) else layers
+
+
+class MLP(_Layers):
     """Multi-layer perceptron; features of any shape are flattened first.
 
     Parameters
@@ -57,7 +65,7 @@ class MLP(nn.Sequential):
         )
 
 
-class CNN(nn.Sequential):
+class CNN(_Layers):
     """Small convolutional network in the manner of LeNet-5 (LeCun et al., 1998).
 
     Convolution, activation and 2x2 max pooling for each entry of `channels`, then dense

@@ -117,8 +117,8 @@ def affordable_sample(
     holds for most networks, and all samples and classes of every batch are penalized.
 
     On MNIST this trains the network that the whole penalty trains, within the noise of five
-    seeds, but for λ that cost two points of clean accuracy and more: there it ends up to a
-    point lower under attack after four epochs (docs/jacobian.md).
+    seeds, but for λ that cost two points of clean accuracy and more: there it ends up to 1.4
+    points lower under attack after three or four epochs (docs/jacobian.md).
 
     Parameters
     ----------
