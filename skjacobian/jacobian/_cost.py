@@ -40,6 +40,9 @@ FREE_OPERATIONS = 3e6
 FREE_ROWS = 128
 FREE_ACCELERATED_OPERATIONS = 2e10
 
+# What a row takes at the height of a pass over what it keeps: its gradients, and temporaries.
+COPIES_OF_ROWS = 4
+
 # Rows of convolutions in flight on the CPU: what its caches hold.
 CPU_CACHE_BYTES = 8 * 2**20
 
@@ -171,10 +174,10 @@ def rows_that_fit(numbers: int, dtype: torch.dtype, limit: float = math.inf) -> 
     """Return how many rows of so many numbers fit into the memory that may be used.
 
     The limit is scikit-learn's: `sklearn.set_config(working_memory=...)`, in MiB; `limit`
-    is another, in bytes.
+    is another, in bytes, on what the rows keep.
     """
-    limit = min(limit, get_config()["working_memory"] * 2**20)
-    return max(1, int(limit // (max(1, numbers) * dtype.itemsize)))
+    kept = get_config()["working_memory"] * 2**20 / COPIES_OF_ROWS
+    return max(1, int(min(limit, kept) // (max(1, numbers) * dtype.itemsize)))
 
 
 def rows_at_once(linearization: Any) -> int:

@@ -258,15 +258,15 @@ def test_more_memory_holds_more_rows(engine):
             rows.append(rows_at_once(linearization))
     assert rows[0] == 1
     assert rows == sorted(rows)
-    assert rows[-1] > 1000
+    assert rows[-1] > 1000 / 4
 
 
 def test_rows_in_flight_take_no_more_memory_than_allowed():
     linearization = linearize(*mlp_and_samples(), engine="closed_form")
     with config_context(working_memory=3):
         rows = rows_at_once(linearization)
-    # A row of one sample is 600 + 100 + 50 numbers on its way.
-    assert 0.5 * 3 * 2**20 < rows * 750 * 8 <= 3 * 2**20
+    # A row of one sample is 600 + 100 + 50 numbers on its way, four times at the height.
+    assert 0.5 * 3 * 2**20 < rows * 750 * 8 * 4 <= 3 * 2**20
 
 
 def test_rows_of_convolutions_stay_within_the_caches():

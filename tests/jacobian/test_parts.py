@@ -9,6 +9,7 @@ from sklearn import config_context
 from torch import nn
 
 from skjacobian.jacobian import JACOBIAN_NORMS, jacobian_norm
+from skjacobian.jacobian._cost import COPIES_OF_ROWS
 from skjacobian.jacobian._engines import linearize
 from skjacobian.jacobian._parts import cut
 from skjacobian.modules import CNN, MLP
@@ -82,8 +83,10 @@ def made(make_net, shape, n=N, n_classes=N_CLASSES):
 
 def room_for(rows, net, X, engine, create_graph=True):
     """Memory for so many rows of Jacobians."""
-    numbers = linearize(net, X, engine=engine, create_graph=create_graph).numbers_per_row()
-    return config_context(working_memory=(rows + 0.5) * max(1, numbers) * X.element_size() / 2**20)
+    linearization = linearize(net, X, engine=engine, create_graph=create_graph)
+    numbers = linearization.numbers_per_row() + linearization.shape[1]
+    row = COPIES_OF_ROWS * numbers * X.element_size()
+    return config_context(working_memory=(rows + 0.5) * row / 2**20)
 
 
 def norms_and_gradients(net, X, y, weight, **options):
