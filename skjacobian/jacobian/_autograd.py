@@ -7,13 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from skjacobian._rng import replayed_rng
+from skjacobian.jacobian._linearization import Linearization
+from skjacobian.jacobian._maps import CONVOLUTIONS
 from skjacobian.jacobian._reductions import ReducedRows, Reduction
 from skjacobian.model_modes import batch_norm_in_eval
 
 PredictLogits = Callable[[Tensor], Tensor]
 
 
-class AutogradLinearization:
+class AutogradLinearization(Linearization):
     """The Jacobian of a model at each sample, one backward pass for each of its rows.
 
     Parameters
@@ -24,10 +26,6 @@ class AutogradLinearization:
         Take all backward passes at once, by `torch.vmap`, instead of one after another.
     create_graph : bool
         Whether the rows can be differentiated.
-
-    Attributes
-    ----------
-    logits : Tensor of shape (n_samples, n_classes)
     """
 
     def __init__(
@@ -49,11 +47,12 @@ class AutogradLinearization:
         ):
             self.X = X.detach().requires_grad_()
             with torch.autograd.graph.saved_tensors_hooks(count, lambda saved: saved):
-                self.logits = predict_logits(self.X)
+                logits = predict_logits(self.X)
+        super().__init__(logits)
         self._saved_numbers = sum(saved_sizes)
 
     def rows(self, V: Tensor | None) -> Tensor:
-        """Return the rows VJ of each sample; see `StackLinearization.rows`."""
+        """Return the rows VJ of each sample; see `Linearization.rows`."""
         V = as_cotangents(V, self.logits)
         # Each cotangent by itself, in the order of rows, not of samples.
         cotangents = V.transpose(0, 1).expand(-1, *self.logits.shape)
@@ -88,24 +87,12 @@ class AutogradLinearization:
         return product
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """The shape of the logits."""
-        return self.logits.shape[0], self.logits.shape[1]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The type of the logits."""
-        return self.logits.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Where the logits are."""
-        return self.logits.device
-
-    @property
     def convolves(self) -> bool:
         """Tell whether there are convolutions."""
-        return has_convolutions(self.predict_logits)
+        model = self.predict_logits
+        return isinstance(model, nn.Module) and any(
+            isinstance(layer, CONVOLUTIONS) for layer in model.modules()
+        )
 
     def numbers_per_row(self) -> int:
         """Return how many numbers a row of one sample leaves behind for the backward pass.
@@ -150,9 +137,3 @@ def as_cotangents(V: Tensor | None, like: Any) -> Tensor:
         return V
     unit = torch.eye(like.shape[1], dtype=like.dtype, device=like.device)
     return unit.unsqueeze(0) if V is None else unit[V]
-
-
-def has_convolutions(model: object) -> bool:
-    """Tell whether a model is a module with convolutions."""
-    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    return isinstance(model, nn.Module) and any(isinstance(m, kinds) for m in model.modules())

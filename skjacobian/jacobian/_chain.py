@@ -17,13 +17,14 @@ from skjacobian.jacobian._dense_products import (
     masked_gradients,
     masked_product,
 )
+from skjacobian.jacobian._linearization import Linearization
 from skjacobian.jacobian._maps import Convolution, Dense, Diagonal, Map, Reshape
 from skjacobian.jacobian._reductions import Reduction, SquaredLength
 
 Gradients = list[Tensor | None]
 
 
-class StackLinearization:
+class StackLinearization(Linearization):
     """The Jacobian of a chain of layers at each sample, as the product of its maps.
 
     Parameters
@@ -39,8 +40,8 @@ class StackLinearization:
     def __init__(
         self, maps: list[Map], logits: Tensor, index: Tensor | slice | None = None
     ) -> None:
+        super().__init__(logits)
         self.maps = maps
-        self._logits = logits
         self._index = index
 
     @property
@@ -51,35 +52,12 @@ class StackLinearization:
     @property
     def shape(self) -> tuple[int, int]:
         """The shape of the logits, which comes cheaper than the logits."""
-        n_classes = self._logits.shape[1]
         if isinstance(self._index, Tensor):
-            return len(self._index), n_classes
-        return len(self.logits), n_classes
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The type of the logits."""
-        return self._logits.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Where the logits are."""
-        return self._logits.device
+            return len(self._index), self._logits.shape[1]
+        return super().shape
 
     def rows(self, V: Tensor | None) -> Tensor:
-        """Return the rows VJ of each sample, without a graph.
-
-        Parameters
-        ----------
-        V : Tensor or None
-            Cotangents, (n_samples, n_rows, n_classes); or class indices, (n_samples,
-            n_rows), which may be the same for all samples, (1, n_rows); None is all
-            classes.
-
-        Returns
-        -------
-        Tensor of shape (n_samples, n_rows, n_features)
-        """
+        """Return the rows VJ of each sample, without a graph; see `Linearization.rows`."""
         with torch.no_grad():
             G = as_cotangents(V, self).expand(self.shape[0], -1, -1)
             for layer in self.maps:
@@ -149,7 +127,7 @@ class Tape:
     ----------
     linearization : StackLinearization
     V : Tensor or None
-        As `StackLinearization.rows` takes it.
+        As `Linearization.rows` takes it.
     reduction : Reduction
     """
 

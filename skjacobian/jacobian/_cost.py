@@ -40,6 +40,9 @@ FREE_OPERATIONS = 3e6
 FREE_ROWS = 128
 FREE_ACCELERATED_OPERATIONS = 2e10
 
+# Operations that `masked_product` must save to be worth its two passes.
+MASKED_OPERATIONS = 1e7
+
 # What a row takes at the height of a pass over what it keeps: its gradients, and temporaries.
 COPIES_OF_ROWS = 4
 
@@ -167,7 +170,7 @@ def masked_product_pays(n_samples: int, n_rows: int, slope: Tensor, W: Tensor) -
     without.
     """
     saved = 2 * n_samples * n_rows * W.numel()
-    return n_samples >= 32 and saved >= 1e7 and not slope.requires_grad
+    return n_samples >= 32 and saved >= MASKED_OPERATIONS and not slope.requires_grad
 
 
 def rows_that_fit(numbers: int, dtype: torch.dtype, limit: float = math.inf) -> int:

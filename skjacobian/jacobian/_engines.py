@@ -1,17 +1,13 @@
 """Choosing how the Jacobian of a model is computed."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
 from skjacobian._validation import check_option, reject
-from skjacobian.jacobian._autograd import AutogradLinearization
-from skjacobian.jacobian._parts import Linearization
+from skjacobian.jacobian._autograd import AutogradLinearization, PredictLogits
+from skjacobian.jacobian._linearization import Linearization
 from skjacobian.jacobian._stack import ACTIVATIONS, DROPOUTS, Stack, chain_of
 from skjacobian.model_modes import batch_norm_in_eval
-
-PredictLogits = Callable[[Tensor], Tensor]
 
 # Layers whose backward pass vmap takes in one piece, and faster than one by one.
 VMAPPED = frozenset(

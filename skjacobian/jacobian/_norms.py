@@ -9,9 +9,11 @@ from torch import Tensor
 
 from skjacobian._rng import seeded
 from skjacobian._validation import check_count, check_option, reject
+from skjacobian.jacobian._autograd import PredictLogits
 from skjacobian.jacobian._cost import rows_at_once
-from skjacobian.jacobian._engines import PredictLogits, linearize
-from skjacobian.jacobian._parts import Linearization, cut, reduced_in_parts
+from skjacobian.jacobian._engines import linearize
+from skjacobian.jacobian._linearization import Linearization
+from skjacobian.jacobian._parts import cut, reduced_in_parts
 from skjacobian.jacobian._reductions import (
     COLUMNS,
     ENTRIES,

@@ -1,53 +1,15 @@
 """Evaluating a norm part by part, so that memory stays bounded."""
 
-from typing import Any, Protocol, Self
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from skjacobian._rng import replayed_rng
+from skjacobian.jacobian._linearization import Linearization
 from skjacobian.jacobian._reductions import Reduction
-
-
-class Linearization(Protocol):
-    """The Jacobian of a model at each of some samples."""
-
-    @property
-    def logits(self) -> Tensor:
-        """The logits, shape (n_samples, n_classes)."""
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """The shape of the logits."""
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The type of the logits."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where the logits are."""
-
-    @property
-    def convolves(self) -> bool:
-        """Tell whether there are convolutions."""
-
-    def rows(self, V: Tensor | None) -> Tensor:
-        """Return the rows VJ of each sample, shape (n_samples, n_rows, n_features)."""
-
-    def reduced(self, V: Tensor | None, reduction: Reduction) -> Tensor:
-        """Return a reduction of the rows VJ of each sample, shape (n_samples,)."""
-
-    def numbers_per_row(self) -> int:
-        """Return how many numbers a row of one sample leaves behind for the backward pass."""
-
-    def tensors(self) -> list[Tensor]:
-        """Return all that the rows depend on."""
-
-    def part(self, samples: slice, tensors: Any) -> Self:
-        """Return the Jacobian at some of the samples, with other tensors in place."""
-
 
 Part = tuple[slice, Tensor | None]
 
@@ -75,32 +37,15 @@ def reduced_in_parts(
     reduction: Reduction, linearization: Linearization, parts: list[Part], *, create_graph: bool
 ) -> Tensor:
     """Return the reduction of each sample, with the graph of one part at a time in memory."""
+    tensors = linearization.tensors()
     if not create_graph:
-        with torch.no_grad():
-            return sum_of_parts(reduction, linearization, parts, linearization.tensors())
+        constants = [tensor.detach() for tensor in tensors]
+        return _values_and_gradients(reduction, linearization, parts, constants, None)[0]
     with torch.enable_grad():
         values: Tensor = _InParts.apply(  # type: ignore[no-untyped-call]
-            reduction, linearization, parts, *linearization.tensors()
+            reduction, linearization, parts, *tensors
         )
     return values
-
-
-def sum_of_parts(
-    reduction: Reduction, linearization: Linearization, parts: list[Part], tensors: list[Tensor]
-) -> Tensor:
-    """Return the reduction of each sample, without a graph."""
-    values = zeros(linearization)
-    for samples, V in parts:
-        part = linearization.part(samples, tensors)
-        values[samples] += part.reduced(_on(values, V), reduction).detach()
-    return values
-
-
-def zeros(linearization: Linearization) -> Tensor:
-    """Return a zero for each sample."""
-    return torch.zeros(
-        linearization.shape[0], dtype=linearization.dtype, device=linearization.device
-    )
 
 
 def _on(like: Tensor, V: Tensor | None) -> Tensor | None:
@@ -144,14 +89,16 @@ def _values_and_gradients(
     reduction: Reduction,
     linearization: Linearization,
     parts: list[Part],
-    tensors: tuple[Tensor, ...],
+    tensors: Sequence[Tensor],
     weight: Tensor | None,
 ) -> tuple[Tensor, list[Tensor | None]]:
     """Return the values, and the gradients of their (weighted) sum by the tensors."""
     leaves = [t.detach().requires_grad_(t.requires_grad) for t in tensors]
     wanted = [leaf for leaf in leaves if leaf.requires_grad]
     sums = [torch.zeros_like(leaf) for leaf in wanted]
-    values = zeros(linearization)
+    values = torch.zeros(
+        linearization.shape[0], dtype=linearization.dtype, device=linearization.device
+    )
     for samples, V in parts:
         with torch.enable_grad():
             value = linearization.part(samples, leaves).reduced(_on(values, V), reduction)

@@ -16,6 +16,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from skjacobian.jacobian._chain import StackLinearization
 from skjacobian.jacobian._maps import (
+    CONVOLUTIONS,
     AveragePooling,
     ChannelScale,
     Convolution,
@@ -30,7 +31,6 @@ ACTIVATIONS = (
     *(nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish),
     *(nn.Softplus, nn.Softsign, nn.Tanh, nn.Sigmoid, nn.LogSigmoid),
 )
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 POOLINGS = (nn.MaxPool2d, nn.AvgPool2d)

@@ -11,8 +11,8 @@ from skjacobian._rng import replayed_rng
 from skjacobian.jacobian._cost import Sample, affordable_sample, sizes_of
 from skjacobian.jacobian._engines import closed_form, linearize
 from skjacobian.jacobian._joint import joint_pass, joint_pass_fits
+from skjacobian.jacobian._linearization import Linearization
 from skjacobian.jacobian._norms import CLASSWISE_NORMS, JacobianNorm, checked_norm
-from skjacobian.jacobian._parts import Linearization
 from skjacobian.jacobian._stack import Stack
 from skjacobian.losses import cross_entropy
 from skjacobian.model_modes import mixes_samples
