@@ -58,7 +58,104 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
     return others.amax(1) - logits.gather(1, index).squeeze(1)
 
 
-LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy, "margin": margin}
+def dlr(logits: Tensor, y: Tensor) -> Tensor:
+    """Difference of logits ratio of each sample: the margin over the spread of the best three.
+
+    (max_{k != y} z_k - z_y) / (z_(1) - z_(3)) with the logits sorted downwards (Croce & Hein,
+    arXiv 2003.01690, equation 6). It does not change when logits are multiplied. Two classes
+    have no third logit; their margin is returned as it is.
+
+    Parameters
+    ----------
+    logits : Tensor of shape (n_samples, n_classes)
+    y : Tensor of shape (n_samples,)
+        Class indices.
+
+    Returns
+    -------
+    Tensor of shape (n_samples,)
+
+    Examples
+    --------
+    >>> import torch
+    >>> dlr(torch.tensor([[3.0, 1.0, 2.0]]), torch.tensor([0]))
+    tensor([-0.5000])
+    """
+    return margin(logits, y) / _spread(logits, [3])
+
+
+def targeted_cross_entropy(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """Log-probability log softmax(logits)_target of each sample; `y` does not matter.
+
+    Parameters
+    ----------
+    logits : Tensor of shape (n_samples, n_classes)
+    y, target : Tensor of shape (n_samples,)
+        True class, and the wrong class aimed at.
+
+    Returns
+    -------
+    Tensor of shape (n_samples,)
+    """
+    return -F.cross_entropy(logits, target, reduction="none")
+
+
+def targeted_margin(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """Margin z_target - z_y of each sample.
+
+    Parameters
+    ----------
+    logits : Tensor of shape (n_samples, n_classes)
+    y, target : Tensor of shape (n_samples,)
+        True class, and the wrong class aimed at.
+
+    Returns
+    -------
+    Tensor of shape (n_samples,)
+    """
+    return (_of_class(logits, target) - _of_class(logits, y)).squeeze(1)
+
+
+def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """Targeted difference of logits ratio (z_target - z_y) / (z_(1) - (z_(3) + z_(4)) / 2).
+
+    Croce & Hein, arXiv 2003.01690, equation 7. With three classes the denominator is
+    z_(1) - z_(3), with two it is 1.
+
+    Parameters
+    ----------
+    logits : Tensor of shape (n_samples, n_classes)
+    y, target : Tensor of shape (n_samples,)
+        True class, and the wrong class aimed at.
+
+    Returns
+    -------
+    Tensor of shape (n_samples,)
+    """
+    return targeted_margin(logits, y, target) / _spread(logits, [3, 4])
+
+
+def _of_class(logits: Tensor, y: Tensor) -> Tensor:
+    return logits.gather(1, y.unsqueeze(1))
+
+
+def _spread(logits: Tensor, ranks: list[int]) -> Tensor:
+    """Return the largest logit minus the mean of those of `ranks`, as far as they exist."""
+    ranks = [rank for rank in ranks if rank <= logits.shape[1]]
+    if not ranks:
+        return torch.ones_like(logits[:, 0])
+    best = logits.topk(max(ranks), dim=1).values
+    others = torch.stack([best[:, rank - 1] for rank in ranks]).mean(0)
+    return (best[:, 0] - others).clamp(min=torch.finfo(logits.dtype).tiny)
+
+
+LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy, "margin": margin, "dlr": dlr}
+
+TARGETED_LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "cross_entropy": targeted_cross_entropy,
+    "margin": targeted_margin,
+    "dlr": targeted_dlr,
+}
 
 
 def _cross_entropy_lead(loss: Tensor) -> tuple[Tensor, Tensor]:
@@ -75,4 +172,5 @@ def _margin_lead(loss: Tensor) -> tuple[Tensor, Tensor]:
 LEADS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
     "cross_entropy": _cross_entropy_lead,
     "margin": _margin_lead,
+    "dlr": _margin_lead,
 }

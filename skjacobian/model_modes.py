@@ -1,10 +1,13 @@
-"""Modes of a model for a while: frozen for an attack, batch normalization in eval."""
+"""What a model is, and its modes for a while: frozen for an attack, batch normalization in eval."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+# What attacks, norms and objectives take for a model: samples in, logits out.
+PredictLogits = Callable[[Tensor], Tensor]
 
 
 @contextmanager

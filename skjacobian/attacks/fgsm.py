@@ -5,11 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from skjacobian.attacks._base import Attack
+from skjacobian.attacks._ascent import GradientAscent
 from skjacobian.geometry import Ball
 
 
-class FGSM(Attack):
+class FGSM(GradientAscent):
     """Fast gradient sign method: one steepest step of length eps.
 
     x + eps·sign(∇ₓℓ) (Goodfellow, Shlens & Szegedy, arXiv 1412.6572, section 4), and for
@@ -18,7 +18,7 @@ class FGSM(Attack):
 
     Parameters
     ----------
-    norm : {"linf", "l2"}, default="linf"
+    norm : {"linf", "l2", "l1"}, default="linf"
         Norm of the ball.
     eps : float, default=0.1
         Radius: ‖(X_adv - X) / feature_scale‖ <= eps.
@@ -26,10 +26,12 @@ class FGSM(Attack):
         Unit of each feature; None is 1, "std" and "range" are those of the X attacked.
     bounds : (low, high), optional
         Numbers or one value per feature. None means unbounded; there is no implicit clip.
+    mutable : array of bool or of int, optional
+        Mask or indices of the features that may change, one per feature; None is all.
     random_start : bool, default=False
         Start at a random point of the ball and step by 1.25·eps, as fast adversarial
         training does (Wong, Rice & Kolter, arXiv 2001.03994, algorithm 3).
-    loss : {"cross_entropy", "margin"}, default="cross_entropy"
+    loss : {"cross_entropy", "margin", "dlr"}, default="cross_entropy"
         What the step climbs.
 
     Examples
@@ -42,6 +44,8 @@ class FGSM(Attack):
     """
 
     n_restarts = 1
+    n_targets = None
+    momentum = 0.0
 
     def __init__(
         self,
@@ -50,6 +54,7 @@ class FGSM(Attack):
         eps: Any = 0.1,
         feature_scale: Any = None,
         bounds: Any = None,
+        mutable: Any = None,
         random_start: bool = False,
         loss: str = "cross_entropy",
     ) -> None:
@@ -57,6 +62,7 @@ class FGSM(Attack):
         self.eps = eps
         self.feature_scale = feature_scale
         self.bounds = bounds
+        self.mutable = mutable
         self.random_start = random_start
         self.loss = loss
 
@@ -66,6 +72,6 @@ class FGSM(Attack):
     def _start(self, ball: Ball, generator: torch.Generator) -> Tensor:
         return ball.random_start(generator) if self.random_start else ball.X
 
-    def _step(self, X_adv: Tensor, gradient: Tensor, ball: Ball, step: int) -> Tensor:
+    def _step(self, X_adv: Tensor, direction: Tensor, ball: Ball, step: int) -> Tensor:
         step_size = 1.25 * ball.eps if self.random_start else ball.eps
-        return ball.ascend(X_adv, gradient, step_size)
+        return ball.ascend(X_adv, direction, step_size)

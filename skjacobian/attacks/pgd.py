@@ -5,19 +5,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from skjacobian._validation import check_count, check_positive, unwrap_scalar
-from skjacobian.attacks._base import Attack
+from skjacobian._validation import check_count, check_non_negative, check_positive, unwrap_scalar
+from skjacobian.attacks._ascent import GradientAscent
 from skjacobian.geometry import Ball
 
 
-class PGD(Attack):
+class PGD(GradientAscent):
     """Projected gradient descent: steepest ascent of the loss, projected on the ball.
 
     x ← Π(x + α·argmax_{‖d‖<=1} dᵀ∇ₓℓ) (Madry et al., arXiv 1706.06083, section 2.1).
 
     Parameters
     ----------
-    norm : {"linf", "l2"}, default="linf"
+    norm : {"linf", "l2", "l1"}, default="linf"
         Norm of the ball.
     eps : float, default=0.1
         Radius: ‖(X_adv - X) / feature_scale‖ <= eps. Inside objectives also a tensor with
@@ -26,6 +26,8 @@ class PGD(Attack):
         Unit of each feature; None is 1, "std" and "range" are those of the X attacked.
     bounds : (low, high), optional
         Numbers or one value per feature. None means unbounded; there is no implicit clip.
+    mutable : array of bool or of int, optional
+        Mask or indices of the features that may change, one per feature; None is all.
     n_steps : int, default=40
         Gradient steps of one restart.
     step_size : float, optional
@@ -35,8 +37,14 @@ class PGD(Attack):
         Start at a random point of the ball rather than at X.
     n_restarts : int, default=1
         Independent searches; without a random start more than one is useless.
-    loss : {"cross_entropy", "margin"}, default="cross_entropy"
+    loss : {"cross_entropy", "margin", "dlr"}, default="cross_entropy"
         What the search climbs.
+    n_targets : int, optional
+        Search towards each of this many wrong classes in turn, the likeliest first, by the
+        targeted form of the loss (Gowal et al., arXiv 1910.09338). None searches towards
+        none in particular. Any wrong class counts as success.
+    momentum : float, default=0.0
+        μ of the average of gradients that is followed (Dong et al., arXiv 1710.06081).
 
     Examples
     --------
@@ -55,26 +63,32 @@ class PGD(Attack):
         eps: Any = 0.1,
         feature_scale: Any = None,
         bounds: Any = None,
+        mutable: Any = None,
         n_steps: int = 40,
         step_size: float | None = None,
         random_start: bool = True,
         n_restarts: int = 1,
         loss: str = "cross_entropy",
+        n_targets: int | None = None,
+        momentum: float = 0.0,
     ) -> None:
         self.norm = norm
         self.eps = eps
         self.feature_scale = feature_scale
         self.bounds = bounds
+        self.mutable = mutable
         self.n_steps = n_steps
         self.step_size = step_size
         self.random_start = random_start
         self.n_restarts = n_restarts
         self.loss = loss
+        self.n_targets = n_targets
+        self.momentum = momentum
 
     def check_params(self) -> None:
         """Raise a ValueError that names the first parameter with a bad value."""
         super().check_params()
-        check_count("n_restarts", self.n_restarts)
+        check_non_negative("momentum", self.momentum)
         if self.step_size is not None:
             check_positive("step_size", self.step_size)
 
@@ -90,7 +104,7 @@ class PGD(Attack):
             return super()._reach(step)
         return min(2.0, sum(2 * (1 - later / n_steps) ** 2 for later in range(step, n_steps)))
 
-    def _step(self, X_adv: Tensor, gradient: Tensor, ball: Ball, step: int) -> Tensor:
+    def _step(self, X_adv: Tensor, direction: Tensor, ball: Ball, step: int) -> Tensor:
         falling = 2 * ball.eps * (1 - step / self._n_steps()) ** 2
         step_size = falling if self.step_size is None else unwrap_scalar(self.step_size)
-        return ball.ascend(X_adv, gradient, step_size)
+        return ball.ascend(X_adv, direction, step_size)

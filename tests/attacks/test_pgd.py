@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from skjacobian.attacks import FGSM, PGD
-from skjacobian.attacks._base import _Evaluation
+from skjacobian.attacks._ascent import GradientAscent
 from skjacobian.modules import MLP
 
 NORMS = ["linf", "l2"]
@@ -108,7 +108,7 @@ def test_retiring_samples_finds_what_the_plain_loop_finds(
     norm, eps, bounds, params, loss, gives_up, monkeypatch
 ):
     if not gives_up:
-        monkeypatch.setattr(_Evaluation, "LATE", 0.0)
+        monkeypatch.setattr(GradientAscent, "LATE", 0.0)
     net, X, y = make_problem(n=120)
     y[::10] = (y[::10] + 1) % 3
     attack = PGD(norm=norm, eps=eps, bounds=bounds, loss=loss, **params)

@@ -1,0 +1,165 @@
+"""What the attacks share whose next iterate follows from the present one and a gradient."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from skjacobian._validation import check_count, check_option
+from skjacobian.attacks._base import Attack
+from skjacobian.attacks._search import SampleLoss, Search, input_gradient
+from skjacobian.geometry import Ball, rows, vector_norm
+from skjacobian.losses import LEADS, LOSSES, TARGETED_LOSSES
+
+
+class GradientAscent(Attack):
+    """Base of the attacks that climb a loss step by step from one start.
+
+    A subclass says how the iterate starts (`_start`) and moves (`_step`); this class runs
+    it, and drops the samples that need no more of it.
+    """
+
+    loss: str
+    n_restarts: int
+    n_targets: int | None
+    momentum: float
+
+    # Out of reach is asked only once the steps left are together shorter than LATE · eps,
+    # and the slope may turn out to be STEEPER times what it is.
+    LATE = 0.5
+    STEEPER = 2.0
+
+    def _start(self, ball: Ball, generator: torch.Generator) -> Tensor:
+        """Return the first iterate."""
+        raise NotImplementedError
+
+    def _step(self, X_adv: Tensor, direction: Tensor, ball: Ball, step: int) -> Tensor:
+        """Return the next iterate, inside the ball up to rounding; `step` counts from 0.
+
+        `direction` is a gradient, or its average over the steps; it may be overwritten.
+        """
+        raise NotImplementedError
+
+    def _n_steps(self) -> int:
+        """Return the number of gradient steps of one restart, validated."""
+        raise NotImplementedError
+
+    def _reach(self, step: int) -> float:
+        """Return how far the steps from `step` on can lead, in units of eps."""
+        return 2.0  # across the ball
+
+    def check_params(self) -> None:
+        """Raise a ValueError that names the first parameter with a bad value."""
+        super().check_params()
+        check_option("loss", self.loss, LOSSES)
+        check_count("n_restarts", self.n_restarts)
+        if self.n_targets is not None:
+            check_count("n_targets", self.n_targets)
+        self._n_steps()
+
+    def maximize(self, loss: SampleLoss, ball: Ball, generator: torch.Generator) -> Tensor:
+        """Return the last iterate of one ascent of `loss(X_adv) -> (n_samples,)`.
+
+        What adversarial training needs: one start, all steps, no bookkeeping of success.
+        """
+        with torch.enable_grad():
+            X_adv, velocity = self._start(ball, generator), None
+            for step in range(self._n_steps()):
+                velocity = self._velocity(velocity, input_gradient(loss, X_adv))
+                X_adv = self._step(X_adv, self._direction(velocity), ball, step)
+            return ball.enforce(X_adv)
+
+    def _velocity(self, velocity: Tensor | None, gradient: Tensor) -> Tensor:
+        """Return μ·velocity + g/‖g‖₁ (Dong et al., arXiv 1710.06081), or g without momentum."""
+        if self.momentum == 0:
+            return gradient
+        length = rows(vector_norm(gradient, "l1"), gradient)
+        unit = gradient / length.where(length > 0, 1.0)
+        return unit if velocity is None else velocity.mul_(self.momentum).add_(unit)
+
+    def _direction(self, velocity: Tensor) -> Tensor:
+        return velocity if self.momentum == 0 else velocity.clone()
+
+    def _search(self, search: Search, generator: torch.Generator) -> None:
+        for _ in range(self.n_restarts):
+            for rank in self._ranks(search):
+                if not search.restart(rank):
+                    return
+                self._ascend(search, generator)
+
+    def _ranks(self, search: Search) -> list[int | None]:
+        """Return the ranks of the wrong classes to aim at, or [None] for any class."""
+        if self.n_targets is None:
+            return [None]
+        return list(range(min(int(self.n_targets), search.n_wrong_classes())))
+
+    def _loss(self, search: Search) -> Callable[[Tensor], Tensor]:
+        """Return what is climbed, as a function of the logits of the active samples."""
+        if search.target is None:
+            return partial(LOSSES[self.loss], y=search.y)
+        return partial(TARGETED_LOSSES[self.loss], y=search.y, target=search.target)
+
+    def _ascend(self, search: Search, generator: torch.Generator) -> None:
+        """Climb once from one start with the samples that are active."""
+        X_adv, velocity = self._start(search.ball, generator), None
+        previous = X_adv
+        for step in range(self._n_steps()):
+            found, value, gradient = search.gradient(X_adv, self._loss(search))
+            done = (found > 0) | self._is_hopeless(search, X_adv, previous, value, gradient, step)
+            search.record(X_adv, found, done & ~search.done)
+            search.done |= done
+            velocity = self._velocity(velocity, gradient)
+            kept = search.drop(step)
+            if kept is not None:
+                X_adv, velocity = X_adv[kept], velocity[kept]
+            if len(X_adv) == 0:
+                return
+            previous = X_adv
+            X_adv = self._step(X_adv, self._direction(velocity), search.ball, step)
+        search.record(X_adv, search.margin(X_adv), ~search.done)
+
+    def _is_hopeless(
+        self,
+        search: Search,
+        X_adv: Tensor,
+        previous: Tensor,
+        value: Tensor,
+        gradient: Tensor,
+        step: int,
+    ) -> Tensor:
+        """Tell which samples the steps left will not fool; asked in some of the steps."""
+        hopeless = torch.zeros_like(search.done)
+        if step > 0 and step % 4 == 0 and self.momentum == 0:
+            hopeless |= _has_settled(X_adv, previous)
+        reach = self._reach(step)
+        if reach <= self.LATE and step % 2 == 0:
+            hopeless |= self._is_out_of_reach(search, value, gradient, reach)
+        return hopeless
+
+    def _is_out_of_reach(
+        self, search: Search, value: Tensor, gradient: Tensor, reach: float
+    ) -> Tensor:
+        """Tell which samples the steps left could not fool even on a far steeper slope.
+
+        `lead` is positive only where the model is right, and falls at most by `slope`
+        times the distance to first order; curvature may make that `STEEPER` times more.
+        Asked only late, when the steps left are together shorter than `LATE` times eps.
+        """
+        if search.target is not None and self.loss == "cross_entropy":
+            return torch.zeros_like(search.done)  # it does not tell who is ahead
+        lead, derivative = LEADS[self.loss](value)
+        slope = derivative * search.ball.dual_length(gradient)
+        distance = reach * search.ball.eps
+        distance = distance.flatten() if isinstance(distance, Tensor) else distance
+        return lead > self.STEEPER * distance * slope
+
+
+def _has_settled(X_adv: Tensor, previous: Tensor) -> Tensor:
+    """Tell which samples the last step left where they were: so will all others.
+
+    The next iterate depends on the present one alone, and steps never grow. A fifth of
+    the samples come to rest in a corner of a linf ball within ten steps.
+    """
+    return (X_adv - previous).flatten(1).abs().amax(1) == 0

@@ -1,0 +1,232 @@
+"""The state of a search for adversarial perturbations: who is fooled, and by what."""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from skjacobian.exceptions import AttackWarning
+from skjacobian.geometry import Ball, rows
+from skjacobian.losses import margin
+from skjacobian.model_modes import PredictLogits
+
+SampleLoss = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found.
+
+    Attributes
+    ----------
+    X_adv : Tensor of shape (n_samples, *features)
+    fooled : Tensor of bool of shape (n_samples,)
+        Whether the logits at `X_adv` favour another class than the true one.
+    n_queries : Tensor of int of shape (n_samples,)
+        How often the model was asked about each sample, with or without a gradient.
+    """
+
+    X_adv: Tensor
+    fooled: Tensor
+    n_queries: Tensor
+
+
+class Search:
+    """A search on a batch: the best perturbation of each sample, and who is still in it.
+
+    `X_best` and `best` hold, for all samples, the first perturbation that fooled the model
+    or else the point of largest margin where a search ended. `active` are the indices of
+    the samples that are searched; `ball`, `y`, `target` (the wrong class aimed at, or None)
+    and `done` (who needs no more of it) are those of the active ones, and an attack keeps
+    its own tensors in the same order.
+    """
+
+    # Dropping samples copies the others, so it waits until a few can go.
+    DROP_SHARE = 0.02
+
+    def __init__(self, model: PredictLogits, ball: Ball, y: Tensor) -> None:
+        self.model = model
+        self.all_balls, self.all_y = ball, y
+        self.X_best = ball.X.clone()
+        self.best = torch.full((len(y),), -torch.inf, dtype=ball.X.dtype, device=y.device)
+        self.n_queries = torch.zeros_like(y)
+        self.n_zero = self.n_not_finite = 0
+        self._inspected = False
+        self._to_logits: Callable[[Tensor], Tensor] | None = None
+        self._ranking: Tensor | None = None
+
+    def restart(self, rank: int | None = None) -> bool:
+        """Turn to all samples that still stand; tell whether there are any.
+
+        With a `rank`, aim at the wrong class of that rank, 0 being the likeliest.
+        """
+        self.active = (self.best <= 0).nonzero().squeeze(1)
+        everyone = len(self.active) == len(self.all_y)
+        self.ball = self.all_balls if everyone else self.all_balls[self.active]
+        self.y = self.all_y[self.active]
+        self.done = torch.zeros_like(self.y, dtype=torch.bool)
+        self.target = None if rank is None else self._ranked_classes()[self.active, rank]
+        return len(self.active) > 0
+
+    def n_wrong_classes(self) -> int:
+        """Return how many classes a search may aim at."""
+        return self._ranked_classes().shape[1]
+
+    def _ranked_classes(self) -> Tensor:
+        """Return the wrong classes of each sample by falling logit at the clean sample."""
+        if self._ranking is None:
+            with torch.no_grad():
+                clean = self._all_logits(self.all_balls.X)
+            wrong = clean.scatter(1, self.all_y.unsqueeze(1), -torch.inf)
+            self._ranking = wrong.argsort(1, descending=True, stable=True)[:, :-1]
+        return self._ranking
+
+    def _all_logits(self, X_adv: Tensor) -> Tensor:
+        self.active, self.y = torch.arange(len(X_adv), device=X_adv.device), self.all_y
+        return self.logits(X_adv)
+
+    def logits(self, X_adv: Tensor) -> Tensor:
+        """Return the logits at one point of each active sample, and count the query."""
+        self.n_queries[self.active] += 1
+        output = self.model(X_adv)
+        if self._to_logits is None:
+            self._to_logits = to_logits(output)
+        return self._to_logits(output)
+
+    def margin(self, X_adv: Tensor) -> Tensor:
+        """Return the margin at one point of each active sample, without a gradient."""
+        with torch.no_grad():
+            return self.safe_margin(self.logits(X_adv))
+
+    def safe_margin(self, logits: Tensor) -> Tensor:
+        """Return the margin less what rounding may make of it in a batch of another size."""
+        rounding = 16 * torch.finfo(logits.dtype).eps * logits.abs().amax(1)
+        return (margin(logits, self.y) - rounding).to(self.best.dtype)
+
+    def gradient(
+        self, X_adv: Tensor, loss: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the margin, the loss of the logits and its gradient at each active sample.
+
+        Parameters
+        ----------
+        X_adv : Tensor of shape (n_active, *features)
+        loss : callable
+            Maps logits of the active samples to one value for each.
+        """
+        seen: list[Tensor] = []
+
+        def loss_of(X: Tensor) -> Tensor:
+            logits = self.logits(X)
+            value = loss(logits)
+            seen.extend((logits.detach(), value.detach()))
+            return value
+
+        gradient = input_gradient(loss_of, X_adv)
+        if not self._inspected:
+            self._inspect(gradient)
+        return self.safe_margin(seen[0]), seen[1], gradient
+
+    def record(self, X_adv: Tensor, found: Tensor, ended: Tensor) -> None:
+        """Keep the points of those that `ended` here, if their margin beats what is kept."""
+        better = ended & (found > self.best[self.active])
+        if X_adv.is_cuda:  # without waiting for the device
+            better_row = rows(better, X_adv)
+            self.best[self.active] = torch.where(better, found, self.best[self.active])
+            self.X_best[self.active] = torch.where(better_row, X_adv, self.X_best[self.active])
+            return
+        chosen = better.nonzero().squeeze(1)
+        if len(chosen):
+            target = self.active[chosen]
+            self.best[target] = found[chosen]
+            self.X_best[target] = X_adv[chosen]
+
+    def drop(self, step: int) -> Tensor | None:
+        """Drop who is done; return the indices, among the active, of those that stay.
+
+        None means that all stay, for now: copying waits until it pays. On an accelerator,
+        for which the CPU must wait to know, it happens after steps 0, 1, 3, 7, 15, …: often
+        enough, and log2(n_steps) times.
+        """
+        if self.done.is_cuda and step & (step + 1) != 0:
+            return None
+        kept = (~self.done).nonzero().squeeze(1)
+        if len(self.done) - len(kept) <= self.DROP_SHARE * len(self.done):
+            return None
+        self.active, self.ball, self.y = self.active[kept], self.ball[kept], self.y[kept]
+        self.done = self.done[kept]
+        self.target = None if self.target is None else self.target[kept]
+        return kept
+
+    def result(self) -> Found:
+        """Return what was found, exactly inside the sets."""
+        X_adv, best = self.all_balls.enforce(self.X_best), self.best
+        if self.all_balls.norm != "linf":  # which moves the points by a rounding error
+            with torch.no_grad():
+                best = self.safe_margin(self._all_logits(X_adv))
+        return Found(X_adv, best > 0, self.n_queries)
+
+    def _inspect(self, gradient: Tensor) -> None:
+        """Count the samples whose gradient gives the attack nothing to follow."""
+        largest = gradient.abs().flatten(1).amax(1)
+        self.n_zero = int((largest == 0).sum())
+        self.n_not_finite = int((~torch.isfinite(largest)).sum())
+        self._inspected = True
+
+    def warn_of_bad_gradients(self) -> None:
+        """Warn if the first gradients were zero or not finite: a sign of masking."""
+        for count, kind in ((self.n_zero, "zero"), (self.n_not_finite, "NaN or infinite")):
+            if count:
+                warnings.warn(
+                    f"The loss gradient was {kind} at the first step of {count} of "
+                    f"{len(self.all_y)} samples, so the attack could not search there and "
+                    "robustness may be overstated. Very large logits do this to "
+                    "cross-entropy; loss='margin' does not suffer from it.",
+                    AttackWarning,
+                    stacklevel=4,
+                )
+
+
+def input_gradient(loss: SampleLoss, X: Tensor) -> Tensor:
+    """Return ∂(Σ_i loss_i)/∂X, shape of X, by `torch.autograd.grad`.
+
+    Raises
+    ------
+    ValueError
+        If the loss does not depend on X differentiably.
+    """
+    X = X.detach().requires_grad_()
+    value = loss(X).sum()
+    gradient = None
+    if value.requires_grad:
+        (gradient,) = torch.autograd.grad(value, X, allow_unused=True)
+    if gradient is None:
+        raise ValueError(
+            "Got predict_logits whose output does not depend on X differentiably, but "
+            "expected a differentiable model: a gradient attack cannot run on it."
+        )
+    return gradient
+
+
+def output_kind(output: Tensor) -> str:
+    """Tell what a model returns: "logits", "probabilities" or "decisions" (one-hot rows)."""
+    with torch.no_grad():
+        in_simplex = (output >= 0).all() & ((output.sum(1) - 1).abs() <= 1e-4).all()
+        if output.shape[1] < 2 or len(output) == 0 or not bool(in_simplex):
+            return "logits"
+        return "decisions" if bool((output.amax(1) == 1).all()) else "probabilities"
+
+
+def to_logits(output: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return what turns the outputs of a model into logits, recognised by the first of them.
+
+    The logarithm of probabilities differs from logits by a constant of the sample, which
+    changes neither losses nor margins. Cross-entropy of the probabilities themselves, as if
+    they were logits, has hardly any gradient.
+    """
+    if output_kind(output) != "probabilities":
+        return lambda output: output
+    tiny = torch.finfo(output.dtype).tiny
+    return lambda output: output.clamp(min=tiny).log()
