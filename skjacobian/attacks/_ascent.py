@@ -1,7 +1,6 @@
 """What the attacks share whose next iterate follows from the present one and a gradient."""
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -96,9 +95,10 @@ class GradientAscent(Attack):
 
     def _loss(self, search: Search) -> Callable[[Tensor], Tensor]:
         """Return what is climbed, as a function of the logits of the active samples."""
-        if search.target is None:
-            return partial(LOSSES[self.loss], y=search.y)
-        return partial(TARGETED_LOSSES[self.loss], y=search.y, target=search.target)
+        y, target = search.y, search.target
+        if target is None:
+            return lambda logits: LOSSES[self.loss](logits, y)
+        return lambda logits: TARGETED_LOSSES[self.loss](logits, y, target)
 
     def _ascend(self, search: Search, generator: torch.Generator) -> None:
         """Climb once from one start with the samples that are active."""
