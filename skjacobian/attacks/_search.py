@@ -80,7 +80,7 @@ class Search:
             with torch.no_grad():
                 clean = self._all_logits(self.all_balls.X)
             wrong = clean.scatter(1, self.all_y.unsqueeze(1), -torch.inf)
-            self._ranking = wrong.sort(1, descending=True, stable=True).indices[:, :-1]
+            self._ranking = wrong.sort(stable=True, dim=1, descending=True).indices[:, :-1]
         return self._ranking
 
     def _all_logits(self, X_adv: Tensor) -> Tensor:
