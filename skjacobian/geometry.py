@@ -1,4 +1,4 @@
-"""Perturbation sets: norms and their duals, exact projection on ball ∩ box, starts, steps.
+"""Perturbation sets: norms and their duals, starts, steps, membership with no tolerance.
 
 Everything is row by row: a sample is a row, its features may have any shape. A feature
 scale s turns the constraint into ‖delta / s‖ <= eps, so all of it is computed in the
@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from skjacobian._validation import check_non_negative, check_option
+from skjacobian.projections import best_l1_vertex, project_l1, project_l1_box, project_l2_box
 
-BALL_NORMS = ("l2", "linf")
+BALL_NORMS = ("l2", "linf", "l1")
 
 
 def rows(value: Tensor, like: Tensor) -> Tensor:
@@ -42,53 +43,15 @@ def unit_rows(G: Tensor) -> Tensor:
     return (flat / length.where(length > 0, 1.0)).reshape(G.shape)
 
 
-def project_l2_box(Z: Tensor, eps: float | Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Project the rows of `Z` on {u : ‖u‖₂ <= eps, low <= u <= high}, exactly.
+def _in_l1_ball(uniform: Tensor) -> Tensor:
+    """Turn rows of n + 1 uniform numbers into points of the unit l1 ball, uniform in it.
 
-    By the KKT conditions the projection is clip(t Z, low, high) with the largest t in
-    [0, 1] that keeps the norm within eps. With s = t², the squared norm
-    f(s) = Σ_j min(s z_j², b_j²), where b_j is the bound on z_j's side, is concave and
-    piecewise linear, so Newton's method from the left climbs to the root in finitely
-    many steps (two or three in practice) and every iterate is feasible.
-
-    Parameters
-    ----------
-    Z, low, high : Tensor of shape (n_samples, n_features)
-        Points, and the box around the origin: low <= 0 <= high.
-    eps : float or Tensor of shape (n_samples, 1)
-        Radius of the ball.
-
-    Returns
-    -------
-    Tensor of shape (n_samples, n_features)
-
-    Examples
-    --------
-    >>> import torch
-    >>> one = torch.ones(1, 2)
-    >>> project_l2_box(torch.tensor([[3.0, 4.0]]), 1.25, -one, one)
-    tensor([[0.7500, 1.0000]])
+    Exponential numbers over their sum and one more are uniform on the simplex of
+    ‖u‖₁ <= 1, u >= 0; 2r - 1 gives a sign and, independent of it, the number.
     """
-    # b_j: far along z_j's side, clipped. Arithmetic, because on the CPU a boolean mask
-    # costs ten times as much, here and below.
-    b2 = (Z * (torch.finfo(Z.dtype).max / 2)).clamp_(low, high).square_()
-    z2 = Z.square()
-    total = z2.sum(1, keepdim=True)
-    budget = torch.as_tensor(eps, dtype=Z.dtype, device=Z.device).square()
-    s = (budget / total.clamp(min=torch.finfo(Z.dtype).tiny)).clamp(max=1.0)
-    for _ in range(16 if Z.is_cuda else Z.shape[1] + 1):
-        scaled = s * z2
-        room = budget - torch.minimum(scaled, b2).sum(1, keepdim=True)
-        slope = (b2 - scaled).sign_().relu_().mul_(z2).sum(1, keepdim=True)  # Σ unclipped z_j²
-        climbed = s + room.clamp(min=0.0) / slope.clamp(min=torch.finfo(Z.dtype).tiny)
-        climbed = climbed.clamp(max=1.0)
-        # Waiting for an accelerator to tell whether all rows have converged costs more
-        # than the remaining steps, so only the CPU looks.
-        converged = not Z.is_cuda and bool((climbed <= s * (1 + 1e-6)).all())
-        s = climbed
-        if converged:
-            break
-    return (s.sqrt() * Z).clamp_(low, high)
+    signed = 2 * uniform[:, 1:] - 1
+    size = -torch.log1p(-signed.abs())
+    return signed.sign() * size / (size.sum(1, keepdim=True) - uniform[:, :1].log())
 
 
 @dataclass(frozen=True)
@@ -101,14 +64,14 @@ class Ball:
     ----------
     X : Tensor of shape (n_samples, *features)
         The clean samples, the centers.
-    norm : {"l2", "linf"}
+    norm : {"l2", "linf", "l1"}
     eps : float or Tensor of shape (n_samples, 1, ...)
     scale : Tensor or None
         Feature scale, in the shape of one sample; None is 1.
     low, high : Tensor of shape (n_samples, *features) or None
         The box; for linf it already holds the ball.
     u_low, u_high : Tensor of shape (n_samples, n_features) or None
-        For l2 the box around the origin of the scaled coordinates.
+        For l1 and l2 the box around the origin of the scaled coordinates.
     """
 
     X: Tensor
@@ -135,7 +98,7 @@ class Ball:
         Parameters
         ----------
         X : Tensor of shape (n_samples, *features)
-        norm : {"l2", "linf"}
+        norm : {"l2", "linf", "l1"}
         eps : float or Tensor of shape (n_samples,)
             Radius, in the units of `X` over `scale`.
         scale : Tensor or None
@@ -184,6 +147,15 @@ class Ball:
         if self.scale is None:
             return delta.flatten(1)
         return torch.where(self.scale > 0, delta / self.scale, 0.0).flatten(1)
+
+    def _from_scaled(self, u: Tensor) -> Tensor:
+        """Return X + u * scale, for rows u."""
+        delta = u.reshape(self.X.shape)
+        return self.X + (delta if self.scale is None else delta * self.scale)
+
+    def _eps_of_rows(self) -> float | Tensor:
+        """Return eps in a shape that broadcasts over rows of features."""
+        return self.eps.flatten(1) if isinstance(self.eps, Tensor) and self.eps.ndim else self.eps
 
     def _radius(self) -> float | Tensor:
         """Return eps, per feature where there is a scale, a few ulps short of it."""
@@ -242,6 +214,8 @@ class Ball:
         uniform = self._uniform_rows(generator)
         if self.norm == "linf":
             unit = 2 * uniform[:, 1:] - 1
+        elif self.norm == "l1":
+            unit = _in_l1_ball(uniform)
         else:
             radius = uniform[:, :1] ** (1 / max(1, self.X[0].numel()))
             # Directions of normal vectors are uniform; scale does not matter to them.
@@ -276,11 +250,15 @@ class Ball:
     def steepest(self, gradient: Tensor) -> Tensor:
         """Return the unit step that climbs the first-order loss most, for ∂loss/∂x.
 
-        argmax {gᵀd : ‖d / scale‖ <= 1}: sign(g) for linf, g / ‖g‖₂ for l2, in scaled
-        coordinates. A zero gradient gives a zero step.
+        argmax {gᵀd : ‖d / scale‖ <= 1}: sign(g) for linf, g / ‖g‖₂ for l2, the sign of the
+        largest |g_j| alone for l1, in scaled coordinates. A zero gradient gives a zero step.
         """
         if self.norm == "linf":
             step = gradient.sign()
+            return step if self.scale is None else step * self.scale
+        if self.norm == "l1":
+            scaled = gradient if self.scale is None else gradient * self.scale
+            step = best_l1_vertex(scaled.flatten(1), 1.0).reshape(gradient.shape)
             return step if self.scale is None else step * self.scale
         if self.scale is None:
             return unit_rows(gradient)
@@ -289,31 +267,87 @@ class Ball:
     def dual_length(self, gradient: Tensor) -> Tensor:
         """Return max {gᵀd : ‖d / scale‖ <= 1} of each row, shape (n_samples,)."""
         scaled = gradient if self.scale is None else gradient * self.scale
-        return vector_norm(scaled, {"linf": "l1", "l2": "l2"}[self.norm])
+        return vector_norm(scaled, {"linf": "l1", "l2": "l2", "l1": "linf"}[self.norm])
 
-    def ascend(self, X_adv: Tensor, gradient: Tensor, step_size: float | Tensor) -> Tensor:
-        """Return Π(x + α·d): the steepest step of length α from x, projected on the set.
+    def ascend(
+        self,
+        X_adv: Tensor,
+        gradient: Tensor,
+        step_size: float | Tensor,
+        sparsity: float | Tensor | None = None,
+    ) -> Tensor:
+        """Return an ascent step of length α = `step_size` from x, which ends inside the set.
 
-        Overwrites `gradient`, which saves an allocation of its size.
+        Π(x + α·d) with the steepest d, for l2 and linf. For l1 that d moves one feature at a
+        time, and the projection takes from all others what a box makes it overshoot, so it
+        stalls short of the optimum even of a linear model. The default for l1 is the step
+        of conditional gradients, x + min(1, α / ‖v - x‖₁)(v - x), towards the best point v
+        of the set to first order (Jaggi, ICML 2013, algorithm 1): exact for a linear model
+        as soon as the steps have crossed the ball.
+
+        Parameters
+        ----------
+        X_adv : Tensor of shape (n_samples, *features)
+            Points inside the sets.
+        gradient : Tensor of shape (n_samples, *features)
+            ∂loss/∂x at `X_adv`. Overwritten, which saves an allocation of its size.
+        step_size : float or Tensor of shape (n_samples, 1, ...)
+        sparsity : float or Tensor of shape (n_samples,), optional
+            For l1 only: take the projected step of SLIDE (Tramèr & Boneh, arXiv 1904.13000,
+            section 4) and APGD instead, Π(x + α·d) with d of equal length in this share of
+            the features, those with the largest slope that can still move.
         """
         if self.norm == "linf":
             d = gradient.sign_() if self.scale is None else gradient.sign_().mul_(self.scale)
             return torch.clamp(d.mul_(step_size).add_(X_adv), self.low, self.high, out=d)
-        return self.project(X_adv + step_size * self.steepest(gradient))
+        if self.norm == "l2":
+            return self.project(X_adv + step_size * self.steepest(gradient))
+        if sparsity is not None:
+            return self.project(X_adv + step_size * self._sparse_sign(X_adv, gradient, sparsity))
+        best = self.best_point(gradient)
+        length = self._to_scaled(best - X_adv).abs_().sum(1)
+        share = step_size / rows(length.clamp_(min=torch.finfo(length.dtype).tiny), X_adv)
+        share = share.clamp_(max=1.0) * rows(gradient.flatten(1).abs().amax(1).sign_(), X_adv)
+        return torch.lerp(X_adv, best, share)
+
+    def best_point(self, gradient: Tensor) -> Tensor:
+        """Return argmax {gᵀx} over each l1 set: where a linear loss of this slope is largest."""
+        scaled = gradient if self.scale is None else gradient * self.scale
+        u = best_l1_vertex(scaled.flatten(1), self._eps_of_rows(), self.u_low, self.u_high)
+        return self._from_scaled(u)
+
+    def _sparse_sign(self, X_adv: Tensor, gradient: Tensor, sparsity: float | Tensor) -> Tensor:
+        """Return sign(g) on the share `sparsity` of features, over their number (l1 only)."""
+        scaled = gradient if self.scale is None else gradient * self.scale
+        sign, size = scaled.sign().flatten(1), scaled.abs().flatten(1)
+        if self.low is not None and self.high is not None:
+            up, down = X_adv < self.high, X_adv > self.low
+            size = torch.where(torch.where(gradient > 0, up, down).flatten(1), size, 0.0)
+        n_features = size.shape[1]
+        share = torch.as_tensor(sparsity, dtype=size.dtype, device=size.device).reshape(-1, 1)
+        k = (share * n_features).round_().clamp_(1, n_features)
+        most = n_features if size.is_cuda else int(k.max()) if len(k) else 1
+        largest = size.topk(most, dim=1)
+        taken = largest.values.sign() * (torch.arange(most, device=size.device) < k)
+        taken /= taken.sum(1, keepdim=True).clamp_(min=1.0)
+        step = torch.zeros_like(size).scatter_(1, largest.indices, taken).mul_(sign)
+        step = step.reshape(gradient.shape)
+        return step if self.scale is None else step * self.scale
 
     def project(self, X_adv: Tensor) -> Tensor:
         """Return the nearest point of each set (in scaled coordinates), up to rounding."""
         if self.norm == "linf":
             return torch.clamp(X_adv, self.low, self.high)
-        u = self._to_scaled(X_adv - self.X)
-        eps = self.eps.flatten(1) if isinstance(self.eps, Tensor) and self.eps.ndim else self.eps
-        if self.u_low is None or self.u_high is None:
+        u, eps = self._to_scaled(X_adv - self.X), self._eps_of_rows()
+        if self.u_low is not None and self.u_high is not None:
+            project = project_l1_box if self.norm == "l1" else project_l2_box
+            u = project(u, eps, self.u_low, self.u_high)
+        elif self.norm == "l1":
+            u = project_l1(u, eps)
+        else:
             length = torch.linalg.vector_norm(u, dim=1, keepdim=True)
             u = u * (eps / length.where(length > 0, 1.0)).clamp(max=1.0)
-        else:
-            u = project_l2_box(u, eps, self.u_low, self.u_high)
-        delta = u.reshape(self.X.shape)
-        return self.X + (delta if self.scale is None else delta * self.scale)
+        return self._from_scaled(u)
 
     def enforce(self, X_adv: Tensor) -> Tensor:
         """Return `X_adv` with every row exactly inside, moved by rounding errors at most.
@@ -325,8 +359,13 @@ class Ball:
             return torch.clamp(X_adv, self.low, self.high)
         delta = X_adv - self.X
         length = rows(self.distance(X_adv), delta)
-        limit = self.eps * (1 - 4 * torch.finfo(self.X.dtype).eps)
+        slack = 4 * torch.finfo(self.X.dtype).eps
+        if self.norm == "l1":  # whose sum, in float64, may round by this much
+            slack += torch.finfo(torch.float64).eps * delta[:1].numel()
+        limit = self.eps * (1 - slack)
         shrink = (limit / length.clamp(min=1e-300)).clamp(max=1.0)
         delta = delta * shrink.to(delta.dtype)
-        X_adv = self.X + delta.sign() * self._rounded_inward(delta.abs())
+        moved = self.X + delta.sign() * self._rounded_inward(delta.abs())
+        # Who is inside stays: a point just across the decision boundary must not be moved.
+        X_adv = moved.where(length > limit, X_adv)
         return X_adv if self.low is None else X_adv.clamp(self.low, self.high)

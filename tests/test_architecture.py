@@ -29,6 +29,7 @@ LAYERS = {
     "geometry": 1,
     "losses": 1,
     "model_modes": 1,
+    "projections": 1,
     "threat_model": 1,
     "jacobian": 2,
     "attacks": 2,

@@ -13,11 +13,11 @@ from scipy import stats
 from skjacobian.geometry import (
     BALL_NORMS,
     Ball,
-    project_l2_box,
     rows,
     unit_rows,
     vector_norm,
 )
+from skjacobian.projections import project_l2_box
 from skjacobian.threat_model import (
     resolve_bounds,
 )
@@ -39,7 +39,11 @@ def is_inside(X_adv, case):
         scale = np.asarray(case.scale.double()).ravel()
         assert (delta[:, scale == 0] == 0).all()
         delta = delta[:, scale > 0] / scale[scale > 0]
-    length = delta.max(1, initial=0.0) if case.norm == "linf" else np.sqrt((delta**2).sum(1))
+    length = {
+        "linf": delta.max(1, initial=0.0),
+        "l2": np.sqrt((delta**2).sum(1)),
+        "l1": delta.sum(1),
+    }[case.norm]
     eps = np.asarray(case.eps, dtype=np.float64)
     inside = (length <= eps) & np.isfinite(X_adv).all(1)
     if case.bounds is not None:
@@ -354,7 +358,7 @@ def test_a_feature_of_scale_zero_is_held_fixed(norm, generator):
         ball.ascend(X, moved.clone(), 0.5),
     ):
         assert torch.equal(X_adv[:, [1, 3]], X[:, [1, 3]])
-        assert ((X_adv - X)[:, [0, 2]] != 0).all()
+        assert ((X_adv - X)[:, [0, 2]] != 0).any(1).all()
     assert ball.distance(moved).isinf().all()
 
 
@@ -414,9 +418,10 @@ def test_a_bad_radius_is_rejected(eps):
         Ball.around(torch.zeros(1, 2), norm="l2", eps=eps)
 
 
-@pytest.mark.parametrize("norm", ["l1", "l3", 2])
+@pytest.mark.parametrize("norm", ["l0", "l3", 2])
 def test_an_unknown_ball_is_rejected(norm):
-    with pytest.raises(ValueError, match=rf"Got norm={norm!r}, but expected one of 'l2', 'linf'"):
+    message = rf"Got norm={norm!r}, but expected one of 'l2', 'linf', 'l1'"
+    with pytest.raises(ValueError, match=message):
         Ball.around(torch.zeros(1, 2), norm=norm, eps=1.0)
 
 
@@ -461,7 +466,12 @@ def test_a_tiny_gradient_gives_a_full_step(norm, size, generator):
 def test_ascending_is_a_steepest_step_and_a_projection(kind, generator):
     ball = case_of(**kind).ball
     start, gradient = ball.random_start(generator), rand(ball.X.shape, generator)
-    expected = ball.project(start + 0.2 * ball.steepest(gradient))
+    if kind["norm"] == "l1":  # towards the best point of the set, which is inside by itself
+        step = ball.best_point(gradient) - start
+        length = rows(ball.distance(ball.X + step), step)
+        expected = start + (0.2 / length).clamp(max=1.0) * step
+    else:
+        expected = ball.project(start + 0.2 * ball.steepest(gradient))
     torch.testing.assert_close(ball.ascend(start, gradient.clone(), 0.2), expected)
 
 
