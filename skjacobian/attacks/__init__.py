@@ -3,5 +3,6 @@
 from skjacobian.attacks._base import Attack
 from skjacobian.attacks.fgsm import FGSM
 from skjacobian.attacks.pgd import PGD
+from skjacobian.attacks.square import Square
 
-__all__ = ["FGSM", "PGD", "Attack"]
+__all__ = ["FGSM", "PGD", "Attack", "Square"]
