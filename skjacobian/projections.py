@@ -130,21 +130,24 @@ def project_l1_box(Z: Tensor, eps: float | Tensor, low: Tensor, high: Tensor) ->
     most = torch.minimum(Z.clamp(low, high).abs_(), budget)
     outside = (most.sum(1, keepdim=True) - budget).sign_().relu_()
     excess = Z.abs()  # |z| - t, see `project_l1`
-    free = torch.ones_like(excess)
+    free, work = torch.ones_like(excess), torch.empty_like(excess)
     total, n_free, room = excess.sum(1, keepdim=True), free.sum(1, keepdim=True), budget
     for step in range(Z.shape[1] + 1):
         excess -= outside * (total - room) / n_free.clamp_(min=1.0)
-        over = outside * (torch.minimum(excess, most).relu_().sum(1, keepdim=True) - budget)
+        u = torch.minimum(excess, most, out=work).relu_()
+        over = outside * (u.sum(1, keepdim=True) - budget)
         if _is_looked_at(step, Z) and not bool((over.abs() > tolerance).any()):
             break
         grow = over.sign().relu_()
         fall = 1 - grow
         # Still free: above zero where t must grow, below the bound where it must fall.
-        still = torch.addcmul(fall * most, grow - fall, excess).relu_().sign_().mul_(free)
+        still = torch.mul(fall, most, out=work).addcmul_(grow - fall, excess)
+        still.relu_().sign_().mul_(free)
         room = room - fall * free.sub_(still).mul_(most).sum(1, keepdim=True)
-        free, n_free = still, still.sum(1, keepdim=True)
-        total = (free * excess).sum(1, keepdim=True)
-    return torch.minimum(excess, most).relu_().mul_(Z.sign())
+        free, work = still, free
+        n_free = free.sum(1, keepdim=True)
+        total = torch.mul(free, excess, out=work).sum(1, keepdim=True)
+    return u.mul_(Z.sign())
 
 
 def _is_looked_at(step: int, Z: Tensor) -> bool:
@@ -191,8 +194,9 @@ def best_l1_vertex(
     fits = (budget - full.abs().sum(1, keepdim=True)).sign_().relu_()
     wanted = (1 - fits) * budget * (1 - 8 * torch.finfo(G.dtype).eps)
     n_features = G.shape[1]
-    # Few features use up eps, and finding the largest few is faster than sorting all.
-    k = n_features if G.is_cuda else min(16, n_features)
+    # Few features use up eps, and finding the largest few is faster than sorting all; on
+    # the CPU most of all up to a 64th of them. An accelerator would wait to be asked.
+    k = n_features if G.is_cuda else min(max(8, n_features // 64), n_features)
     while True:
         largest = size.topk(k, dim=1).indices
         filled = full.gather(1, largest)

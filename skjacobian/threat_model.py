@@ -1,5 +1,6 @@
-"""The units and the range of a perturbation: feature scale and bounds, as users give them."""
+"""What an adversary may change, as users say it: feature scale, mutable features, bounds."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skjacobian._validation import check_option, reject
+from skjacobian._validation import check_option, did_you_mean, reject
 
 # A clean sample may exceed its bounds by this many units in the last place: scalers
 # return 1.0000000000000002 for 1.
@@ -28,22 +29,27 @@ class DataScale:
     values: Tensor
 
 
-def fit_feature_scale(feature_scale: Any, X: Tensor) -> Any:
+def fit_feature_scale(feature_scale: Any, X: Tensor, mutable: Any = None) -> Any:
     """Replace "std" and "range" by those of `X`; check anything else, and return it.
+
+    Where `mutable` is given, the answer holds it: it is a `DataScale` for any scale.
 
     Examples
     --------
     >>> import torch
-    >>> fit_feature_scale("range", torch.tensor([[0.0, 1.0], [4.0, 1.0]])).values
-    tensor([4., 0.])
+    >>> X = torch.tensor([[0.0, 1.0, 2.0], [4.0, 1.0, 5.0]])
+    >>> fit_feature_scale("range", X).values
+    tensor([4., 0., 3.])
+    >>> fit_feature_scale(None, X, mutable=[0, 1]).values
+    tensor([1., 1., 0.])
     """
-    scale = resolve_feature_scale(feature_scale, X)
-    if isinstance(feature_scale, str) and scale is not None:
+    scale = resolve_feature_scale(feature_scale, X, mutable)
+    if scale is not None and (isinstance(feature_scale, str) or mutable is not None):
         return DataScale(scale)
     return feature_scale
 
 
-def resolve_feature_scale(feature_scale: Any, X: Tensor) -> Tensor | None:
+def resolve_feature_scale(feature_scale: Any, X: Tensor, mutable: Any = None) -> Tensor | None:
     """Turn `feature_scale` into a tensor of the shape of one sample, or None for 1.
 
     Parameters
@@ -52,6 +58,9 @@ def resolve_feature_scale(feature_scale: Any, X: Tensor) -> Tensor | None:
         "std" and "range" are those of `X`; a feature that is constant in `X` then gets
         scale 0 and is held fixed.
     X : Tensor of shape (n_samples, *features)
+    mutable : None, mask or indices, default=None
+        The features that may change, as `resolve_mutable` takes them; all others get scale
+        0 and are held fixed.
 
     Raises
     ------
@@ -61,9 +70,20 @@ def resolve_feature_scale(feature_scale: Any, X: Tensor) -> Tensor | None:
     Examples
     --------
     >>> import torch
-    >>> resolve_feature_scale("range", torch.tensor([[0.0, 1.0], [4.0, 1.0]]))
-    tensor([4., 0.])
+    >>> X = torch.tensor([[0.0, 1.0, 2.0], [4.0, 1.0, 5.0]])
+    >>> resolve_feature_scale("range", X)
+    tensor([4., 0., 3.])
+    >>> resolve_feature_scale("range", X, mutable=[0, 1])
+    tensor([4., 0., 0.])
     """
+    scale = _resolve_scale(feature_scale, X)
+    mask = resolve_mutable(mutable, X)
+    if mask is None:
+        return scale
+    return mask.to(X.dtype) if scale is None else scale * mask
+
+
+def _resolve_scale(feature_scale: Any, X: Tensor) -> Tensor | None:
     if feature_scale is None:
         return None
     if isinstance(feature_scale, DataScale):
@@ -75,6 +95,99 @@ def resolve_feature_scale(feature_scale: Any, X: Tensor) -> Tensor | None:
     if not bool((torch.isfinite(scale) & (scale > 0)).all()):
         reject("feature_scale", feature_scale, "positive finite numbers")
     return scale.to(X.device)
+
+
+def resolve_mutable(mutable: Any, X: Tensor) -> Tensor | None:
+    """Turn `mutable` into a mask of the shape of one sample, or None for all features.
+
+    Parameters
+    ----------
+    mutable : None, mask or indices
+        The features that an adversary may change. A boolean mask with one value per feature
+        (in the shape of a sample or flat), or integer indices of flattened features, from
+        the end where negative.
+    X : Tensor of shape (n_samples, *features)
+
+    Returns
+    -------
+    Tensor of bool in the shape of one sample, or None
+
+    Raises
+    ------
+    ValueError
+        For anything else, and where no feature is left to change.
+
+    Examples
+    --------
+    >>> import torch
+    >>> resolve_mutable([0, -1], torch.zeros(5, 3))
+    tensor([ True, False,  True])
+    """
+    if mutable is None:
+        return None
+    n_features = X.shape[1:].numel()
+    expected = (
+        f"None, a boolean mask of the {n_features} features or integer indices from "
+        f"{-n_features} to {n_features - 1}, at least one"
+    )
+    values = _mutable_array(mutable, expected)
+    if values.dtype == bool:
+        if values.size != n_features or values.shape not in (values.ravel().shape, X.shape[1:]):
+            reject("mutable", mutable, expected)
+        mask = values.ravel()
+    elif np.issubdtype(values.dtype, np.integer) and values.ndim == 1:
+        if not ((-n_features <= values) & (values < n_features)).all():
+            reject("mutable", mutable, expected)
+        mask = np.zeros(n_features, dtype=bool)
+        mask[values] = True
+    else:
+        reject("mutable", mutable, expected)
+    if not mask.any():
+        reject("mutable", mutable, expected)
+    return torch.from_numpy(mask.copy()).reshape(X.shape[1:]).to(X.device)
+
+
+def _mutable_array(mutable: Any, expected: str) -> np.ndarray:
+    """Return `mutable` as an array, if it holds no names."""
+    try:
+        values = np.asarray(mutable.cpu() if isinstance(mutable, Tensor) else mutable)
+    except (TypeError, ValueError):
+        reject("mutable", mutable, expected)
+    if values.dtype.kind in "UST" or any(isinstance(value, str) for value in values.flat):
+        reject("mutable", mutable, f"{expected}; names need a DataFrame passed to RobustScorer")
+    return values
+
+
+def mutable_by_name(mutable: Any, columns: Sequence[str]) -> Any:
+    """Turn a list of column names into their indices; return anything else as it is.
+
+    Parameters
+    ----------
+    mutable : list of str, or what `resolve_mutable` takes
+    columns : sequence of str
+        The names of the features, in order.
+
+    Raises
+    ------
+    ValueError
+        For a name that no column has, with the closest one.
+
+    Examples
+    --------
+    >>> mutable_by_name(["age", "income"], ["income", "sex", "age"])
+    [2, 0]
+    """
+    names = [mutable] if isinstance(mutable, str) else mutable
+    if not isinstance(names, list | tuple | np.ndarray) or not any(
+        isinstance(name, str) for name in names
+    ):
+        return mutable
+    columns = list(columns)
+    for name in names:
+        if name not in columns:
+            suggestion = did_you_mean(name, columns)
+            reject("mutable", mutable, f"names of columns, and {name!r} is none{suggestion}")
+    return [columns.index(name) for name in names]
 
 
 def resolve_bounds(bounds: Any, X: Tensor) -> tuple[Tensor, Tensor] | None:
