@@ -30,8 +30,10 @@ def vector_norm(X: Tensor, norm: str) -> Tensor:
     >>> vector_norm(torch.tensor([[3.0, -4.0]]), "l2")
     tensor([5.])
     """
-    order = {"l1": 1.0, "l2": 2.0, "linf": torch.inf}[norm]
-    return torch.linalg.vector_norm(X.flatten(1), order, dim=1)
+    if norm == "l2":
+        return torch.linalg.vector_norm(X.flatten(1), dim=1)
+    size = X.flatten(1).abs()  # on the CPU several times as fast as linalg.vector_norm
+    return size.sum(1) if norm == "l1" else size.amax(1)
 
 
 def unit_rows(G: Tensor) -> Tensor:
