@@ -2,7 +2,8 @@
 
 from skjacobian.attacks._base import Attack
 from skjacobian.attacks.fgsm import FGSM
+from skjacobian.attacks.fmn import FMN
 from skjacobian.attacks.pgd import PGD
 from skjacobian.attacks.square import Square
 
-__all__ = ["FGSM", "PGD", "Attack", "Square"]
+__all__ = ["FGSM", "FMN", "PGD", "Attack", "Square"]
