@@ -201,7 +201,7 @@ class MassMoves(Moves):
 
 def as_cells(X: Tensor) -> Tensor:
     """View samples as (n, n_features) or (n, n_channels, height, width)."""
-    return X if X.ndim == 2 else X.reshape(len(X), -1, *X.shape[-2:])
+    return X if X.ndim == 2 else X.reshape(len(X), math.prod(X.shape[1:-2]), *X.shape[-2:])
 
 
 def take_back(cells: Tensor, place: Place, old: Tensor, better: Tensor) -> None:

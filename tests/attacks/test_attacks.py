@@ -11,7 +11,7 @@ import torch
 from sklearn.base import clone
 from torch import nn
 
-from skjacobian.attacks import FGSM, PGD
+from skjacobian.attacks import FGSM, PGD, Square
 from skjacobian.exceptions import AttackWarning
 from skjacobian.modules import CNN, MLP
 
@@ -23,12 +23,16 @@ ATTACKS = {
     "PGD, margin": PGD(loss="margin"),
     "PGD, no random start": PGD(random_start=False),
     "PGD, fixed steps and restarts": PGD(step_size=0.1, n_steps=15, n_restarts=3),
+    "Square": Square(n_queries=200),
+    "Square, restarts": Square(n_queries=100, n_restarts=3),
 }
+GRADIENT_ATTACKS = [name for name, attack in ATTACKS.items() if attack.needs == "gradients"]
 # One step of 1.25 eps from a random start ends anywhere between clean sample and optimum.
-OPTIMAL_ON_LINEAR_MODELS = [name for name in ATTACKS if name != "FGSM, random start"]
+OPTIMAL_ON_LINEAR_MODELS = [name for name in GRADIENT_ATTACKS if name != "FGSM, random start"]
 NORMS = ["linf", "l2"]
 
 every_attack = pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
+every_gradient_attack = pytest.mark.parametrize("name", GRADIENT_ATTACKS)
 every_norm = pytest.mark.parametrize("norm", NORMS)
 
 
@@ -428,7 +432,7 @@ def test_it_runs_where_gradients_are_switched_off(attack):
 
 
 @pytest.mark.parametrize("count", [8, 3])
-@pytest.mark.parametrize("name", [name for name in ATTACKS if "margin" not in name])
+@pytest.mark.parametrize("name", [name for name in GRADIENT_ATTACKS if "margin" not in name])
 def test_saturated_cross_entropy_is_warned_of(name, count, generator):
     net = make_net(dtype=torch.float32)
     X = samples(n=8, dtype=torch.float32)
@@ -452,22 +456,22 @@ def test_the_margin_does_not_saturate(name, generator):
         ATTACKS[name](lambda X: 1e6 * net(X), X, predicted(net, X), generator=generator)
 
 
-@every_attack
-def test_gradients_that_are_not_finite_are_warned_of(attack, generator):
+@every_gradient_attack
+def test_gradients_that_are_not_finite_are_warned_of(name, generator):
     net, X = make_net(), samples(n=8)
     y = predicted(net, X)
     with pytest.warns(AttackWarning, match=r"NaN or infinite at the first step of 8 of 8 samples"):
-        X_adv = attack(lambda X: net(X) * torch.nan, X, y, generator=generator)
+        X_adv = ATTACKS[name](lambda X: net(X) * torch.nan, X, y, generator=generator)
     assert torch.equal(X_adv, X)
 
 
 @pytest.mark.parametrize("frozen", [True, False], ids=["no graph", "a graph of the weights only"])
-@every_attack
-def test_a_model_that_is_not_differentiable_is_an_error(attack, frozen, generator):
+@every_gradient_attack
+def test_a_model_that_is_not_differentiable_is_an_error(name, frozen, generator):
     net, X = make_net(), samples()
     net.requires_grad_(not frozen)
     with pytest.raises(ValueError, match="does not depend on X differentiably"):
-        attack(lambda X: net(X.detach()), X, predicted(net, X), generator=generator)
+        ATTACKS[name](lambda X: net(X.detach()), X, predicted(net, X), generator=generator)
 
 
 @every_attack
@@ -505,8 +509,6 @@ def test_clean_samples_outside_their_bounds_are_an_error(attack):
         ({"eps": "0.1"}, "Got eps='0.1', but expected a non-negative finite number"),
         ({"norm": "l3"}, "Got norm='l3', but expected one of 'l2', 'linf'"),
         ({"norm": "inf"}, "(did you mean 'linf'?)"),
-        ({"loss": "foo"}, "Got loss='foo', but expected one of 'cross_entropy', 'margin'"),
-        ({"loss": "cross-entropy"}, "(did you mean 'cross_entropy'?)"),
         ({"bounds": (1, 0)}, "Got bounds=(1, 0), but expected None or a pair (low, high)"),
         ({"bounds": (0, [1, 1])}, "Got bounds with 2 values, but expected"),
         ({"feature_scale": "sdt"}, "(did you mean 'std'?)"),
@@ -520,6 +522,21 @@ def test_bad_parameters_are_rejected(attack, params, message):
     net, X = make_net(), samples()
     with pytest.raises(ValueError, match=re.escape(message)):
         with_threat(attack, **params)(net, X, predicted(net, X))
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"loss": "foo"}, "Got loss='foo', but expected one of 'cross_entropy', 'margin'"),
+        ({"loss": "cross-entropy"}, "(did you mean 'cross_entropy'?)"),
+    ],
+    ids=repr,
+)
+@every_gradient_attack
+def test_an_unknown_loss_is_rejected(name, params, message):
+    net, X = make_net(), samples()
+    with pytest.raises(ValueError, match=re.escape(message)):
+        with_threat(ATTACKS[name], **params)(net, X, predicted(net, X))
 
 
 @pytest.mark.parametrize("bad", [-1.0, float("nan"), float("inf")])
