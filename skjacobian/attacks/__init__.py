@@ -1,9 +1,11 @@
 """Attacks: value objects, each a callable `(predict_logits, X, y) -> X_adv`."""
 
 from skjacobian.attacks._base import Attack
+from skjacobian.attacks.apgd import APGD
 from skjacobian.attacks.fgsm import FGSM
 from skjacobian.attacks.fmn import FMN
 from skjacobian.attacks.pgd import PGD
+from skjacobian.attacks.rays import RayS
 from skjacobian.attacks.square import Square
 
-__all__ = ["FGSM", "FMN", "PGD", "Attack", "Square"]
+__all__ = ["APGD", "FGSM", "FMN", "PGD", "Attack", "RayS", "Square"]
