@@ -475,6 +475,7 @@ class AdversarialClassifier(RobustClassifier):
             "feature_scale": fit_feature_scale(self.feature_scale, X),
             "bounds": self.bounds,
             "random_start": self.random_start,
+            "loss": "cross_entropy",
         }
         if self.method == "fgsm":
             return FGSM(**shared)

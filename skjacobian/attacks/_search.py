@@ -125,9 +125,10 @@ class Search:
             return value
 
         gradient = input_gradient(loss_of, X_adv)
+        found = self.safe_margin(seen[0])
         if not self._inspected:
-            self._inspect(gradient)
-        return self.safe_margin(seen[0]), seen[1], gradient
+            self._inspect(gradient, fooled=found > 0)
+        return found, seen[1], gradient
 
     def record(self, X_adv: Tensor, found: Tensor, ended: Tensor) -> None:
         """Keep the points of those that `ended` here, if their margin beats what is kept."""
@@ -163,15 +164,16 @@ class Search:
     def result(self) -> Found:
         """Return what was found, exactly inside the sets."""
         X_adv, best = self.all_balls.enforce(self.X_best), self.best
-        if self.all_balls.norm != "linf":  # which moves the points by a rounding error
+        moved = (X_adv != self.X_best).flatten(1).any(1)
+        if bool(moved.any()):  # by a rounding error, which may decide
             with torch.no_grad():
-                best = self.safe_margin(self._all_logits(X_adv))
+                best = best.where(~moved, self.safe_margin(self._all_logits(X_adv)))
         return Found(X_adv, best > 0, self.n_queries)
 
-    def _inspect(self, gradient: Tensor) -> None:
+    def _inspect(self, gradient: Tensor, fooled: Tensor) -> None:
         """Count the samples whose gradient gives the attack nothing to follow."""
         largest = gradient.abs().flatten(1).amax(1)
-        self.n_zero = int((largest == 0).sum())
+        self.n_zero = int(((largest == 0) & ~fooled).sum())
         self.n_not_finite = int((~torch.isfinite(largest)).sum())
         self._inspected = True
 

@@ -31,7 +31,7 @@ class FGSM(GradientAscent):
     random_start : bool, default=False
         Start at a random point of the ball and step by 1.25·eps, as fast adversarial
         training does (Wong, Rice & Kolter, arXiv 2001.03994, algorithm 3).
-    loss : {"cross_entropy", "margin", "dlr"}, default="cross_entropy"
+    loss : {"cross_entropy", "soft_margin", "margin", "dlr"}, default="cross_entropy"
         What the step climbs.
 
     Examples

@@ -37,8 +37,9 @@ class PGD(GradientAscent):
         Start at a random point of the ball rather than at X.
     n_restarts : int, default=1
         Independent searches; without a random start more than one is useless.
-    loss : {"cross_entropy", "margin", "dlr"}, default="cross_entropy"
-        What the search climbs.
+    loss : {"soft_margin", "cross_entropy", "margin", "dlr"}, default="soft_margin"
+        What the search climbs, see `skjacobian.losses`. The default finds as much as the
+        stronger of cross-entropy and margin, whatever the scale of the logits.
     n_targets : int, optional
         Search towards each of this many wrong classes in turn, the likeliest first, by the
         targeted form of the loss (Gowal et al., arXiv 1910.09338). None searches towards
@@ -68,7 +69,7 @@ class PGD(GradientAscent):
         step_size: float | None = None,
         random_start: bool = True,
         n_restarts: int = 1,
-        loss: str = "cross_entropy",
+        loss: str = "soft_margin",
         n_targets: int | None = None,
         momentum: float = 0.0,
     ) -> None:

@@ -11,7 +11,7 @@ import torch
 from sklearn.base import clone
 from torch import nn
 
-from skjacobian.attacks import FGSM, PGD, Square
+from skjacobian.attacks import APGD, FGSM, PGD, RayS, Square
 from skjacobian.exceptions import AttackWarning
 from skjacobian.modules import CNN, MLP
 
@@ -20,9 +20,16 @@ ATTACKS = {
     "FGSM, random start": FGSM(random_start=True),
     "FGSM, margin": FGSM(loss="margin"),
     "PGD": PGD(),
+    "PGD, cross-entropy": PGD(loss="cross_entropy"),
     "PGD, margin": PGD(loss="margin"),
+    "PGD, DLR": PGD(loss="dlr"),
+    "PGD, targeted": PGD(n_targets=9, n_steps=20),
+    "PGD, momentum": PGD(momentum=0.5),
     "PGD, no random start": PGD(random_start=False),
     "PGD, fixed steps and restarts": PGD(step_size=0.1, n_steps=15, n_restarts=3),
+    "APGD": APGD(n_steps=40),
+    "APGD, targeted DLR": APGD(loss="dlr", n_targets=9, n_steps=20),
+    "RayS": RayS(n_queries=200),
     "Square": Square(n_queries=200),
     "Square, restarts": Square(n_queries=100, n_restarts=3),
 }
@@ -34,6 +41,10 @@ NORMS = ["linf", "l2"]
 every_attack = pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
 every_gradient_attack = pytest.mark.parametrize("name", GRADIENT_ATTACKS)
 every_norm = pytest.mark.parametrize("norm", NORMS)
+
+
+def with_loss(loss):
+    return [name for name, attack in ATTACKS.items() if getattr(attack, "loss", None) == loss]
 
 
 def with_threat(attack, **threat):
@@ -432,7 +443,9 @@ def test_it_runs_where_gradients_are_switched_off(attack):
 
 
 @pytest.mark.parametrize("count", [8, 3])
-@pytest.mark.parametrize("name", [name for name in GRADIENT_ATTACKS if "margin" not in name])
+@pytest.mark.parametrize(
+    "name", [n for n in GRADIENT_ATTACKS if ATTACKS[n].loss == "cross_entropy"]
+)
 def test_saturated_cross_entropy_is_warned_of(name, count, generator):
     net = make_net(dtype=torch.float32)
     X = samples(n=8, dtype=torch.float32)
@@ -447,7 +460,7 @@ def test_saturated_cross_entropy_is_warned_of(name, count, generator):
         with_threat(ATTACKS[name], eps=1e-3)(logits, X, y, generator=generator)
 
 
-@pytest.mark.parametrize("name", [name for name in ATTACKS if "margin" in name])
+@pytest.mark.parametrize("name", with_loss("margin") + with_loss("soft_margin"))
 def test_the_margin_does_not_saturate(name, generator):
     net = make_net(dtype=torch.float32)
     X = samples(n=8, dtype=torch.float32)
@@ -527,7 +540,10 @@ def test_bad_parameters_are_rejected(attack, params, message):
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"loss": "foo"}, "Got loss='foo', but expected one of 'cross_entropy', 'margin'"),
+        (
+            {"loss": "foo"},
+            "Got loss='foo', but expected one of 'soft_margin', 'cross_entropy', 'margin', 'dlr'",
+        ),
         ({"loss": "cross-entropy"}, "(did you mean 'cross_entropy'?)"),
     ],
     ids=repr,

@@ -78,7 +78,9 @@ def test_a_sample_that_is_misclassified_already_is_returned_as_it_is(problem, no
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_it_is_one_step_of_projected_gradient_descent(problem, norm):
     net, X, y, _ = problem
-    one_step = PGD(norm=norm, eps=EPS, n_steps=1, step_size=EPS, random_start=False)
+    one_step = PGD(
+        norm=norm, eps=EPS, n_steps=1, step_size=EPS, random_start=False, loss="cross_entropy"
+    )
     torch.testing.assert_close(FGSM(norm=norm, eps=EPS)(net, X, y), one_step(net, X, y))
 
 
