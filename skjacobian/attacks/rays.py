@@ -89,14 +89,15 @@ class RayS(Attack):
         # Whether what is returned fools is asked once more at the end, but for linf.
         budget = check_count("n_queries", self.n_queries) - (self.norm != "linf")
         rays = _Rays(search, resolve_bounds(self.bounds, search.ball.X), generator, budget)
-        if budget == 0:
-            return
-        rays.ask_clean()
-        while rays.left > 0 and rays.drop():
+        if rays.left > 0:
+            rays.ask_clean()
+        while rays.left > 1 and rays.drop():
             if rays.is_time_to_climb():
                 rays.climb()
             else:
                 rays.step()
+        if rays.left > 0 and rays.start.numel() > 0:
+            rays.finish()
 
 
 class _Rays:
@@ -116,13 +117,13 @@ class _Rays:
     """
 
     # Radii are searched to this relative precision; a new direction must gain as much.
-    TOLERANCE = 0.005
+    TOLERANCES: ClassVar[dict[str, float]] = {"linf": 0.002, "l2": 0.02, "l1": 0.01}
     # Queries about random directions alone, before the best of them is improved.
     N_STARTS = 25
     # Radii of the first directions, in units of eps: from 1 to 1.5⁴⁷ = 2e8, then again.
     GROWTH, N_GROWTHS = 1.5, 48
     # For l2: queries before the first estimate of a normal, and between two of them.
-    FIRST_CLIMB, REST = 80, 6
+    FIRST_CLIMB, REST = 80, 3
     # Decisions in the first estimate; √t times as many in the t-th, as HopSkipJump has it.
     N_DECISIONS, N_BISECTIONS = 30, 8
 
@@ -136,6 +137,7 @@ class _Rays:
         budget: int,
     ) -> None:
         self.search, self.generator, self.left = search, generator, budget
+        self.tolerance = self.TOLERANCES[search.ball.norm]
         X, scale = search.ball.X, search.ball.scale
         scale = torch.ones(X.shape[1:]).to(X) if scale is None else scale.expand(X.shape[1:])
         self.free = scale.flatten().nonzero().squeeze(1)
@@ -161,7 +163,7 @@ class _Rays:
         self.next_climb = self.FIRST_CLIMB if search.ball.norm == "l2" else budget
 
     def drop(self) -> bool:
-        """Drop the samples that are done; tell whether any are left that can move."""
+        """Drop the samples that are done; tell whether any are left, and can move."""
         kept = self.search.drop(self.n_steps)
         if kept is not None:
             for name in self.PER_SAMPLE:
@@ -169,17 +171,20 @@ class _Rays:
         return self.start.numel() > 0
 
     def ask_clean(self) -> None:
-        """Ask about the clean samples, which are what is returned of those that stand."""
+        """Ask about the clean samples: there is nothing to search for those misclassified."""
         X = self.search.ball.X
         found = self.search.margin(X)
-        self.search.record(X, found, ~self.search.done)
         self.search.done |= (found > 0) | (self.eps.squeeze(1) == 0)
+        self.search.record(X, found, self.search.done)
         self.left -= 1
+
+    def finish(self) -> None:
+        """Record where the shortest rays leave the ball, for the samples that stand."""
+        X_adv, found, _ = self._margin(self.u * self.eps)
+        self.search.record(X_adv, found, ~self.search.done)
 
     def _ask(self, U: Tensor) -> tuple[Tensor, Tensor]:
         """Tell at which of the points X + scale·U, clipped to the box, the model is fooled.
-
-        Points inside the ball, up to rounding, are put exactly inside before it is asked.
 
         Returns
         -------
@@ -187,18 +192,29 @@ class _Rays:
         Tensor of shape (n_active, n_free)
             U, clipped.
         """
+        X_adv, found, U = self._margin(U)
+        fools = (found > 0).unsqueeze(1)
+        success = (fools & self._is_inside(U)).squeeze(1) & ~self.search.done
+        self.search.record(X_adv, found, success)
+        self.search.done |= success
+        return fools, U
+
+    def _margin(self, U: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return points X + scale·U, clipped to the box, their margins and U, clipped.
+
+        Points inside the ball, up to rounding, are put exactly inside before it is asked.
+        """
         ball = self.search.ball
         moved = (self.start + U * self.scale).clamp(self.low, self.high)
         X_adv = ball.X.flatten(1).index_copy(1, self.free, moved).reshape(ball.X.shape)
         U = (moved - self.start) / self.scale
-        inside = self._length(U) <= self.eps * (1 + 1e-5)
-        X_adv = torch.where(rows(inside.squeeze(1), X_adv), ball.enforce(X_adv), X_adv)
-        found = self.search.margin(X_adv)
-        success = (found > 0) & inside.squeeze(1) & ~self.search.done
-        self.search.record(X_adv, found, success)
-        self.search.done |= success
+        inside = rows(self._is_inside(U).squeeze(1), X_adv)
+        X_adv = torch.where(inside, ball.enforce(X_adv), X_adv)
         self.left -= 1
-        return (found > 0).unsqueeze(1), U
+        return X_adv, self.search.margin(X_adv), U
+
+    def _is_inside(self, U: Tensor) -> Tensor:
+        return self._length(U) <= self.eps * (1 + 1e-5)
 
     def _length(self, U: Tensor) -> Tensor:
         return vector_norm(U, self.search.ball.norm).unsqueeze(1)
@@ -207,7 +223,7 @@ class _Rays:
         """Ask once about each sample: start, search along its ray, or probe another ray."""
         known = self.r < torch.inf
         starting = ~known | (self.n_steps < self.N_STARTS)
-        probing = ~starting & (self.r - self.lo <= self.TOLERANCE * self.r)
+        probing = ~starting & (self.r - self.lo <= self.tolerance * self.r)
         along = ~starting & ~probing
         u = torch.where(probing, self._proposed_direction(), self.u)
         u = torch.where(starting, self._random_direction(), u)
@@ -217,7 +233,7 @@ class _Rays:
         fresh = fools & ~along
         self._move(fools, u, radius, U)
         self.lo = torch.where(fresh, 0.0, torch.where(along & ~fools, radius, self.lo))
-        first = torch.where(starting, 0.5, 2 * self.TOLERANCE)
+        first = torch.where(starting, 0.5, 2 * self.tolerance)
         further = torch.where(along & fools, (2 * self.stride).clamp(max=0.5), self.stride)
         self.stride = torch.where(fresh, first, further)
         adapted = torch.where(fools, 1.5 * self.noise, 0.97 * self.noise).clamp(0.01, 1.0)
@@ -229,7 +245,7 @@ class _Rays:
         """Return where to ask: never nearer than eps, where the search ends."""
         nearer = torch.where(self.lo > 0, (self.lo + self.r) / 2, self.r * (1 - self.stride))
         growing = self.eps * self.GROWTH ** (self.n_steps % self.N_GROWTHS)
-        radius = torch.where(probing, self.r * (1 - self.TOLERANCE), nearer)
+        radius = torch.where(probing, self.r * (1 - self.tolerance), nearer)
         radius = torch.where(starting, torch.where(known, 0.8 * self.r, growing), radius)
         return torch.maximum(radius, self.eps)
 
@@ -286,7 +302,7 @@ class _Rays:
     def is_time_to_climb(self) -> bool:
         """Tell whether to estimate the normal of the boundary now, and queries suffice."""
         n_queries = self._n_decisions() + self.N_BISECTIONS + 1
-        return self.n_steps >= self.next_climb and n_queries <= self.left
+        return self.n_steps >= self.next_climb and n_queries < self.left
 
     def _n_decisions(self) -> int:
         return int(self.N_DECISIONS * math.sqrt(self.n_climbs + 1))
@@ -313,7 +329,7 @@ class _Rays:
         turned = known & (near > 0)
         self._move(turned, self.u, self.r, nearest)
         self.lo = torch.where(turned, 0.0, self.lo)
-        self.stride = torch.where(turned, 2 * self.TOLERANCE, self.stride)
+        self.stride = torch.where(turned, 2 * self.tolerance, self.stride)
         self.n_climbs += 1
         self.next_climb = self.n_steps + self.REST
 
