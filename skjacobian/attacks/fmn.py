@@ -13,6 +13,7 @@ from skjacobian._validation import check_count, unwrap_scalar
 from skjacobian.attacks._base import Attack
 from skjacobian.attacks._search import Search
 from skjacobian.geometry import Ball, rows, vector_norm
+from skjacobian.losses import soft_margin
 from skjacobian.model_modes import PredictLogits
 
 
@@ -65,9 +66,11 @@ class FMN(Attack):
     tensor([0.2500], dtype=torch.float64)
     """
 
+    # The factor c and the power p of the step size α = c·r·(1 - step/n_steps)^p.
+    STEP_SIZES = {"linf": (4, 3), "l2": (4, 3), "l1": (1, 2)}
     # Temperatures of the soft maximum at the first and the last step, as shares of the
     # spread of the logits.
-    TEMPERATURES = 0.2, 0.05
+    TEMPERATURES = 0.12, 0.03
 
     def __init__(
         self,
@@ -161,13 +164,14 @@ class FMN(Attack):
                 return
             radius = _newton(search.ball, X_adv, gradient, found, length)
             radius = torch.minimum(radius, closest.distance[search.active])
-            step_size = rows(4 * (1 - step / n_steps) ** 3 * radius, X_adv)
-            X_adv = _with_radius(search.ball, radius).ascend(X_adv, gradient, step_size)
+            factor, power = self.STEP_SIZES[self.norm]
+            step_size = rows(factor * (1 - step / n_steps) ** power * radius, X_adv)
+            X_adv = _ascend(search.ball, X_adv, gradient, radius, step_size)
         closest.update(search, X_adv, search.margin(X_adv), _length(search.ball, X_adv))
 
     def _loss(self, search: Search, progress: float) -> Any:
         hot, cold = self.TEMPERATURES
-        return partial(_soft_margin, y=search.y, temperature=hot * (cold / hot) ** progress)
+        return partial(soft_margin, y=search.y, temperature=hot * (cold / hot) ** progress)
 
 
 class _Closest:
@@ -231,22 +235,22 @@ def _with_radius(ball: Ball, radius: Tensor) -> Ball:
     return Ball.around(ball.X, norm=ball.norm, eps=radius, scale=ball.scale, bounds=bounds)
 
 
+def _ascend(
+    ball: Ball, X_adv: Tensor, gradient: Tensor, radius: Tensor, step_size: Tensor
+) -> Tensor:
+    """Return the next iterate, inside the ball of this radius up to rounding."""
+    if ball.norm == "l1":  # whose step starts inside
+        length = _length(ball, X_adv)
+        share = radius / torch.maximum(length, radius).clamp(min=torch.finfo(length.dtype).tiny)
+        X_adv = torch.lerp(ball.X, X_adv, rows(share, X_adv))
+    X_adv = _with_radius(ball, radius).ascend(X_adv, gradient, step_size)
+    # What rounding leaves outside the box is moved before it is judged, not after.
+    return X_adv if ball.low is None else X_adv.clamp_(ball.low, ball.high)
+
+
 def _length(ball: Ball, X_adv: Tensor) -> Tensor:
     """Return ‖(X_adv - X) / scale‖ in the precision of the samples, which is faster."""
     delta = X_adv - ball.X
     if ball.scale is not None:
         delta = torch.where(ball.scale > 0, delta / ball.scale, 0.0)
     return vector_norm(delta, ball.norm)
-
-
-def _soft_margin(logits: Tensor, y: Tensor, temperature: float) -> Tensor:
-    """Margin with T·logsumexp(z_k / T) in place of the maximum over the wrong classes.
-
-    T is a share of the logits' spread, so that multiplying them changes no direction.
-    """
-    index = y.unsqueeze(1)
-    spread = (logits.amax(1) - logits.mean(1)).detach()
-    T = (temperature * spread).clamp(min=torch.finfo(logits.dtype).tiny)
-    others = logits.scatter(1, index, -torch.inf)
-    soft_maximum = T * torch.logsumexp(others / T.unsqueeze(1), 1)
-    return soft_maximum - logits.gather(1, index).squeeze(1)
