@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from skjacobian.geometry import Ball, rows
 
@@ -37,11 +37,11 @@ class Moves:
         self.shape = tuple(self.X.shape[1:])
         self.is_flat = len(self.shape) == 1
 
-    def start(self, generator: torch.Generator) -> Tensor:
+    def start(self, generator: Generator) -> Tensor:
         """Return the first proposal, which is taken in any case."""
         raise NotImplementedError
 
-    def propose(self, share: float, generator: torch.Generator) -> Tensor:
+    def propose(self, share: float, generator: Generator) -> Tensor:
         """Change about this share of the features in place, and return X_adv."""
         raise NotImplementedError
 
@@ -58,26 +58,29 @@ class Moves:
 class CornerMoves(Moves):
     """Moves between the corners of the box that is linf ball and bounds in one."""
 
+    # How often the features of a flat sample are put between their sides.
+    IN_BETWEEN = 0.25
+
     def _take(self, ball: Ball) -> None:
         super()._take(ball)
         assert ball.low is not None
         assert ball.high is not None
         self.low, self.high = as_cells(ball.low), as_cells(ball.high)
 
-    def start(self, generator: torch.Generator) -> Tensor:
+    def start(self, generator: Generator) -> Tensor:
         """Put each column of an image, or each feature, on a random side."""
         shape = self.shape if self.is_flat else (self.shape[0], 1, self.shape[2])
         up = random_signs(shape, generator).to(self.X) > 0
         self.cells.copy_(torch.where(up, self.high, self.low))
         return self.X_adv
 
-    def propose(self, share: float, generator: torch.Generator) -> Tensor:
+    def propose(self, share: float, generator: Generator) -> Tensor:
         """Put a square on one side, or each feature of a subset on its other side."""
         self.place = place = draw_place(self.shape, share, generator)
         self.old = old = self.cells[place].clone()
         low, high = self.low[place], self.high[place]
         if self.is_flat:
-            new = torch.where(old == low, high, low)
+            new = self._changed(old, low, high, generator)
         else:
             up = random_signs((self.shape[0], 1, 1), generator).to(self.X) > 0
             new = torch.where(up, high, low)
@@ -86,6 +89,18 @@ class CornerMoves(Moves):
             new = torch.where(rows(same, new), torch.where(up, low, high), new)
         self.cells[place] = new
         return self.X_adv
+
+    def _changed(self, old: Tensor, low: Tensor, high: Tensor, generator: Generator) -> Tensor:
+        """Return the other side of each feature or, at times, values in between.
+
+        Between the sides the margin of trees may be larger than on both.
+        """
+        if float(torch.rand((), generator=generator)) < self.IN_BETWEEN:
+            middle = torch.rand(old.shape[1], generator=generator).to(old)
+            return torch.clamp(low + (high - low) * middle, low, high)
+        up = random_signs(old.shape[1:], generator).to(old) > 0
+        side, other = torch.where(up, high, low), torch.where(up, low, high)
+        return torch.where(old == side, other, side)
 
     def keep(self, better: Tensor) -> None:
         """Take the last proposal back in all samples but the `better`."""
@@ -101,6 +116,9 @@ class MassMoves(Moves):
     # Squares have a middle, and features of a subset share one sign only by chance.
     LEAST_SIDE = 3
     LEAST_FEATURES = 2
+    # How often the mass of a subset of features is moved within it: where the best of a
+    # table of few features spreads over all of them, emptying any of them cannot be better.
+    WITHIN = 0.25
 
     def __init__(self, ball: Ball) -> None:
         self.q = 1 if ball.norm == "l1" else 2
@@ -120,7 +138,7 @@ class MassMoves(Moves):
         self.u = self.u[kept]
         super().select(ball, kept)
 
-    def start(self, generator: torch.Generator) -> Tensor:
+    def start(self, generator: Generator) -> Tensor:
         """Spread the mass evenly: random normals, or a mosaic of small patterns."""
         if self.is_flat:
             pattern = torch.randn((1, *self.shape), generator=generator)
@@ -131,7 +149,7 @@ class MassMoves(Moves):
         self._set(whole, (self._unit(pattern) * self.eps).expand_as(self.u))
         return self.X_adv
 
-    def propose(self, share: float, generator: torch.Generator) -> Tensor:
+    def propose(self, share: float, generator: Generator) -> Tensor:
         """Give the mass of two places to the first, changed by a random pattern."""
         target, source, pattern = self._draw(share, generator)
         old = self.u[target].clone()
@@ -145,7 +163,7 @@ class MassMoves(Moves):
         self._set(target, self._unit(pattern + self._unit(old)) * room)
         return self.X_adv
 
-    def _draw(self, share: float, generator: torch.Generator) -> tuple[Place, Place, Tensor]:
+    def _draw(self, share: float, generator: Generator) -> tuple[Place, Place, Tensor]:
         """Draw where mass goes, where it comes from, and the pattern that is added."""
         if self.is_flat:
             return self._draw_flat(share, generator)
@@ -156,16 +174,16 @@ class MassMoves(Moves):
         signs = random_signs((self.shape[0], 1, 1), generator)
         return target, source, two_halves(side, generator) * signs / signs.numel() ** (1 / self.q)
 
-    def _draw_flat(self, share: float, generator: torch.Generator) -> tuple[Place, Place, Tensor]:
-        """Draw subsets, half of the time one only, whose own mass is then redistributed."""
+    def _draw_flat(self, share: float, generator: Generator) -> tuple[Place, Place, Tensor]:
+        """Draw subsets, at times one only, whose own mass is then redistributed."""
         n = self.shape[0]
         size = min(n, max(round(share * n), self.LEAST_FEATURES))
         order = torch.randperm(n, generator=generator)
-        coin, amplitude = torch.rand(2, generator=generator).tolist()
-        target = (ALL, order[:size])
-        source = (ALL, order[-size:]) if coin < 0.5 else target
+        target, source = (ALL, order[:size]), (ALL, order[-size:])
+        if float(torch.rand((), generator=generator)) < self.WITHIN:
+            source = target
         pattern = torch.randn(size, generator=generator)
-        return target, source, pattern / pattern.norm(self.q) * 10**-amplitude
+        return target, source, pattern / pattern.norm(self.q)
 
     def _mass(self, u: Tensor) -> Tensor:
         powers = u.abs() if self.q == 1 else u.square()
@@ -209,14 +227,12 @@ def take_back(cells: Tensor, place: Place, old: Tensor, better: Tensor) -> None:
     cells[place] = torch.where(rows(better, old), cells[place], old)
 
 
-def random_signs(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+def random_signs(shape: Sequence[int], generator: Generator) -> Tensor:
     """Draw ±1, on the CPU."""
     return 2.0 * torch.randint(2, tuple(shape), generator=generator) - 1.0
 
 
-def draw_place(
-    shape: Sequence[int], share: float, generator: torch.Generator, least: int = 1
-) -> Place:
+def draw_place(shape: Sequence[int], share: float, generator: Generator, least: int = 1) -> Place:
     """Draw the place of a share of the cells: a subset of features, or a square."""
     if len(shape) == 1:
         size = min(shape[0], max(round(share * shape[0]), least))
@@ -230,7 +246,7 @@ def draw_place(
     return ALL, ALL, slice(top, top + side), slice(left, left + side)
 
 
-def two_halves(side: int, generator: torch.Generator) -> Tensor:
+def two_halves(side: int, generator: Generator) -> Tensor:
     """Return a square of unit l2 norm, one half up and one down (algorithm 3, figure 3)."""
     if side == 1:
         return torch.ones(1, 1)
@@ -252,7 +268,7 @@ def pyramid(height: int, width: int) -> Tensor:
     return values / values.norm()
 
 
-def mosaic(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+def mosaic(shape: Sequence[int], generator: Generator) -> Tensor:
     """Return an image of patterns a fifth as high as it, each of random sign."""
     n_channels, height, width = shape
     side = max(min(height, width) // 5, 1)
