@@ -58,8 +58,8 @@ class Moves:
 class CornerMoves(Moves):
     """Moves between the corners of the box that is linf ball and bounds in one."""
 
-    # How often the features of a flat sample are put between their sides.
-    IN_BETWEEN = 0.25
+    # How often a single feature of a flat sample is put between its sides.
+    IN_BETWEEN = 0.5
 
     def _take(self, ball: Ball) -> None:
         super()._take(ball)
@@ -91,11 +91,12 @@ class CornerMoves(Moves):
         return self.X_adv
 
     def _changed(self, old: Tensor, low: Tensor, high: Tensor, generator: Generator) -> Tensor:
-        """Return the other side of each feature or, at times, values in between.
+        """Return the other side of each feature or, at times, a value in between.
 
-        Between the sides the margin of trees may be larger than on both.
+        Between the sides the margin of trees may be larger than on both. For several
+        features at once that leads networks away from the corners, where they are weakest.
         """
-        if float(torch.rand((), generator=generator)) < self.IN_BETWEEN:
+        if old.shape[1] == 1 and float(torch.rand((), generator=generator)) < self.IN_BETWEEN:
             middle = torch.rand(old.shape[1], generator=generator).to(old)
             return torch.clamp(low + (high - low) * middle, low, high)
         up = random_signs(old.shape[1:], generator).to(old) > 0
