@@ -1,3 +1,4 @@
+import math
 import re
 from dataclasses import fields
 from types import SimpleNamespace
@@ -7,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 from scipy import stats
 
 from skjacobian.geometry import (
@@ -17,7 +17,6 @@ from skjacobian.geometry import (
     unit_rows,
     vector_norm,
 )
-from skjacobian.projections import project_l2_box
 from skjacobian.threat_model import (
     resolve_bounds,
 )
@@ -134,104 +133,6 @@ def test_a_zero_row_has_no_direction():
 def test_rows_broadcast_one_value_per_sample_and_leave_scalars_alone():
     assert rows(torch.ones(3), torch.ones(3, 2, 4)).shape == (3, 1, 1)
     assert rows(torch.tensor(1.0), torch.ones(3, 2)).shape == ()
-
-
-# --- projection on ball ∩ box ------------------------------------------------------------
-
-
-def bisected_projection(z, eps, low, high):
-    """Slow oracle: clip(t z) with the largest t in [0, 1] that the ball allows."""
-
-    def clipped(t):
-        return np.clip(t * z, low, high)
-
-    if np.linalg.norm(clipped(1.0)) <= eps:
-        return clipped(1.0)
-    inside, outside = 0.0, 1.0
-    for _ in range(200):
-        middle = (inside + outside) / 2
-        if np.linalg.norm(clipped(middle)) <= eps:
-            inside = middle
-        else:
-            outside = middle
-    return clipped(inside)
-
-
-@st.composite
-def points_and_boxes(draw):
-    n_features = draw(st.integers(1, 8))
-    values = st.just(0.0) | st.floats(1e-3, 1e3)
-
-    def arrays(elements):
-        return draw(hnp.arrays(np.float64, n_features, elements=elements))
-
-    z = arrays(values) * arrays(st.sampled_from([-1.0, 1.0]))
-    return z, draw(values), -arrays(values), arrays(values)
-
-
-def rows_of_one(*arrays):
-    return [torch.from_numpy(array).unsqueeze(0) for array in arrays]
-
-
-@given(points_and_boxes())
-@settings(deadline=None, max_examples=150)
-def test_projection_on_ball_and_box_agrees_with_bisection(case):
-    z, eps, low, high = case
-    Z, lower, upper = rows_of_one(z, low, high)
-    projected = project_l2_box(Z, eps, lower, upper)[0].numpy()
-    expected = bisected_projection(z, eps, low, high)
-    np.testing.assert_allclose(projected, expected, rtol=1e-6, atol=1e-9)
-    assert np.linalg.norm(projected) <= eps * (1 + 1e-12)
-    assert ((low <= projected) & (projected <= high)).all()
-
-
-@given(points_and_boxes(), st.integers(0, 2**32))
-@settings(deadline=None, max_examples=50)
-def test_no_feasible_point_is_nearer_than_the_projection(case, seed):
-    # The variational inequality: a projection p of z on a convex set has (z - p)(q - p) <= 0
-    # for every q of the set. It does not rest on the form of the solution, as bisection does.
-    z, eps, low, high = case
-    p = project_l2_box(*rows_of_one(z), eps, *rows_of_one(low, high))[0].numpy()
-    rng = np.random.default_rng(seed)
-    Q = np.clip(rng.normal(size=(50, len(z))) * 10.0 ** rng.uniform(-3, 3, (50, 1)), low, high)
-    length = np.linalg.norm(Q, axis=1, keepdims=True)
-    Q = Q * np.minimum(1.0, eps / np.where(length > 0, length, 1.0))
-    size = max(1.0, np.linalg.norm(z))
-    assert ((Q - p) @ (z - p) <= 1e-6 * size * max(1.0, eps)).all()
-
-
-def test_projection_on_ball_and_box_is_exact_for_each_of_many_rows(generator):
-    Z = rand((200, 30), generator) * 10 ** rand((200, 1), generator)
-    low, high = -rand((200, 30), generator).abs(), rand((200, 30), generator).abs()
-    eps = torch.rand(200, 1, generator=generator, dtype=DOUBLE) * 5
-    projected = project_l2_box(Z, eps, low, high)
-    arguments = (value.numpy() for value in (Z, eps, low, high))
-    expected = [bisected_projection(*row) for row in zip(*arguments, strict=True)]
-    np.testing.assert_allclose(projected, np.stack(expected), rtol=1e-6, atol=1e-9)
-
-
-def test_projection_is_exact_where_newtons_method_needs_many_steps():
-    # Features of all magnitudes that are clipped one after the other, each a new slope.
-    n_features = 40
-    z = 2.0 ** -np.arange(n_features) * 2.0**n_features
-    box, eps = np.ones(n_features), np.sqrt(0.95 * n_features)
-    projected = project_l2_box(*rows_of_one(z), eps, *rows_of_one(-box, box))[0].numpy()
-    np.testing.assert_allclose(projected, bisected_projection(z, eps, -box, box), rtol=1e-6)
-
-
-def test_projection_without_a_binding_box_is_the_radial_one(generator):
-    Z = rand((20, 6), generator) * 3
-    far = torch.full_like(Z, torch.inf)
-    expected = Z * (1.5 / Z.norm(dim=1, keepdim=True)).clamp(max=1.0)
-    torch.testing.assert_close(project_l2_box(Z, 1.5, -far, far), expected)
-
-
-@given(points_and_boxes())
-@settings(deadline=None, max_examples=50)
-def test_projection_on_ball_and_box_leaves_points_inside_alone(case):
-    z, eps, low, high = case
-    Z, lower, upper = rows_of_one(bisected_projection(z, eps, low, high) * (1 - 1e-9), low, high)
-    torch.testing.assert_close(project_l2_box(Z, eps, lower, upper), Z, rtol=1e-12, atol=0)
 
 
 # --- the ball ----------------------------------------------------------------------------
@@ -475,6 +376,126 @@ def test_ascending_is_a_steepest_step_and_a_projection(kind, generator):
     torch.testing.assert_close(ball.ascend(start, gradient.clone(), 0.2), expected)
 
 
+@pytest.mark.parametrize("norm", BALL_NORMS)
+@pytest.mark.parametrize("scaled", [None, True])
+def test_the_dual_length_is_the_most_that_a_unit_step_climbs(norm, scaled, generator):
+    ball = case_of(norm, scale=scaled).ball
+    gradient = rand(ball.X.shape, generator)
+    climbed = (gradient * ball.steepest(gradient)).sum(1)
+    torch.testing.assert_close(ball.dual_length(gradient), climbed)
+
+
+def greedy_optimum(case, g):
+    """max gᵀ(x - X) over each l1 set: features filled to their bounds in order of |scale g|."""
+    scale = np.ones(g.shape) if case.scale is None else case.scale.numpy()
+    low, high = (-np.inf, np.inf) if case.bounds is None else (b.numpy() for b in case.bounds)
+    optimum = []
+    for x in case.X.numpy():
+        left, climbed = case.eps, 0.0
+        room = np.where(g > 0, high - x, x - low) / scale
+        for j in np.argsort(-np.abs(scale * g)):
+            length = min(left, room[j])
+            left, climbed = left - length, climbed + abs(scale[j] * g[j]) * length
+        optimum.append(climbed)
+    return torch.tensor(optimum, dtype=DOUBLE)
+
+
+@pytest.mark.parametrize("n_steps", [20, 100])
+@pytest.mark.parametrize("eps", [0.1, 1.0, 3.0])
+@pytest.mark.parametrize("bounds", [None, (0.0, 1.0)])
+@pytest.mark.parametrize("scaled", [None, True])
+def test_l1_ascent_reaches_the_optimum_of_a_linear_function(
+    scaled, bounds, eps, n_steps, generator
+):
+    case = case_of("l1", eps=eps, scale=scaled, bounds=bounds, shape=(12,))
+    case.X[:, ::3] = case.X[:, ::3].round()  # a third of the features lie on the box
+    case.ball = Ball.around(case.X, norm="l1", eps=eps, scale=case.scale, bounds=case.bounds)
+    g = rand((12,), generator)
+    X_adv = case.ball.random_start(generator)
+    for step in range(n_steps):
+        step_size = 2 * eps * (1 - step / n_steps) ** 2
+        X_adv = case.ball.ascend(X_adv, g.expand_as(X_adv).clone(), step_size)
+    X_adv = case.ball.enforce(X_adv)
+    assert case.ball.contains(X_adv).all()
+    climbed = (X_adv - case.X) @ g
+    torch.testing.assert_close(climbed, greedy_optimum(case, g.numpy()), rtol=0, atol=1e-9)
+
+
+@all_kinds_of_ball
+def test_the_best_point_of_an_l1_ball_is_inside_and_best(kind, generator):
+    if kind["norm"] != "l1":
+        return
+    case = case_of(**kind, n=3)
+    gradient = rand(case.X.shape, generator)
+    best = case.ball.best_point(gradient.clone())
+    assert (case.ball.distance(best) <= case.eps * (1 + 1e-12)).all()
+    climbed = (gradient * (best - case.X)).flatten(1).sum(1)
+    for _ in range(200):
+        other = case.ball.enforce(case.X + 0.3 * rand(case.X.shape, generator))
+        assert ((gradient * (other - case.X)).flatten(1).sum(1) <= climbed + 1e-12).all()
+
+
+@pytest.mark.parametrize("scaled", [None, True])
+@pytest.mark.parametrize("sparsity", [0.01, 0.3, torch.tensor([0.01, 0.5, 1.0, 0.3])], ids=str)
+def test_a_sparse_l1_step_has_equal_length_in_the_steepest_features(scaled, sparsity, generator):
+    case = case_of("l1", eps=100.0, scale=scaled, shape=(2, 5), n=4)
+    gradient = rand(case.X.shape, generator)
+    X_adv = case.ball.ascend(case.X, gradient.clone(), 2.0, sparsity)
+    scale = torch.ones(2, 5, dtype=DOUBLE) if case.scale is None else case.scale
+    moved = ((X_adv - case.X) / scale).flatten(1)
+    size = (gradient * scale).flatten(1)
+    shares = sparsity if isinstance(sparsity, torch.Tensor) else torch.full((4,), sparsity)
+    for u, g, share in zip(moved, size, shares.tolist(), strict=True):
+        k = max(1, round(10 * share))
+        expected = torch.zeros(10, dtype=DOUBLE)
+        steepest = g.abs().argsort(descending=True)[:k]
+        expected[steepest] = g[steepest].sign() * 2.0 / k
+        torch.testing.assert_close(u, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
+def test_a_sparse_l1_step_moves_only_what_the_box_lets_move(dtype, generator):
+    X = torch.tensor([[0.0, 1.0, 0.5, 0.5, 0.3]], dtype=dtype)
+    gradient = torch.tensor([[-9.0, 8.0, 1.0, -0.5, 7.0]], dtype=dtype)
+    ball = Ball.around(X, norm="l1", eps=1.0, bounds=resolve_bounds((0, 1), X))
+    # The feature of slope 7 goes to its bound, which rounding may miss, and is left alone.
+    X_adv = ball.ascend(X, gradient.clone(), 0.9, 0.2)
+    X_adv = ball.ascend(X_adv, gradient.clone(), 0.2, 0.2)
+    expected = torch.tensor([[0.0, 1.0, 0.7, 0.5, 1.0]], dtype=dtype)
+    torch.testing.assert_close(X_adv, expected, rtol=0, atol=1e-6)
+    X_adv = ball.ascend(X, gradient.clone(), 0.2, 1.0)
+    expected = X + torch.tensor([[0.0, 0.0, 1.0, -1.0, 1.0]], dtype=dtype) * 0.2 / 3
+    torch.testing.assert_close(X_adv, expected, rtol=0, atol=1e-6)
+
+
+@given(threat_models(norms=["l1"]), st.integers(0, 2**32), st.floats(0, 1))
+@settings(deadline=None, max_examples=100)
+def test_sparse_iterates_are_inside_once_enforced(case, seed, sparsity):
+    generator = torch.Generator().manual_seed(seed)
+    X_adv = case.ball.random_start(generator)
+    for _ in range(3):
+        gradient = rand(case.X.shape, generator, case.X.dtype)
+        X_adv = case.ball.ascend(X_adv, gradient, case.eps, sparsity)
+    X_adv = case.ball.enforce(X_adv)
+    assert case.ball.contains(X_adv).all()
+    assert is_inside(X_adv, case).all()
+
+
+@pytest.mark.parametrize("n_features", [10, 1000, 100_000])
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
+def test_an_enforced_l1_length_is_within_eps_however_it_is_summed(dtype, n_features, generator):
+    X = rand((3, n_features), generator, dtype)
+    ball = Ball.around(X, norm="l1", eps=1.0)
+    for spread in (2 / n_features, 1.0):
+        X_adv = ball.enforce(ball.project(X + spread * rand(X.shape, generator, dtype)))
+        delta = (X_adv.double() - X.double()).abs().numpy()
+        for row in delta:
+            orders = row, row[::-1], np.sort(row), np.sort(row)[::-1]
+            assert all(sum(order.tolist()) <= 1.0 for order in orders)
+            assert math.fsum(row) <= 1.0
+            assert math.fsum(row) > 0.95
+
+
 @all_kinds_of_ball
 def test_a_random_start_is_inside_up_to_rounding(kind, generator):
     case = case_of(**kind)
@@ -552,6 +573,24 @@ def test_random_starts_fill_the_l2_ball_uniformly(n_features, among, generator):
     assert stats.kstest(share_of_volume, "uniform").pvalue > 1e-3
     standard_error = starts.std(0) / np.sqrt(1000)
     assert (np.abs(starts.mean(0)) < 4 * standard_error).all()
+
+
+@among_draws_and_samples
+@pytest.mark.parametrize("n_features", [1, 2, 5])
+def test_random_starts_fill_the_l1_ball_uniformly(n_features, among, generator):
+    starts = draw_starts("l1", 2.0, n_features, among, generator)
+    share_of_volume = (np.abs(starts).sum(1) / 2.0) ** n_features
+    assert stats.kstest(share_of_volume, "uniform").pvalue > 1e-3
+    for column in starts.T:
+        # The slice at |u_j| = t is an l1 ball of radius eps - t in one dimension less, so
+        # P(|u_j| > t) = (1 - t / eps)^n, of mean eps / (n + 1).
+        size = np.abs(column) / 2.0
+        assert stats.kstest(size, stats.beta(1, n_features).cdf).pvalue > 1e-3
+        assert abs(size.mean() - 1 / (n_features + 1)) < 4 * size.std() / np.sqrt(1000)
+    standard_error = starts.std(0) / np.sqrt(1000)
+    assert (np.abs(starts.mean(0)) < 4 * standard_error).all()
+    signs = np.sign(starts)
+    assert np.abs(np.corrcoef(signs.T).reshape(n_features, -1) - np.eye(n_features)).max() < 0.13
 
 
 @pytest.mark.parametrize("norm", BALL_NORMS)

@@ -9,8 +9,10 @@ from skjacobian.threat_model import (
     DataScale,
     check_inside,
     fit_feature_scale,
+    mutable_by_name,
     resolve_bounds,
     resolve_feature_scale,
+    resolve_mutable,
 )
 
 DOUBLE = torch.float64
@@ -169,3 +171,136 @@ def test_a_scale_takes_the_shape_of_a_sample(scale):
     resolved = resolve_feature_scale(scale, torch.zeros(3, 2, 3))
     assert torch.equal(resolved, torch.arange(1.0, 7.0).reshape(2, 3))
     assert resolve_feature_scale(None, torch.zeros(3, 2)) is None
+
+
+# --- mutable features --------------------------------------------------------------------
+
+IMAGES = torch.zeros(4, 2, 3)
+
+
+@pytest.mark.parametrize(
+    "mutable",
+    [
+        [True, False, False, False, True, True],
+        np.array([[True, False, False], [False, True, True]]),
+        torch.tensor([True, False, False, False, True, True]),
+        [0, 4, 5],
+        [-1, 4, 0, 5, -6],
+        np.array([5, 4, 0], dtype=np.uint8),
+        torch.tensor([0, 4, -1]),
+        (0, np.int64(4), 5),
+    ],
+    ids=repr,
+)
+def test_mutable_features_become_a_mask_of_a_sample(mutable):
+    mask = resolve_mutable(mutable, IMAGES)
+    assert mask.dtype == torch.bool
+    assert mask.tolist() == [[True, False, False], [False, True, True]]
+    assert torch.equal(resolve_mutable(mutable, IMAGES[:0]), mask)
+
+
+def test_no_word_on_mutable_features_means_all():
+    assert resolve_mutable(None, IMAGES) is None
+
+
+@pytest.mark.parametrize(
+    ("mutable", "message"),
+    [
+        ([True, False], "Got mutable=[True, False], but expected None, a boolean mask of the 6"),
+        ([[True, False]] * 3, "but expected None, a boolean mask of the 6 features or integer"),
+        ([0, 6], "Got mutable=[0, 6], but expected None, a boolean mask of the 6 features or"),
+        ([-7], "integer indices from -6 to 5"),
+        ([[0, 1]], "integer indices from -6 to 5"),
+        ([0.5, 1.0], "integer indices from -6 to 5"),
+        ([1.0], "integer indices from -6 to 5"),
+        ([0, None], "integer indices from -6 to 5"),
+        ([[0], [1, 2]], "Got mutable=[[0], [1, 2]], but expected None, a boolean mask"),
+        (3, "Got mutable=3, but expected None, a boolean mask of the 6 features"),
+        (True, "Got mutable=True, but expected"),
+        ([], "Got mutable=[], but expected None, a boolean mask of the 6 features or integer"),
+        ([False] * 6, "integer indices from -6 to 5, at least one."),
+        (["age"], "Got mutable=['age'], but expected None, a boolean mask of the 6 features"),
+        (["age"], "names need a DataFrame passed to RobustScorer"),
+        ("age", "names need a DataFrame passed to RobustScorer"),
+        (np.array(["age", 1], dtype=object), "names need a DataFrame passed to RobustScorer"),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("resolve", [resolve_mutable, resolve_feature_scale, fit_feature_scale])
+def test_bad_mutable_features_are_rejected(resolve, mutable, message):
+    arguments = {"mutable": mutable, "X": IMAGES}
+    if resolve is not resolve_mutable:
+        arguments["feature_scale"] = None
+    with pytest.raises(ValueError, match=re.escape(message)):
+        resolve(**arguments)
+
+
+@pytest.mark.parametrize("feature_scale", [None, 2.0, [1.0, 2.0, 3.0], "std", "range"], ids=repr)
+def test_an_immutable_feature_has_scale_zero(feature_scale, generator):
+    X = rand((20, 3), generator)
+    plain = resolve_feature_scale(feature_scale, X)
+    plain = torch.ones(3, dtype=DOUBLE) if plain is None else plain
+    expected = plain * torch.tensor([1.0, 0.0, 1.0], dtype=DOUBLE)
+    for mutable in ([0, 2], [True, False, True]):
+        scale = resolve_feature_scale(feature_scale, X, mutable)
+        assert scale.dtype == X.dtype
+        assert torch.equal(scale, expected)
+        fitted = fit_feature_scale(feature_scale, X, mutable)
+        assert torch.equal(resolve_feature_scale(fitted, X[:2]), expected)
+
+
+@pytest.mark.parametrize("norm", BALL_NORMS)
+@pytest.mark.parametrize("bounds", [None, (-5.0, 5.0)])
+def test_an_adversary_leaves_immutable_features_alone(norm, bounds, generator):
+    X = rand((10, 4), generator)
+    scale = resolve_feature_scale(None, X, mutable=[1, 2])
+    ball = Ball.around(X, norm=norm, eps=0.5, scale=scale, bounds=resolve_bounds(bounds, X))
+    X_adv = ball.random_start(generator)
+    for _ in range(3):
+        X_adv = ball.ascend(X_adv, rand(X.shape, generator), 0.4)
+        enforced = ball.enforce(X_adv)
+        assert torch.equal(enforced[:, [0, 3]], X[:, [0, 3]])
+        assert (enforced[:, [1, 2]] != X[:, [1, 2]]).any(1).all()
+
+
+COLUMNS = ["income", "age", "sex"]
+
+
+@pytest.mark.parametrize(
+    ("mutable", "indices"),
+    [
+        (["age"], [1]),
+        (["sex", "income"], [2, 0]),
+        (("age", "age"), [1, 1]),
+        (np.array(["sex"]), [2]),
+        (np.array(["sex"], dtype=object), [2]),
+        ("age", [1]),
+    ],
+    ids=repr,
+)
+def test_names_of_mutable_columns_become_indices(mutable, indices):
+    assert mutable_by_name(mutable, COLUMNS) == indices
+    assert mutable_by_name(mutable, np.array(COLUMNS, dtype=object)) == indices
+
+
+@pytest.mark.parametrize("mutable", [None, [0, 1], [True, False, True], [], 7], ids=repr)
+def test_mutable_features_that_are_no_names_are_left_to_the_resolver(mutable):
+    assert mutable_by_name(mutable, COLUMNS) is mutable
+
+
+@pytest.mark.parametrize(
+    ("mutable", "message"),
+    [
+        (
+            ["agee"],
+            "Got mutable=['agee'], but expected names of columns, and 'agee' is none "
+            "(did you mean 'age'?).",
+        ),
+        (["sex", "xyzzy"], "but expected names of columns, and 'xyzzy' is none."),
+        (["sex", 0], "but expected names of columns, and 0 is none."),
+    ],
+    ids=repr,
+)
+def test_an_unknown_column_is_rejected(mutable, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        mutable_by_name(mutable, COLUMNS)
