@@ -38,7 +38,7 @@ class Square(Attack):
         Mask or indices of the features that may change, one per feature; None is all.
     n_queries : int, default=1000
         How often each sample is shown to the model in one restart, at most. The clean
-        sample is the first; for l1 and l2 one query more confirms the result.
+        sample is the first; for l1 and l2 one query more may confirm the result.
     p_init : float, default=0.8
         Share of the features, in (0, 1], that the first proposals change. It is halved nine
         times over the queries.

@@ -246,8 +246,8 @@ def test_queries_are_counted_and_kept_within_the_budget(norm, n_queries, n_resta
     X = X.double().reshape(30, *shape)
     found = attack.search(counting, X, y, generator=seeded())
     assert torch.equal(found.n_queries, counting.seen)
-    extra = 0 if norm == "linf" else 1  # l1 and l2 confirm what they found
-    assert found.n_queries.max() == n_queries * n_restarts + extra
+    extra = 0 if norm == "linf" else 1  # l1 and l2 may confirm what they found
+    assert 0 <= found.n_queries.max() - n_queries * n_restarts <= extra
     if n_queries == 40:
         assert (found.n_queries[found.fooled] < 40).any()
 
