@@ -16,6 +16,9 @@ from skjacobian.geometry import Ball, rows, vector_norm
 from skjacobian.losses import soft_margin
 from skjacobian.model_modes import PredictLogits
 
+# How far beyond the boundary to aim, as a share of its distance.
+OVERSHOOT = 1e-4
+
 
 class FMN(Attack):
     """Fast minimum-norm attack: the smallest perturbation that fools the model.
@@ -209,10 +212,13 @@ def _newton(ball: Ball, X_adv: Tensor, gradient: Tensor, found: Tensor, length: 
     the gradient over the features that are free to move on. Where the model is fooled the
     radius falls by no more than half, so that a flat margin cannot send it back to 0.
     """
+    limits = torch.finfo(length.dtype)
     slope = ball.dual_length(_free_part(ball, X_adv, gradient))
-    radius = length - found / slope.clamp(min=torch.finfo(slope.dtype).tiny)
-    most = torch.finfo(slope.dtype).max ** 0.5 / 16
-    return torch.maximum(radius, length / 2).clamp(max=most)
+    radius = torch.maximum(length - found / slope.clamp(min=limits.tiny), length / 2)
+    # On a linear model that is the boundary itself, so go across by a hair: by more than
+    # the rounding error of X + δ.
+    radius = (1 + OVERSHOOT) * radius + 4 * limits.eps * _scaled_norm(ball, ball.X)
+    return radius.clamp(max=limits.max**0.5 / 16)
 
 
 def _free_part(ball: Ball, X_adv: Tensor, gradient: Tensor) -> Tensor:
@@ -221,7 +227,9 @@ def _free_part(ball: Ball, X_adv: Tensor, gradient: Tensor) -> Tensor:
         return gradient
     # Arithmetic, because on the CPU comparisons cost ten times as much.
     far = gradient * (torch.finfo(gradient.dtype).max / 2)
-    can_move = far.add_(X_adv).clamp_(ball.low, ball.high).sub_(X_adv).sign_().abs_()
+    room = far.add_(X_adv).clamp_(ball.low, ball.high).sub_(X_adv).abs_()
+    rounding = (X_adv.abs() + ball.X.abs()).mul_(8 * torch.finfo(gradient.dtype).eps)
+    can_move = room.sub_(rounding).sign_().relu_()
     return can_move.mul_(gradient)
 
 
@@ -250,7 +258,10 @@ def _ascend(
 
 def _length(ball: Ball, X_adv: Tensor) -> Tensor:
     """Return ‖(X_adv - X) / scale‖ in the precision of the samples, which is faster."""
-    delta = X_adv - ball.X
+    return _scaled_norm(ball, X_adv - ball.X)
+
+
+def _scaled_norm(ball: Ball, delta: Tensor) -> Tensor:
     if ball.scale is not None:
         delta = torch.where(ball.scale > 0, delta / ball.scale, 0.0)
     return vector_norm(delta, ball.norm)

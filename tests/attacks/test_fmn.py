@@ -1,0 +1,243 @@
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import linprog
+
+from skjacobian.attacks import FMN
+from skjacobian.modules import MLP
+
+NORMS = ["linf", "l2", "l1"]
+DUAL = {"linf": 1, "l2": 2, "l1": np.inf}
+SCALE = [0.2, 0.5, 1.0, 1.5, 2.0, 3.0]
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+class Linear:
+    """A linear model with `n_classes` classes, and samples of which none lies on a boundary."""
+
+    def __init__(self, n_classes=2, dtype=torch.float64, n=40):
+        self.W = torch.randn(n_classes, 6, generator=seeded(), dtype=torch.float64).to(dtype)
+        self.X = torch.rand(n, 6, generator=seeded(1), dtype=torch.float64).to(dtype)
+        self.b = -(self.W @ self.X.mean(0))
+        self.y = self(self.X).argmax(1)
+
+    def __call__(self, X):
+        return X @ self.W.T + self.b
+
+    def true_distances(self, norm, scale=1.0):
+        """min over the classes of |margin| / ‖scale · (w_k - w_y)‖_dual."""
+        logits = self(self.X).double().numpy()
+        W = self.W.double().numpy()
+        distances = np.full(len(logits), np.inf)
+        for i, y in enumerate(self.y.tolist()):
+            for k in range(len(W)):
+                if k != y:
+                    dual = np.linalg.norm(np.multiply(scale, W[k] - W[y]), DUAL[norm])
+                    distances[i] = min(distances[i], (logits[i, y] - logits[i, k]) / dual)
+        return torch.from_numpy(distances)
+
+
+def box_distance(g, lead, low, high, norm):
+    """The least norm of u in the box with gᵀu >= lead: by bisection, or linear programming."""
+    if norm != "l2":
+        n = len(g)
+        if norm == "l1":  # u = a - b
+            c, A = np.ones(2 * n), [np.concatenate([-g, g])]
+            bounds = [(0, v) for v in high] + [(0, -v) for v in low]
+            rhs = [-lead]
+        else:  # |u_j| <= t
+            c = np.append(np.zeros(n), 1.0)
+            eye, one = np.eye(n), np.ones((n, 1))
+            A = np.vstack([np.append(-g, 0.0), np.hstack([eye, -one]), np.hstack([-eye, -one])])
+            rhs = np.append(-lead, np.zeros(2 * n))
+            bounds = [*zip(low, high, strict=True), (0, None)]
+        result = linprog(c, A_ub=A, b_ub=rhs, bounds=bounds)
+        return result.fun if result.success else np.inf
+    near, far = 0.0, 1e6
+    if g @ np.clip(far * g, low, high) < lead:
+        return np.inf
+    for _ in range(200):
+        t = (near + far) / 2
+        near, far = (near, t) if g @ np.clip(t * g, low, high) >= lead else (t, far)
+    return np.linalg.norm(np.clip(far * g, low, high))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [None, SCALE], ids=["plain", "scaled"])
+@pytest.mark.parametrize("n_classes", [2, 5])
+@pytest.mark.parametrize("norm", NORMS)
+def test_the_distance_to_a_linear_boundary_is_found(norm, n_classes, scale, dtype, generator):
+    model = Linear(n_classes, dtype)
+    found = FMN(norm=norm, feature_scale=scale).distances(model, model.X, model.y)
+    true = model.true_distances(norm, 1.0 if scale is None else np.array(scale))
+    rounding = 1e-4 if dtype == torch.float32 else 1e-9
+    assert (found >= true * (1 - rounding) - rounding * 0.1).all()
+    if n_classes == 2:
+        assert (found <= true * 1.001 + rounding).all()
+    else:  # the nearest boundary along the way may be another than the nearest of all
+        at_the_optimum = found <= true * 1.001 + rounding
+        assert at_the_optimum.double().mean() >= 0.75
+
+
+@pytest.mark.parametrize("scale", [None, SCALE], ids=["plain", "scaled"])
+@pytest.mark.parametrize("norm", NORMS)
+def test_the_distance_to_a_linear_boundary_inside_a_box_is_found(norm, scale):
+    model = Linear()
+    found = FMN(norm=norm, feature_scale=scale, bounds=(0, 1)).distances(model, model.X, model.y)
+    unit = np.ones(6) if scale is None else np.array(scale)
+    X, lead = model.X.numpy(), -(model(model.X)[:, 0] - model(model.X)[:, 1]).abs().numpy()
+    g = (model.W[1 - model.y] - model.W[model.y]).numpy()
+    true = [
+        box_distance(gi * unit, -m, (0 - x) / unit, (1 - x) / unit, norm)
+        for gi, m, x in zip(g, lead, X, strict=True)
+    ]
+    true = torch.tensor(true, dtype=torch.float64)
+    reachable = true.isfinite()
+    assert reachable.sum() > 20
+    assert torch.equal(found.isinf(), ~reachable)
+    assert (found >= true * (1 - 1e-7) - 1e-9).all()
+    assert (found[reachable] <= true[reachable] * 1.02 + 1e-9).all()
+    assert found[reachable].mean() <= true[reachable].mean() * 1.005
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_features_that_are_held_fixed_do_not_move(norm):
+    model = Linear()
+    attack = FMN(norm=norm, mutable=[0, 2, 5])
+    scale = np.array([1.0, 0, 1, 0, 0, 1])
+    X_adv = attack(model, model.X, model.y)
+    assert torch.equal(X_adv[:, [1, 3, 4]], model.X[:, [1, 3, 4]])
+    torch.testing.assert_close(
+        attack.distances(model, model.X, model.y),
+        model.true_distances(norm, scale),
+        rtol=1e-3,
+        atol=1e-9,
+    )
+
+
+def plane_net(seed=0):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = MLP(2, 3, hidden_units=(12,)).double().eval()
+    X = 2 * torch.rand(60, 2, generator=seeded(seed), dtype=torch.float64) - 1
+    with torch.no_grad():
+        net[1].weight *= 3
+        net[-1].bias -= net(X).mean(0)
+    net.requires_grad_(False)
+    X = X[(torch.autograd.functional.jacobian(lambda x: net(x).sum(0), X) != 0).any((0, 2))]
+    return net, X, net(X).argmax(1)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_in_the_plane_it_comes_near_what_a_grid_finds(norm):
+    net, X, y = plane_net()
+    steps = torch.linspace(-1, 1, 401, dtype=torch.float64)
+    grid = torch.cartesian_prod(steps, steps)
+    order = {"linf": torch.inf, "l2": 2, "l1": 1}[norm]
+    length = torch.linalg.vector_norm(grid, order, dim=1)
+    true = torch.stack(
+        [
+            length.where(net(x + grid).argmax(1) != k, torch.inf).min()
+            for x, k in zip(X, y, strict=True)
+        ]
+    )
+    found = FMN(norm=norm, n_restarts=3).distances(net, X, y, generator=seeded())
+    near = true.isfinite()
+    assert near.sum() > 30
+    assert (found >= true - 0.011).all()  # two cells of the grid
+    assert (found[near] <= true[near] + 0.005).double().mean() >= 0.85
+
+
+@pytest.mark.parametrize("factor", [1e-3, 1e3])
+@pytest.mark.parametrize("norm", NORMS)
+def test_rescaling_the_logits_changes_nothing(norm, factor):
+    net, X, y = plane_net()
+    attack = FMN(norm=norm)
+    torch.testing.assert_close(
+        attack.distances(lambda X: factor * net(X), X, y), attack.distances(net, X, y)
+    )
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_misclassified_samples_are_at_distance_0(norm):
+    net, X, y = plane_net()
+    y[::3] = (y[::3] + 1) % 3
+    attack = FMN(norm=norm)
+    distances = attack.distances(net, X, y)
+    assert distances.dtype == torch.float64
+    assert torch.equal(distances == 0, net(X).argmax(1) != y)
+    assert torch.equal(attack(net, X, y)[::3], X[::3])
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_what_is_found_fools_the_model_at_the_distance_that_is_told(norm):
+    model = Linear(4, torch.float32)
+    attack = FMN(norm=norm, bounds=(0, 1))
+    X_adv = attack(model, model.X, model.y)
+    distances = attack.distances(model, model.X, model.y)
+    assert torch.equal(distances.isfinite(), model(X_adv).argmax(1) != model.y)
+    order = {"linf": torch.inf, "l2": 2, "l1": 1}[norm]
+    length = torch.linalg.vector_norm((X_adv.double() - model.X.double()), order, dim=1)
+    torch.testing.assert_close(distances[distances < torch.inf], length[distances < torch.inf])
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_nothing_beyond_the_largest_radius_is_found(norm):
+    model = Linear()
+    true = model.true_distances(norm)
+    eps = true.median().item() * 1.01
+    distances = FMN(norm=norm, eps=eps).distances(model, model.X, model.y)
+    assert torch.equal(distances.isinf(), true > eps)
+    assert (distances[true <= eps] <= eps).all()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_more_restarts_are_never_worse(norm):
+    net, X, y = plane_net(1)
+    previous = torch.full((len(X),), torch.inf, dtype=torch.float64)
+    for n_restarts in (1, 2, 4):
+        attack = FMN(norm=norm, n_restarts=n_restarts, n_steps=6)
+        distances = attack.distances(net, X, y, generator=seeded())
+        assert (distances <= previous + 1e-12).all()
+        previous = distances
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_sample_does_not_depend_on_its_batch(norm):
+    net, X, y = plane_net()
+    attack = FMN(norm=norm, n_restarts=2)
+    whole = attack.distances(net, X, y, generator=seeded())
+    parts = [
+        attack.distances(net, X[i : i + 7], y[i : i + 7], generator=seeded())
+        for i in range(0, len(X), 7)
+    ]
+    torch.testing.assert_close(torch.cat(parts), whole)
+
+
+def test_a_thousand_classes_and_logits_without_a_gradient_do_no_harm():
+    W = torch.randn(1000, 6, generator=seeded())
+    X = torch.rand(10, 6, generator=seeded())
+    y = (X @ W.T).argmax(1)
+    assert FMN().distances(lambda X: X @ W.T, X, y).isfinite().all()
+    with pytest.warns(match="zero at the first step of 10 of 10"):
+        distances = FMN().distances(lambda X: 0 * (X @ W.T) + torch.eye(1000)[y], X, y)
+    assert distances.isinf().all()
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"n_steps": 0}, "Got n_steps=0, but expected an integer of at least 1"),
+        ({"n_restarts": 1.5}, "Got n_restarts=1.5, but expected an integer of at least 1"),
+        ({"eps": -1}, "Got eps=-1, but expected a non-negative finite number"),
+        ({"eps": -np.inf}, "Got eps=-inf, but expected a non-negative finite number"),
+        ({"norm": "l0"}, "Got norm='l0', but expected one of"),
+    ],
+    ids=repr,
+)
+def test_bad_parameters_are_rejected(params, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        FMN(**params)(*plane_net())
