@@ -11,7 +11,7 @@ import torch
 from sklearn.base import clone
 from torch import nn
 
-from skjacobian.attacks import APGD, FGSM, PGD, RayS, Square
+from skjacobian.attacks import APGD, FGSM, FMN, PGD, RayS, Square
 from skjacobian.exceptions import AttackWarning
 from skjacobian.modules import CNN, MLP
 
@@ -29,6 +29,7 @@ ATTACKS = {
     "PGD, fixed steps and restarts": PGD(step_size=0.1, n_steps=15, n_restarts=3),
     "APGD": APGD(n_steps=40),
     "APGD, targeted DLR": APGD(loss="dlr", n_targets=9, n_steps=20),
+    "FMN": FMN(),
     "RayS": RayS(n_queries=200),
     "Square": Square(n_queries=200),
     "Square, restarts": Square(n_queries=100, n_restarts=3),
@@ -443,9 +444,7 @@ def test_it_runs_where_gradients_are_switched_off(attack):
 
 
 @pytest.mark.parametrize("count", [8, 3])
-@pytest.mark.parametrize(
-    "name", [n for n in GRADIENT_ATTACKS if ATTACKS[n].loss == "cross_entropy"]
-)
+@pytest.mark.parametrize("name", with_loss("cross_entropy"))
 def test_saturated_cross_entropy_is_warned_of(name, count, generator):
     net = make_net(dtype=torch.float32)
     X = samples(n=8, dtype=torch.float32)
@@ -548,7 +547,7 @@ def test_bad_parameters_are_rejected(attack, params, message):
     ],
     ids=repr,
 )
-@every_gradient_attack
+@pytest.mark.parametrize("name", [n for n in GRADIENT_ATTACKS if hasattr(ATTACKS[n], "loss")])
 def test_an_unknown_loss_is_rejected(name, params, message):
     net, X = make_net(), samples()
     with pytest.raises(ValueError, match=re.escape(message)):
