@@ -19,3 +19,7 @@ class TrainingDivergedError(ValueError):
 
 class NotDifferentiableError(TypeError):
     """No differentiable torch view of an estimator or transformer is known."""
+
+
+class NoGradientError(ValueError):
+    """The output of a model does not depend on its input differentiably."""

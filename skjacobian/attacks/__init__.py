@@ -2,10 +2,11 @@
 
 from skjacobian.attacks._base import Attack
 from skjacobian.attacks.apgd import APGD
+from skjacobian.attacks.cascade import Cascade
 from skjacobian.attacks.fgsm import FGSM
 from skjacobian.attacks.fmn import FMN
 from skjacobian.attacks.pgd import PGD
 from skjacobian.attacks.rays import RayS
 from skjacobian.attacks.square import Square
 
-__all__ = ["APGD", "FGSM", "FMN", "PGD", "Attack", "RayS", "Square"]
+__all__ = ["APGD", "FGSM", "FMN", "PGD", "Attack", "Cascade", "RayS", "Square"]

@@ -1,5 +1,6 @@
 """The contract of every attack: it alone enforces the ball and decides success."""
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -98,8 +99,19 @@ class Attack(BaseEstimator):
         Returns
         -------
         Found
-            With fields `X_adv`, `fooled` and `n_queries`.
+            With fields `X_adv`, `fooled`, `n_queries` and `no_gradient`.
         """
+        return self._run(self._search, predict_logits, X, y, generator)
+
+    def _run(
+        self,
+        search_with: Callable[[Search, torch.Generator], None],
+        predict_logits: PredictLogits,
+        X: Tensor,
+        y: Tensor,
+        generator: torch.Generator | None,
+    ) -> Found:
+        """Check what was given, let `search_with` search, and make sure of what it found."""
         self.check_params()
         _check_tensors(X, y)
         X = X.detach()
@@ -109,7 +121,7 @@ class Attack(BaseEstimator):
             if self.eps_is_zero:
                 _stay(search)
             else:
-                self._search(search, seeded(generator))
+                search_with(search, seeded(generator))
             found = search.result()
         search.warn_of_bad_gradients()
         return found
@@ -125,7 +137,7 @@ class Attack(BaseEstimator):
             X.detach(),
             norm=self.norm,
             eps=self.eps,
-            scale=resolve_feature_scale(self.feature_scale, X),
+            scale=resolve_feature_scale(self.feature_scale, X, self.mutable),
             bounds=resolve_bounds(self.bounds, X),
         )
 

@@ -1,5 +1,6 @@
 """The state of a search for adversarial perturbations: who is fooled, and by what."""
 
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,12 +8,38 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from skjacobian.exceptions import AttackWarning
+from skjacobian.exceptions import AttackWarning, NoGradientError
 from skjacobian.geometry import Ball, rows
 from skjacobian.losses import margin
 from skjacobian.model_modes import PredictLogits
 
 SampleLoss = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What one stage of a cascade found.
+
+    Attributes
+    ----------
+    name : str
+    fooled : Tensor of bool of shape (n_samples,)
+        Whom it fooled that had stood until then.
+    closer : Tensor of bool of shape (n_samples,)
+        Which of those that still stand it brought to a larger margin than all before.
+    n_queries : Tensor of int of shape (n_samples,)
+        How often it asked about each sample.
+    seconds : float
+    complete : bool
+        Whether it came to its end; False where a budget cut it short.
+    """
+
+    name: str
+    fooled: Tensor
+    closer: Tensor
+    n_queries: Tensor
+    seconds: float
+    complete: bool
 
 
 @dataclass(frozen=True)
@@ -26,11 +53,26 @@ class Found:
         Whether the logits at `X_adv` favour another class than the true one.
     n_queries : Tensor of int of shape (n_samples,)
         How often the model was asked about each sample, with or without a gradient.
+    no_gradient : Tensor of bool of shape (n_samples,)
+        Whether the first gradient at a sample was zero or not finite while it stood.
+    stages : tuple of Stage
+        What a cascade ran, in order; empty for other attacks.
     """
 
     X_adv: Tensor
     fooled: Tensor
     n_queries: Tensor
+    no_gradient: Tensor
+    stages: tuple[Stage, ...] = ()
+
+    @property
+    def complete(self) -> bool:
+        """Whether the search came to its end; False where a budget cut it short."""
+        return all(stage.complete for stage in self.stages)
+
+
+class BudgetSpentError(Exception):
+    """A search has used up its queries or its time."""
 
 
 class Search:
@@ -52,22 +94,28 @@ class Search:
         self.X_best = ball.X.clone()
         self.best = torch.full((len(y),), -torch.inf, dtype=ball.X.dtype, device=y.device)
         self.n_queries = torch.zeros_like(y)
-        self.n_zero = self.n_not_finite = 0
+        self.is_zero = torch.zeros_like(y, dtype=torch.bool)
+        self.is_not_finite = torch.zeros_like(y, dtype=torch.bool)
+        self.eligible = torch.ones_like(y, dtype=torch.bool)
+        self.stages: list[Stage] = []
+        self.calls_left: int | None = None
+        self.deadline: float | None = None
         self._inspected = False
         self._to_logits: Callable[[Tensor], Tensor] | None = None
         self._ranking: Tensor | None = None
 
     def restart(self, rank: int | None = None) -> bool:
-        """Turn to all samples that still stand; tell whether there are any.
+        """Turn to all eligible samples that still stand; tell whether there are any.
 
         With a `rank`, aim at the wrong class of that rank, 0 being the likeliest.
         """
-        self.active = (self.best <= 0).nonzero().squeeze(1)
+        ranking = None if rank is None else self._ranked_classes()
+        self.active = ((self.best <= 0) & self.eligible).nonzero().squeeze(1)
         everyone = len(self.active) == len(self.all_y)
         self.ball = self.all_balls if everyone else self.all_balls[self.active]
         self.y = self.all_y[self.active]
         self.done = torch.zeros_like(self.y, dtype=torch.bool)
-        self.target = None if rank is None else self._ranked_classes()[self.active, rank]
+        self.target = None if ranking is None else ranking[self.active, rank]
         return len(self.active) > 0
 
     def n_wrong_classes(self) -> int:
@@ -88,12 +136,28 @@ class Search:
         return self.logits(X_adv)
 
     def logits(self, X_adv: Tensor) -> Tensor:
-        """Return the logits at one point of each active sample, and count the query."""
+        """Return the logits at one point of each active sample, and count the query.
+
+        Raises
+        ------
+        BudgetSpentError
+            Instead of a call too many, or too late.
+        """
+        self._spend()
         self.n_queries[self.active] += 1
         output = self.model(X_adv)
         if self._to_logits is None:
-            self._to_logits = to_logits(output)
+            self.output_kind = output_kind(output)
+            self._to_logits = to_logits(self.output_kind, output)
         return self._to_logits(output)
+
+    def _spend(self) -> None:
+        if self.calls_left is not None:
+            if self.calls_left == 0:
+                raise BudgetSpentError
+            self.calls_left -= 1
+        if self.deadline is not None and time.perf_counter() > self.deadline:
+            raise BudgetSpentError
 
     def margin(self, X_adv: Tensor) -> Tensor:
         """Return the margin at one point of each active sample, without a gradient."""
@@ -166,26 +230,30 @@ class Search:
         X_adv, best = self.all_balls.enforce(self.X_best), self.best
         moved = (X_adv != self.X_best).flatten(1).any(1)
         if bool(moved.any()):  # by a rounding error, which may decide
+            self.calls_left = self.deadline = None
             with torch.no_grad():
                 best = best.where(~moved, self.safe_margin(self._all_logits(X_adv)))
-        return Found(X_adv, best > 0, self.n_queries)
+        no_gradient = self.is_zero | self.is_not_finite
+        return Found(X_adv, best > 0, self.n_queries, no_gradient, tuple(self.stages))
 
     def _inspect(self, gradient: Tensor, fooled: Tensor) -> None:
-        """Count the samples whose gradient gives the attack nothing to follow."""
+        """Note the samples whose gradient gives the attack nothing to follow."""
         largest = gradient.abs().flatten(1).amax(1)
-        self.n_zero = int(((largest == 0) & ~fooled).sum())
-        self.n_not_finite = int((~torch.isfinite(largest)).sum())
+        self.is_zero[self.active] = (largest == 0) & ~fooled
+        self.is_not_finite[self.active] = ~torch.isfinite(largest)
         self._inspected = True
 
     def warn_of_bad_gradients(self) -> None:
         """Warn if the first gradients were zero or not finite: a sign of masking."""
-        for count, kind in ((self.n_zero, "zero"), (self.n_not_finite, "NaN or infinite")):
+        for masked, kind in ((self.is_zero, "zero"), (self.is_not_finite, "NaN or infinite")):
+            count = int(masked.sum())
             if count:
                 warnings.warn(
                     f"The loss gradient was {kind} at the first step of {count} of "
                     f"{len(self.all_y)} samples, so the attack could not search there and "
                     "robustness may be overstated. Very large logits do this to "
-                    "cross-entropy; loss='margin' does not suffer from it.",
+                    "cross-entropy; loss='soft_margin' does not suffer from it. Where the "
+                    "model itself has no gradient, only black-box attacks (Square) can tell.",
                     AttackWarning,
                     stacklevel=4,
                 )
@@ -196,7 +264,7 @@ def input_gradient(loss: SampleLoss, X: Tensor) -> Tensor:
 
     Raises
     ------
-    ValueError
+    NoGradientError
         If the loss does not depend on X differentiably.
     """
     X = X.detach().requires_grad_()
@@ -205,7 +273,7 @@ def input_gradient(loss: SampleLoss, X: Tensor) -> Tensor:
     if value.requires_grad:
         (gradient,) = torch.autograd.grad(value, X, allow_unused=True)
     if gradient is None:
-        raise ValueError(
+        raise NoGradientError(
             "Got predict_logits whose output does not depend on X differentiably, but "
             "expected a differentiable model: a gradient attack cannot run on it."
         )
@@ -221,14 +289,14 @@ def output_kind(output: Tensor) -> str:
         return "decisions" if bool((output.amax(1) == 1).all()) else "probabilities"
 
 
-def to_logits(output: Tensor) -> Callable[[Tensor], Tensor]:
-    """Return what turns the outputs of a model into logits, recognised by the first of them.
+def to_logits(kind: str, output: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return what turns outputs of a kind into logits.
 
     The logarithm of probabilities differs from logits by a constant of the sample, which
     changes neither losses nor margins. Cross-entropy of the probabilities themselves, as if
     they were logits, has hardly any gradient.
     """
-    if output_kind(output) != "probabilities":
+    if kind != "probabilities":
         return lambda output: output
     tiny = torch.finfo(output.dtype).tiny
     return lambda output: output.clamp(min=tiny).log()

@@ -454,7 +454,7 @@ def test_saturated_cross_entropy_is_warned_of(name, count, generator):
     def logits(X):
         return net(X) * torch.where(X[:, :1] > 0.5, 1e6, 1.0)
 
-    message = f"zero at the first step of {count} of 8 samples.*loss='margin'"
+    message = f"zero at the first step of {count} of 8 samples.*loss='soft_margin'"
     with pytest.warns(AttackWarning, match=message):
         with_threat(ATTACKS[name], eps=1e-3)(logits, X, y, generator=generator)
 

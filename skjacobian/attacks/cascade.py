@@ -1,0 +1,259 @@
+"""The attack behind `attack="strong"`: cheap attacks first, costly ones on who still stands."""
+
+import time
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from sklearn.base import clone
+from torch import Tensor
+
+from skjacobian._validation import check_count, check_positive, reject
+from skjacobian.attacks._base import Attack
+from skjacobian.attacks._search import BudgetSpentError, Found, Search, Stage
+from skjacobian.attacks.pgd import PGD
+from skjacobian.attacks.rays import RayS
+from skjacobian.attacks.square import Square
+from skjacobian.exceptions import AttackWarning, NoGradientError
+from skjacobian.model_modes import PredictLogits
+
+CLEAN = "clean"
+THREAT_MODEL = ("norm", "eps", "feature_scale", "bounds", "mutable")
+
+# Tells, from the search and the margins of the clean samples, whom a stage attacks.
+Who = Callable[[Search, Tensor], Tensor]
+
+
+class Plan(NamedTuple):
+    """One stage to come: its name, its attack, and on whom it runs of those that stand."""
+
+    name: str
+    attack: Attack
+    who: Who
+
+
+def everyone(search: Search, clean: Tensor) -> Tensor:
+    """Tell that all samples are attacked."""
+    return torch.ones_like(search.eligible)
+
+
+def nearly_fooled(share: float) -> Who:
+    """Attack the samples that have no more than a share of their clean margin left."""
+    return lambda search, clean: search.best >= share * clean
+
+
+def misled(search: Search, clean: Tensor) -> Tensor:
+    """Attack where gradients seem to mislead: Square came closer, or there are none."""
+    closer = next(stage.closer for stage in search.stages if stage.name == PROBE)
+    return closer | search.is_zero | search.is_not_finite
+
+
+PROBE = "Square, briefly"
+
+# What runs on a model that has gradients, only scores, or only decisions.
+PLANS: dict[str, tuple[Plan, ...]] = {
+    "gradients": (
+        Plan("PGD", PGD(n_steps=40), everyone),
+        Plan("PGD, targeted", PGD(n_steps=20, n_targets=9), nearly_fooled(0.5)),
+        Plan("PGD, targeted, again", PGD(n_steps=40, n_targets=9), nearly_fooled(0.2)),
+        Plan(PROBE, Square(n_queries=100), everyone),
+        Plan("Square", Square(n_queries=5000), misled),
+    ),
+    "scores": (Plan("Square", Square(n_queries=5000), everyone),),
+    "labels": (Plan("RayS", RayS(n_queries=3000), everyone),),
+}
+
+
+class Cascade(Attack):
+    """A cascade of attacks, from cheap to costly, each on the samples that still stand.
+
+    What `attack="strong"` runs. The worst case over:
+
+    1. the clean samples;
+    2. PGD of 40 steps on the soft margin, which is cross-entropy freed of the scale of the
+       logits;
+    3. PGD of 20 steps on the margin to each of the 9 likeliest wrong classes, on the samples
+       that have no more than half of their clean margin left;
+    4. the same with 40 steps from other starts, where no more than a fifth is left;
+    5. Square with 100 queries, which needs no gradient;
+    6. Square with 5,000 queries, on the samples whose gradient was zero or not finite, and on
+       those where step 5 came closer than all gradients: signs that the gradients mislead.
+
+    Steps 3 and 4 leave out whom they have not fooled anywhere (docs/benchmarks.md). A model
+    without gradients gets Square with 5,000 queries, one that returns only decisions (rows of
+    0 and 1) RayS with 3,000, and a warning says so.
+
+    Every step is invariant to a rescaling of the logits. Who fooled a sample, at what price,
+    is in the `stages` of what `search` returns.
+
+    Parameters
+    ----------
+    norm : {"linf", "l2", "l1"}, default="linf"
+        Norm of the ball.
+    eps : float, default=0.1
+        Radius: ‖(X_adv - X) / feature_scale‖ <= eps.
+    feature_scale : None, "std", "range" or array of shape (n_features,), default=None
+        Unit of each feature; None is 1, "std" and "range" are those of the X attacked.
+    bounds : (low, high), optional
+        Numbers or one value per feature. None means unbounded; there is no implicit clip.
+    mutable : array of bool or of int, optional
+        Mask or indices of the features that may change, one per feature; None is all.
+    n_queries : int, optional
+        How often a sample is shown to the model at most. None is no limit.
+    time_limit : float, optional
+        Seconds after which the search ends with what it has. None is no limit. Results
+        under a time limit differ from run to run.
+
+    Examples
+    --------
+    >>> import torch
+    >>> W = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    >>> X, y = torch.tensor([[1.0, 0.5], [1.0, 0.0]]), torch.tensor([0, 0])
+    >>> attack = Cascade(norm="linf", eps=0.3)
+    >>> found = attack.search(lambda X: X @ W.T, X, y, generator=torch.Generator().manual_seed(0))
+    >>> found.fooled
+    tensor([ True, False])
+    >>> [stage.name for stage in found.stages if stage.fooled.any()]
+    ['PGD']
+    """
+
+    def __init__(
+        self,
+        *,
+        norm: str = "linf",
+        eps: Any = 0.1,
+        feature_scale: Any = None,
+        bounds: Any = None,
+        mutable: Any = None,
+        n_queries: int | None = None,
+        time_limit: float | None = None,
+    ) -> None:
+        self.norm = norm
+        self.eps = eps
+        self.feature_scale = feature_scale
+        self.bounds = bounds
+        self.mutable = mutable
+        self.n_queries = n_queries
+        self.time_limit = time_limit
+
+    def check_params(self) -> None:
+        """Raise a ValueError that names the first parameter with a bad value."""
+        super().check_params()
+        if self.n_queries is not None:
+            check_count("n_queries", self.n_queries)
+        if self.time_limit is not None:
+            check_positive("time_limit", self.time_limit)
+
+    def search(
+        self,
+        predict_logits: PredictLogits,
+        X: Tensor,
+        y: Tensor,
+        *,
+        generator: torch.Generator | None = None,
+        resume: Found | None = None,
+    ) -> Found:
+        """Search as `__call__` does, and say of each sample what fooled the model.
+
+        Parameters
+        ----------
+        predict_logits, X, y, generator
+            As for `__call__`.
+        resume : Found, optional
+            What a search of the same samples with the same seed found before its budget
+            was spent. The stages that it completed are not run again.
+
+        Returns
+        -------
+        Found
+            With `stages` and `complete`.
+        """
+        if resume is not None and resume.X_adv.shape != X.shape:
+            reject("resume", resume.X_adv.shape, f"what was found for an X of {X.shape}")
+        return self._run(partial(self._search, resume=resume), predict_logits, X, y, generator)
+
+    def _search(
+        self, search: Search, generator: torch.Generator, resume: Found | None = None
+    ) -> None:
+        search.calls_left = self.n_queries if self.n_queries is None else int(self.n_queries)
+        if self.time_limit is not None:
+            search.deadline = time.perf_counter() + float(self.time_limit)
+        # A seed for each stage, so that what it draws does not depend on those before it.
+        seeds = torch.randint(2**62, (2, 8), generator=generator).tolist()
+        if not _run_stage(search, CLEAN, _ask_clean):
+            return
+        clean = search.best.clone()
+        if resume is not None:
+            _take_up(search, resume)
+        known = "labels" if search.output_kind == "decisions" else "gradients"
+        try:
+            self._run_stages(search, clean, known, seeds[0])
+        except NoGradientError:
+            known = "scores"
+            self._run_stages(search, clean, known, seeds[1])
+        _warn_of_weakness(known)
+
+    def _run_stages(self, search: Search, clean: Tensor, known: str, seeds: list[int]) -> None:
+        threat_model = {name: getattr(self, name) for name in THREAT_MODEL}
+        for plan, seed in zip(PLANS[known], seeds, strict=False):
+            attack = clone(plan.attack).set_params(**threat_model)
+            generator = torch.Generator().manual_seed(seed)
+            search.eligible = plan.who(search, clean)
+            with torch.set_grad_enabled(attack.needs == "gradients"):
+                if not _run_stage(search, plan.name, partial(attack._search, generator=generator)):
+                    return
+
+
+def _take_up(search: Search, resume: Found) -> None:
+    """Put a new search where an earlier one ended."""
+    if search.restart():
+        X_adv = resume.X_adv[search.active]
+        search.record(X_adv, search.margin(X_adv), ~search.done)
+    search.n_queries += resume.n_queries
+    search.is_zero |= resume.no_gradient
+    search.stages = [stage for stage in resume.stages if stage.complete]
+
+
+def _ask_clean(search: Search) -> None:
+    search.restart()
+    X = search.ball.X
+    search.record(X, search.margin(X), ~search.done)
+
+
+def _run_stage(search: Search, name: str, run: Callable[[Search], None]) -> bool:
+    """Run one stage unless it has been run, and note what it did; tell whether it ended."""
+    if any(stage.name == name for stage in search.stages):
+        return True
+    best, n_queries, start = search.best.clone(), search.n_queries.clone(), time.perf_counter()
+    complete = True
+    try:
+        run(search)
+    except BudgetSpentError:
+        complete = False
+    stage = Stage(
+        name,
+        fooled=(best <= 0) & (search.best > 0),
+        closer=(search.best > best) & (search.best <= 0),
+        n_queries=search.n_queries - n_queries,
+        seconds=time.perf_counter() - start,
+        complete=complete,
+    )
+    search.stages.append(stage)
+    return complete
+
+
+def _warn_of_weakness(known: str) -> None:
+    if known == "gradients":
+        return
+    what = {
+        "scores": "does not depend on X differentiably, so only a search by its scores (Square)",
+        "labels": "returns only decisions, so only a search by decisions (RayS)",
+    }[known]
+    warnings.warn(
+        f"The model {what} could be run. It is weaker than a gradient attack: robustness may be "
+        "overstated.",
+        AttackWarning,
+        stacklevel=5,
+    )
