@@ -30,14 +30,16 @@ class FMN(Attack):
 
     with the margin m = max_{k != y} z_k - z_y at x + δ, the dual norm ‖·‖_* and the
     projection Π_r on the ball of radius r. One run gives the robust accuracy at every
-    radius, see `distances`. The departures from the paper, all measured in
-    docs/benchmarks.md:
+    radius, see `distances`. The departures from the paper, each measured on
+    three MNIST networks:
 
     - The paper estimates the radius by its first-order form only until a sample is fooled,
       and then lets it rise and fall by a factor that decays. Here the estimate is used
       throughout: it is Newton's method for the radius at which the largest margin in the
       ball is 0, and converges in a few steps.
-    - α falls as 4r·(1 - step/n_steps)³, large enough at first to cross the ball.
+    - α falls as 4r·(1 - step/n_steps)³, large enough at first to cross the ball. For l1 it
+      is r·(1 - step/n_steps)², a step of conditional gradients (`Ball.ascend`): projected
+      full gradients left the robust accuracy a point higher.
     - What is climbed is the margin with a soft maximum over the wrong classes, whose
       temperature falls. Following the one class that leads now ends at worse optima.
 
