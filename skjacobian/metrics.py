@@ -5,13 +5,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from sklearn.base import BaseEstimator, clone
-from sklearn.utils import check_array, check_consistent_length, check_random_state
-from sklearn.utils.validation import _check_sample_weight, column_or_1d
-from torch import Tensor, nn
+from sklearn.utils.validation import _check_sample_weight
 
-from skjacobian._rng import own_entropy
+from skjacobian._under_attack import UnderAttack
 from skjacobian._validation import (
     check_count,
     check_non_negative,
@@ -20,18 +17,14 @@ from skjacobian._validation import (
     reject,
     unwrap_scalar,
 )
-from skjacobian.attacks import FGSM, PGD, Attack
-from skjacobian.differentiable import TensorFunction, as_torch
+from skjacobian.attacks import FGSM, PGD, Attack, Cascade
 from skjacobian.exceptions import AttackWarning
 from skjacobian.geometry import BALL_NORMS
-from skjacobian.threat_model import check_inside, fit_feature_scale, resolve_bounds
+from skjacobian.threat_model import check_inside, resolve_bounds
 
-THREAT_MODEL = ("norm", "eps", "feature_scale", "bounds")
+ATTACKS = ("pgd", "fgsm", "strong")
 SEARCH = ("n_steps", "step_size", "n_restarts")
-
-# Least and most samples of a batch, and how many numbers it should hold: on the CPU what
-# its caches can, on CUDA what keeps the card busy.
-_AUTO_BATCH = {"cpu": (64, 1024, 2**20), "cuda": (256, 8192, 2**25)}
+AVERAGES = ("mean", "worst_class", "tail30", "disparity")
 
 
 class RobustScorer(BaseEstimator):
@@ -47,16 +40,18 @@ class RobustScorer(BaseEstimator):
 
     Parameters
     ----------
-    norm : {"linf", "l2"}, default="linf"
+    norm : {"linf", "l2", "l1"}, default="linf"
         Norm of the perturbation.
     eps : float or sequence of float, default=0.1
         Radius: ‖(X_adv - X) / feature_scale‖ <= eps. Of several, each gets an entry of the
         dict that is then returned.
-    attack : {"pgd", "fgsm"} or Attack, default="pgd"
-        How to search. The threat model (`norm`, `eps`, `feature_scale`, `bounds`) is the
-        scorer's; an `Attack` object brings the rest.
+    attack : {"pgd", "fgsm", "strong"} or Attack, default="pgd"
+        How to search. "pgd" is quick, as a search over parameters needs; "strong" is a
+        cascade of attacks for a figure to report (`skjacobian.attacks.Cascade`). The threat
+        model (`norm`, `eps`, `feature_scale`, `bounds`, `mutable`) is the scorer's; an
+        `Attack` object brings the rest.
     n_steps : int, default=40
-        Gradient steps of "pgd".
+        Gradient steps of "pgd", which climbs the soft margin.
     step_size : float, optional
         Step of "pgd"; None lets it fall as 2·eps·(1 - step/n_steps)².
     n_restarts : int, default=1
@@ -67,11 +62,21 @@ class RobustScorer(BaseEstimator):
     bounds : (low, high), optional
         Range of valid features, numbers or one value per feature. None is unbounded; there
         is no implicit clip.
+    mutable : array of bool, of int or of str, optional
+        Features that may change: a mask, indices, or the column names of a DataFrame. None
+        is all.
+    average : {"mean", "worst_class", "tail30", "disparity"}, default="mean"
+        Over what the accuracy is taken: all samples; the class where it is lowest; the
+        worst 30 % of the classes, rounded up; or minus the difference between the best class
+        and the worst, so that more is better here too. Robust models are often unfair to
+        hard and rare classes.
     batch_size : int or "auto", default="auto"
         Samples attacked at once. "auto" fits them to the caches of the CPU, or to the card.
         It does not change the result beyond rounding.
     random_state : int, RandomState instance or None, default=0
         Seed of the random starts.
+    verbose : bool, default=False
+        Print a line for each batch.
 
     Returns
     -------
@@ -113,8 +118,11 @@ class RobustScorer(BaseEstimator):
         n_restarts: int = 1,
         feature_scale: Any = None,
         bounds: Any = None,
+        mutable: Any = None,
+        average: str = "mean",
         batch_size: int | str = "auto",
         random_state: Any = 0,
+        verbose: bool = False,
     ) -> None:
         self.norm = norm
         self.eps = eps
@@ -124,8 +132,11 @@ class RobustScorer(BaseEstimator):
         self.n_restarts = n_restarts
         self.feature_scale = feature_scale
         self.bounds = bounds
+        self.mutable = mutable
+        self.average = average
         self.batch_size = batch_size
         self.random_state = random_state
+        self.verbose = verbose
 
     def __call__(
         self, estimator: Any, X: Any, y: Any, sample_weight: Any = None
@@ -165,25 +176,29 @@ class RobustScorer(BaseEstimator):
         float, or dict of float when `eps` is a sequence
         """
         radii = self._check_params()
-        view = as_torch(estimator)
-        values = check_array(X, dtype=[np.float64, np.float32], allow_nd=True, input_name="X")
-        y = column_or_1d(y)
-        check_consistent_length(values, y)
-        weight = None if sample_weight is None else _check_sample_weight(sample_weight, values)
-        X_tensor = torch.from_numpy(np.array(values))
-        check_inside(X_tensor, resolve_bounds(self.bounds, X_tensor))
-        attacks = {eps: self._make_attack(eps, X_tensor) for eps in sorted(radii)}
-        right = estimator.predict(X) == y
-        scores = {"accuracy": _share(right, weight)}
+        subject = UnderAttack(
+            estimator,
+            X,
+            y,
+            needs=self._needs(),
+            batch_size=self.batch_size,
+            random_state=self.random_state,
+            verbose=self.verbose,
+        )
+        weight = None
+        if sample_weight is not None:
+            weight = _check_sample_weight(sample_weight, subject.X_tensor.numpy())
+        check_inside(subject.X_tensor, resolve_bounds(self.bounds, subject.X_tensor))
+        attacks = {eps: self._make_attack(eps, subject) for eps in sorted(radii)}
+        right = subject.right.copy()
+        scores = {"accuracy": average_accuracy(right, subject.y, weight, self.average)}
         for eps, attack in attacks.items():
             standing = np.flatnonzero(right)
             if eps > 0 and len(standing):
-                labels = np.searchsorted(estimator.classes_, y[standing])
-                X_adv, fooled = self._search(attack, view, X_tensor[standing], labels)
-                X_adv = _in_container_of(X, standing, X_adv)
-                right[standing] = estimator.predict(X_adv) == y[standing]
-                _warn_of_disagreement(fooled, right[standing])
-            scores[_key(eps)] = _share(right, weight)
+                perturbed = subject.perturb(attack, standing)
+                right[standing] = perturbed.right
+                _warn_of_disagreement(perturbed.found.fooled.numpy(), perturbed.right)
+            scores[_key(eps)] = average_accuracy(right, subject.y, weight, self.average)
         return scores if _is_sequence(self.eps) else scores[_key(radii[0])]
 
     def _accept_sample_weight(self) -> bool:
@@ -196,12 +211,13 @@ class RobustScorer(BaseEstimator):
         values = list(self.eps) if _is_sequence(self.eps) else [self.eps]  # type: ignore[arg-type]
         if not values:
             reject("eps", self.eps, "at least one radius")
+        check_option("average", self.average, AVERAGES)
         if self.batch_size != "auto":
             check_count("batch_size", self.batch_size)
         if isinstance(self.attack, Attack):
             self._check_attack(self.attack)
         else:
-            check_option("attack", self.attack, ["pgd", "fgsm"])
+            check_option("attack", self.attack, ATTACKS)
             check_count("n_steps", self.n_steps)
             check_count("n_restarts", self.n_restarts)
             if self.step_size is not None:
@@ -211,7 +227,7 @@ class RobustScorer(BaseEstimator):
     def _check_attack(self, attack: Attack) -> None:
         """Raise where attack object and scorer say different things of the same matter."""
         defaults = type(attack)().get_params()
-        for name in THREAT_MODEL:
+        for name in attack.THREAT_MODEL:
             value = getattr(attack, name)
             if not np.array_equal(value, defaults[name]):
                 raise ValueError(
@@ -226,18 +242,22 @@ class RobustScorer(BaseEstimator):
                     f"{name} to be set on the object: attack={type(attack).__name__}({name}=...)."
                 )
 
-    def _make_attack(self, eps: float, X: Tensor) -> Attack:
+    def _needs(self) -> str:
+        """Return what the attack must know of a model."""
+        attack = {"pgd": PGD, "fgsm": FGSM, "strong": Cascade}.get(str(self.attack), self.attack)
+        return attack.needs  # type: ignore[union-attr]
+
+    def _make_attack(self, eps: float, subject: UnderAttack) -> Attack:
         """Return the attack at `eps`, with what depends on the data taken from all of `X`."""
-        threat_model = {
-            "norm": self.norm,
-            "eps": eps,
-            "feature_scale": fit_feature_scale(self.feature_scale, X),
-            "bounds": self.bounds,
-        }
+        threat_model = subject.threat_model(
+            self.norm, eps, self.feature_scale, self.bounds, self.mutable
+        )
         if isinstance(self.attack, Attack):
             attack = clone(self.attack).set_params(**threat_model)
         elif self.attack == "fgsm":
             attack = FGSM(**threat_model)
+        elif self.attack == "strong":
+            attack = Cascade(**threat_model)
         else:
             attack = PGD(
                 **threat_model,
@@ -247,32 +267,6 @@ class RobustScorer(BaseEstimator):
             )
         attack.check_params()
         return attack
-
-    def _search(
-        self, attack: Attack, view: TensorFunction, X: Tensor, labels: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the perturbed samples, and which of them fool the view, batch by batch."""
-        device = _device_of(view)
-        batch_size = self._batch_size(X, device)
-        seed = int(check_random_state(own_entropy(self.random_state)).randint(2**31 - 1))
-        X_adv, fooled = [], []
-        for X_batch, y_batch in zip(
-            torch.split(X, batch_size),
-            torch.split(torch.from_numpy(labels), batch_size),
-            strict=True,
-        ):
-            # The same starts for every batch: the result does not depend on their size.
-            generator = torch.Generator().manual_seed(seed)
-            found = attack.search(view, X_batch.to(device), y_batch.to(device), generator=generator)
-            X_adv.append(found.X_adv.cpu())
-            fooled.append(found.fooled.cpu())
-        return torch.cat(X_adv).numpy(), torch.cat(fooled).numpy()
-
-    def _batch_size(self, X: Tensor, device: torch.device) -> int:
-        if self.batch_size != "auto":
-            return check_count("batch_size", self.batch_size)
-        low, high, n_numbers = _AUTO_BATCH[device.type]
-        return int(np.clip(n_numbers // X[0].numel(), low, high))
 
 
 def robust_accuracy_score(
@@ -288,8 +282,11 @@ def robust_accuracy_score(
     n_restarts: int = 1,
     feature_scale: Any = None,
     bounds: Any = None,
+    mutable: Any = None,
+    average: str = "mean",
     batch_size: int | str = "auto",
     random_state: Any = 0,
+    verbose: bool = False,
     sample_weight: Any = None,
 ) -> float | dict[str, float]:
     """Return the accuracy of a fitted classifier under attack.
@@ -302,8 +299,8 @@ def robust_accuracy_score(
         Clean samples, in the units that the estimator receives.
     y : array-like of shape (n_samples,)
         True labels.
-    norm, eps, attack, n_steps, step_size, n_restarts, feature_scale, bounds, batch_size, \
-random_state
+    norm, eps, attack, n_steps, step_size, n_restarts, feature_scale, bounds, mutable, average, \
+batch_size, random_state, verbose
         As in `RobustScorer`.
     sample_weight : array-like of shape (n_samples,), optional
 
@@ -329,8 +326,11 @@ random_state
         n_restarts=n_restarts,
         feature_scale=feature_scale,
         bounds=bounds,
+        mutable=mutable,
+        average=average,
         batch_size=batch_size,
         random_state=random_state,
+        verbose=verbose,
     )
     return scorer(estimator, X, y, sample_weight)
 
@@ -343,21 +343,31 @@ def _is_sequence(eps: Any) -> bool:
     return not isinstance(eps, str) and np.ndim(eps) > 0
 
 
+def class_accuracies(right: np.ndarray, y: np.ndarray, weight: Any = None) -> dict[Any, float]:
+    """Return the accuracy of each class that occurs in `y`."""
+    chosen = {label: y == label for label in np.unique(y)}
+    return {
+        label: _share(right[of_class], None if weight is None else weight[of_class])
+        for label, of_class in chosen.items()
+        if weight is None or weight[of_class].sum() > 0
+    }
+
+
+def average_accuracy(right: np.ndarray, y: np.ndarray, weight: Any, average: str) -> float:
+    """Return the accuracy over all samples, or what `average` makes of that of the classes."""
+    if average == "mean":
+        return _share(right, weight)
+    accuracies = np.sort(list(class_accuracies(right, y, weight).values()))
+    if average == "worst_class":
+        return float(accuracies[0])
+    if average == "disparity":
+        return float(accuracies[0] - accuracies[-1])
+    n_worst = int(np.ceil(0.3 * len(accuracies)))
+    return float(accuracies[:n_worst].mean())
+
+
 def _share(right: np.ndarray, weight: np.ndarray | None) -> float:
     return float(np.average(right, weights=weight))
-
-
-def _device_of(view: TensorFunction) -> torch.device:
-    """Return where the weights of a view are, so that samples are moved there once."""
-    weight = next(view.parameters(), None) if isinstance(view, nn.Module) else None
-    return torch.device("cpu") if weight is None else weight.device
-
-
-def _in_container_of(X: Any, index: np.ndarray, X_adv: np.ndarray) -> Any:
-    """Give perturbed samples the column names and the index of a DataFrame `X`."""
-    if not hasattr(X, "iloc"):
-        return X_adv
-    return type(X)(X_adv, columns=X.columns, index=X.index[index])
 
 
 def _warn_of_disagreement(fooled: np.ndarray, right: np.ndarray) -> None:

@@ -853,7 +853,7 @@ def test_a_predict_that_withstands_what_fools_the_view_is_warned_of():
     assert score == 1
 
 
-@pytest.mark.parametrize("attack", ["pgd", "fgsm"])
+@pytest.mark.parametrize("attack", [PGD(loss="cross_entropy"), "fgsm"])
 def test_gradients_that_vanish_are_warned_of(attack):
     model = with_plane(BINARY_X, BINARY_Y, 1e6 * np.array([-0.3, -0.5, 0.6, 0.8]), -1.2e6)
     with pytest.warns(AttackWarning, match=r"gradient was zero at the first step of \d+ of"):

@@ -1,6 +1,7 @@
 """Attacks: value objects, each a callable `(predict_logits, X, y) -> X_adv`."""
 
 from skjacobian.attacks._base import Attack
+from skjacobian.attacks._search import Found, Stage
 from skjacobian.attacks.apgd import APGD
 from skjacobian.attacks.cascade import Cascade
 from skjacobian.attacks.fgsm import FGSM
@@ -9,4 +10,15 @@ from skjacobian.attacks.pgd import PGD
 from skjacobian.attacks.rays import RayS
 from skjacobian.attacks.square import Square
 
-__all__ = ["APGD", "FGSM", "FMN", "PGD", "Attack", "Cascade", "RayS", "Square"]
+__all__ = [
+    "APGD",
+    "FGSM",
+    "FMN",
+    "PGD",
+    "Attack",
+    "Cascade",
+    "Found",
+    "RayS",
+    "Square",
+    "Stage",
+]

@@ -31,7 +31,11 @@ class Attack(BaseEstimator):
         probabilities alone, or no more than which class is predicted.
     norms : tuple of str
         Norms of the balls that it can search.
+    THREAT_MODEL : tuple of str
+        The parameters that say what an adversary may do; the others say how it searches.
     """
+
+    THREAT_MODEL: ClassVar = ("norm", "eps", "feature_scale", "bounds", "mutable")
 
     needs: ClassVar[str] = "gradients"
     norms: ClassVar[tuple[str, ...]] = BALL_NORMS

@@ -11,7 +11,7 @@ from torch import Tensor
 from skjacobian.exceptions import AttackWarning, NoGradientError
 from skjacobian.geometry import Ball, rows
 from skjacobian.losses import margin
-from skjacobian.model_modes import PredictLogits
+from skjacobian.model_modes import PredictLogits, output_kind, to_logits
 
 SampleLoss = Callable[[Tensor], Tensor]
 
@@ -278,25 +278,3 @@ def input_gradient(loss: SampleLoss, X: Tensor) -> Tensor:
             "expected a differentiable model: a gradient attack cannot run on it."
         )
     return gradient
-
-
-def output_kind(output: Tensor) -> str:
-    """Tell what a model returns: "logits", "probabilities" or "decisions" (one-hot rows)."""
-    with torch.no_grad():
-        in_simplex = (output >= 0).all() & ((output.sum(1) - 1).abs() <= 1e-4).all()
-        if output.shape[1] < 2 or len(output) == 0 or not bool(in_simplex):
-            return "logits"
-        return "decisions" if bool((output.amax(1) == 1).all()) else "probabilities"
-
-
-def to_logits(kind: str, output: Tensor) -> Callable[[Tensor], Tensor]:
-    """Return what turns outputs of a kind into logits.
-
-    The logarithm of probabilities differs from logits by a constant of the sample, which
-    changes neither losses nor margins. Cross-entropy of the probabilities themselves, as if
-    they were logits, has hardly any gradient.
-    """
-    if kind != "probabilities":
-        return lambda output: output
-    tiny = torch.finfo(output.dtype).tiny
-    return lambda output: output.clamp(min=tiny).log()

@@ -20,7 +20,6 @@ from skjacobian.exceptions import AttackWarning, NoGradientError
 from skjacobian.model_modes import PredictLogits
 
 CLEAN = "clean"
-THREAT_MODEL = ("norm", "eps", "feature_scale", "bounds", "mutable")
 
 # Tells, from the search and the margins of the clean samples, whom a stage attacks.
 Who = Callable[[Search, Tensor], Tensor]
@@ -119,6 +118,8 @@ class Cascade(Attack):
     ['PGD']
     """
 
+    needs = "labels"
+
     def __init__(
         self,
         *,
@@ -196,7 +197,7 @@ class Cascade(Attack):
         _warn_of_weakness(known)
 
     def _run_stages(self, search: Search, clean: Tensor, known: str, seeds: list[int]) -> None:
-        threat_model = {name: getattr(self, name) for name in THREAT_MODEL}
+        threat_model = {name: getattr(self, name) for name in self.THREAT_MODEL}
         for plan, seed in zip(PLANS[known], seeds, strict=False):
             attack = clone(plan.attack).set_params(**threat_model)
             generator = torch.Generator().manual_seed(seed)

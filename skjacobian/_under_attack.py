@@ -1,0 +1,196 @@
+"""A fitted classifier under attack: from arrays to tensors, batch by batch, and back."""
+
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.utils import check_array, check_consistent_length, check_random_state
+from sklearn.utils.validation import column_or_1d
+from torch import Tensor, nn
+
+from skjacobian._rng import own_entropy
+from skjacobian._validation import check_count
+from skjacobian.attacks import Attack, Found, Stage
+from skjacobian.differentiable import TensorFunction, as_torch, black_box
+from skjacobian.exceptions import NotDifferentiableError
+from skjacobian.threat_model import fit_feature_scale, mutable_by_name
+
+# Least and most samples of a batch, and how many numbers it should hold: on the CPU what
+# its caches can, on CUDA what keeps the card busy.
+_AUTO_BATCH = {"cpu": (64, 1024, 2**20), "cuda": (256, 8192, 2**25)}
+
+
+@dataclass(frozen=True)
+class Perturbed:
+    """What an attack did to chosen samples of a classifier.
+
+    Attributes
+    ----------
+    X_adv : array-like of shape (n_chosen, *features)
+        In the container of the samples that were given.
+    right : array of bool of shape (n_chosen,)
+        Whether the classifier's own `predict` is right about `X_adv`.
+    found : Found
+        What the search says, on the CPU; its `fooled` is that of the torch view.
+    """
+
+    X_adv: Any
+    right: np.ndarray
+    found: Found
+
+
+class UnderAttack:
+    """A fitted classifier with labelled samples, as attacks need them.
+
+    Parameters
+    ----------
+    estimator : fitted classifier
+    X : array-like of shape (n_samples, *features)
+    y : array-like of shape (n_samples,)
+    batch_size : int or "auto"
+        Samples attacked at once.
+    random_state : int, RandomState instance or None
+    verbose : bool
+        Whether to print a line for each batch.
+
+    Attributes
+    ----------
+    X : array-like, as given
+    X_tensor : Tensor of shape (n_samples, *features)
+    y : array of shape (n_samples,)
+    view : callable
+        What is attacked: the torch view, or scores without gradients.
+    is_black_box : bool
+    """
+
+    def __init__(
+        self,
+        estimator: Any,
+        X: Any,
+        y: Any,
+        *,
+        needs: str,
+        batch_size: int | str = "auto",
+        random_state: Any = 0,
+        verbose: bool = False,
+    ) -> None:
+        self.estimator, self.X, self.verbose = estimator, X, verbose
+        self.view, self.is_black_box = _view(estimator, X, needs)
+        values = check_array(X, dtype=[np.float64, np.float32], allow_nd=True, input_name="X")
+        self.y = column_or_1d(y)
+        check_consistent_length(values, self.y)
+        self.X_tensor = torch.from_numpy(np.array(values))
+        self.device = _device_of(self.view)
+        self.batch_size = _batch_size(batch_size, self.X_tensor, self.device)
+        self.seed = int(check_random_state(own_entropy(random_state)).randint(2**31 - 1))
+
+    @cached_property
+    def right(self) -> np.ndarray:
+        """Whether `predict` is right about the clean samples."""
+        return np.asarray(self.estimator.predict(self.X) == self.y)
+
+    def threat_model(
+        self, norm: str, eps: float, scale: Any, bounds: Any, mutable: Any
+    ) -> dict[str, Any]:
+        """Return the parameters of an attack, what depends on the data taken from all of X."""
+        if hasattr(self.X, "columns"):
+            mutable = mutable_by_name(mutable, self.X.columns)
+        scale = fit_feature_scale(scale, self.X_tensor, mutable)
+        return {"norm": norm, "eps": eps, "feature_scale": scale, "bounds": bounds}
+
+    def perturb(self, attack: Attack, index: np.ndarray) -> Perturbed:
+        """Attack the samples of `index`, whose labels the classifier knows."""
+        labels = np.searchsorted(self.estimator.classes_, self.y[index])
+        X, y = self.X_tensor[index], torch.from_numpy(labels)
+        found, start = [], time.perf_counter()
+        for X_batch, y_batch in zip(
+            torch.split(X, self.batch_size), torch.split(y, self.batch_size), strict=True
+        ):
+            # The same starts for every batch: the result does not depend on their size.
+            generator = torch.Generator().manual_seed(self.seed)
+            found.append(
+                attack.search(
+                    self.view,
+                    X_batch.to(self.device),
+                    y_batch.to(self.device),
+                    generator=generator,
+                )
+            )
+            if self.verbose:
+                _report_progress(attack, found, len(index), time.perf_counter() - start)
+        whole = _concatenate(found)
+        X_adv = _in_container_of(self.X, index, whole.X_adv.numpy())
+        return Perturbed(X_adv, np.asarray(self.estimator.predict(X_adv) == self.y[index]), whole)
+
+
+def _view(estimator: Any, X: Any, needs: str) -> tuple[TensorFunction, bool]:
+    """Return what an attack that needs so much of a model attacks, and if it is a black box."""
+    try:
+        return as_torch(estimator), False
+    except NotDifferentiableError:
+        if needs == "gradients":
+            raise
+        return black_box(estimator, X), True
+
+
+def _device_of(view: TensorFunction) -> torch.device:
+    """Return where the weights of a view are, so that samples are moved there once."""
+    weight = next(view.parameters(), None) if isinstance(view, nn.Module) else None
+    return torch.device("cpu") if weight is None else weight.device
+
+
+def _batch_size(batch_size: int | str, X: Tensor, device: torch.device) -> int:
+    if batch_size != "auto":
+        return check_count("batch_size", batch_size)
+    low, high, n_numbers = _AUTO_BATCH[device.type]
+    return int(np.clip(n_numbers // X[0].numel(), low, high))
+
+
+def _report_progress(attack: Attack, found: list[Found], n_samples: int, seconds: float) -> None:
+    n_done = sum(len(part.fooled) for part in found)
+    n_fooled = sum(int(part.fooled.sum()) for part in found)
+    print(
+        f"[{type(attack).__name__}, {attack.norm} eps={attack.eps:g}] {n_done} of {n_samples} "
+        f"samples, {n_fooled} fooled, {seconds:.1f} s"
+    )
+
+
+def _concatenate(found: list[Found]) -> Found:
+    """Join what was found on the batches, on the CPU."""
+
+    def joined(values: list[Tensor]) -> Tensor:
+        return torch.cat([value.cpu() for value in values])
+
+    names = ("X_adv", "fooled", "n_queries", "no_gradient")
+    fields = {name: joined([getattr(part, name) for part in found]) for name in names}
+    return Found(**fields, stages=_concatenate_stages(found))
+
+
+def _concatenate_stages(found: list[Found]) -> tuple[Stage, ...]:
+    """Join the stages of the batches by name; a batch that did not come to one adds nothing."""
+    names = list(dict.fromkeys(stage.name for part in found for stage in part.stages))
+    return tuple(_joined_stage(name, found) for name in names)
+
+
+def _joined_stage(name: str, found: list[Found]) -> Stage:
+    columns: dict[str, list[Tensor]] = {"fooled": [], "closer": [], "n_queries": []}
+    seconds, complete = 0.0, True
+    for part in found:
+        stage = next((stage for stage in part.stages if stage.name == name), None)
+        for field, values in columns.items():
+            nothing = torch.zeros(len(part.fooled), dtype=getattr(found[0].stages[0], field).dtype)
+            values.append(nothing if stage is None else getattr(stage, field).cpu())
+        seconds += 0.0 if stage is None else stage.seconds
+        complete &= stage is not None and stage.complete
+    whole = {field: torch.cat(values) for field, values in columns.items()}
+    return Stage(name, **whole, seconds=seconds, complete=complete)
+
+
+def _in_container_of(X: Any, index: np.ndarray, X_adv: np.ndarray) -> Any:
+    """Give perturbed samples the column names and the index of a DataFrame `X`."""
+    if not hasattr(X, "iloc"):
+        return X_adv
+    return type(X)(X_adv, columns=X.columns, index=X.index[index])
