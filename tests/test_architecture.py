@@ -27,6 +27,7 @@ LAYERS = {
     "_version": 0,
     "datasets": 1,
     "geometry": 1,
+    "intervals": 1,
     "losses": 1,
     "model_modes": 1,
     "projections": 1,
