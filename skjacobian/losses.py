@@ -184,12 +184,17 @@ def _of_class(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def _spread(logits: Tensor, ranks: list[int]) -> Tensor:
-    """Return the largest logit minus the mean of those of `ranks`; 1 where there are fewer."""
+    """Return the largest logit minus the mean of those of `ranks`; 1 where there are fewer.
+
+    At least the rounding error of the logits, so that ties can be divided by it.
+    """
     if logits.shape[1] < max(ranks):
         return torch.ones_like(logits[:, 0])
     best = logits.topk(max(ranks), dim=1).values
     others = torch.stack([best[:, rank - 1] for rank in ranks]).mean(0)
-    return (best[:, 0] - others).clamp(min=torch.finfo(logits.dtype).tiny)
+    limits = torch.finfo(logits.dtype)
+    rounding = limits.eps * logits.detach().abs().amax(1)
+    return torch.maximum(best[:, 0] - others, rounding.clamp(min=limits.tiny))
 
 
 LOSSES: dict[str, Loss] = {

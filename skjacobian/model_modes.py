@@ -69,7 +69,8 @@ def output_kind(output: Tensor) -> str:
         in_simplex = (output >= 0).all() & ((output.sum(1) - 1).abs() <= 1e-4).all()
         if output.shape[1] < 2 or len(output) == 0 or not bool(in_simplex):
             return "logits"
-        return "decisions" if bool((output.amax(1) == 1).all()) else "probabilities"
+        is_one_hot = bool(((output == 0) | (output == 1)).all())
+        return "decisions" if is_one_hot else "probabilities"
 
 
 def to_logits(kind: str, output: Tensor) -> Callable[[Tensor], Tensor]:

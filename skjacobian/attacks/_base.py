@@ -1,10 +1,10 @@
 """The contract of every attack: it alone enforces the ball and decides success."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, clone
 from torch import Tensor
 
 from skjacobian._rng import seeded
@@ -49,6 +49,11 @@ class Attack(BaseEstimator):
     def _search(self, search: Search, generator: torch.Generator) -> None:
         """Search all samples, recording in `search` what is found."""
         raise NotImplementedError
+
+    def with_threat(self, threat_model: dict[str, Any]) -> Self:
+        """Return this attack for another threat model."""
+        fresh: Self = clone(self).set_params(**threat_model)
+        return fresh
 
     def check_params(self) -> None:
         """Raise a ValueError that names the first parameter with a bad value."""
@@ -148,9 +153,8 @@ class Attack(BaseEstimator):
 
 def _stay(search: Search) -> None:
     """Record the clean samples, for an attack that may not move them."""
-    if search.restart():
-        X = search.ball.X
-        search.record(X, search.margin(X), ~search.done)
+    if len(search.all_y) > 0:
+        search.ask_clean()
 
 
 def _check_tensors(X: Tensor, y: Tensor) -> None:

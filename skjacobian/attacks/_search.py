@@ -100,7 +100,7 @@ class Search:
         self.stages: list[Stage] = []
         self.calls_left: int | None = None
         self.deadline: float | None = None
-        self._inspected = False
+        self.inspected = False
         self._to_logits: Callable[[Tensor], Tensor] | None = None
         self._ranking: Tensor | None = None
 
@@ -125,11 +125,23 @@ class Search:
     def _ranked_classes(self) -> Tensor:
         """Return the wrong classes of each sample by falling logit at the clean sample."""
         if self._ranking is None:
-            with torch.no_grad():
-                clean = self._all_logits(self.all_balls.X)
-            wrong = clean.scatter(1, self.all_y.unsqueeze(1), -torch.inf)
-            self._ranking = wrong.sort(stable=True, dim=1, descending=True).indices[:, :-1]
+            self._clean_logits()
+        assert self._ranking is not None
         return self._ranking
+
+    def ask_clean(self) -> None:
+        """Ask about all clean samples, and turn to all of them."""
+        logits = self._clean_logits()
+        self.restart()
+        self.record(self.ball.X, self.safe_margin(logits), ~self.done)
+
+    def _clean_logits(self) -> Tensor:
+        """Return the logits at all clean samples; they rank the wrong classes."""
+        with torch.no_grad():
+            clean = self._all_logits(self.all_balls.X)
+        wrong = clean.scatter(1, self.all_y.unsqueeze(1), -torch.inf)
+        self._ranking = wrong.sort(stable=True, dim=1, descending=True).indices[:, :-1]
+        return clean
 
     def _all_logits(self, X_adv: Tensor) -> Tensor:
         self.active, self.y = torch.arange(len(X_adv), device=X_adv.device), self.all_y
@@ -190,7 +202,7 @@ class Search:
 
         gradient = input_gradient(loss_of, X_adv)
         found = self.safe_margin(seen[0])
-        if not self._inspected:
+        if not self.inspected:
             self._inspect(gradient, fooled=found > 0)
         return found, seen[1], gradient
 
@@ -241,7 +253,7 @@ class Search:
         largest = gradient.abs().flatten(1).amax(1)
         self.is_zero[self.active] = (largest == 0) & ~fooled
         self.is_not_finite[self.active] = ~torch.isfinite(largest)
-        self._inspected = True
+        self.inspected = True
 
     def warn_of_bad_gradients(self) -> None:
         """Warn if the first gradients were zero or not finite: a sign of masking."""

@@ -1,7 +1,6 @@
 """Auto-PGD: projected gradient ascent that sets its own step size (Croce & Hein)."""
 
 from dataclasses import dataclass, fields, replace
-from math import ceil
 from typing import Any
 
 import torch
@@ -132,10 +131,10 @@ class APGD(LossAttack):
 
 def checkpoints(n_steps: int) -> set[int]:
     """Return the steps after which step sizes are reconsidered (section 3.1 of the paper)."""
-    shares = [0.0, 0.22]
-    while shares[-1] < 1:
-        shares.append(shares[-1] + max(shares[-1] - shares[-2] - 0.03, 0.06))
-    return {ceil(share * n_steps) for share in shares[1:] if share < 1}
+    percents = [0, 22]  # integers, whose multiples ceil does not round up
+    while percents[-1] < 100:
+        percents.append(percents[-1] + max(percents[-1] - percents[-2] - 3, 6))
+    return {-(-percent * n_steps // 100) for percent in percents[1:] if percent < 100}
 
 
 @dataclass(frozen=True)
@@ -163,7 +162,7 @@ class _State:
             X_best=X,
             gradient_best=torch.zeros_like(X),
             best=lowest,
-            previous=lowest,
+            previous=-lowest,  # to which the first loss is no rise
             best_at_checkpoint=lowest,
             step_size=torch.full_like(lowest, 2.0),
             n_rises=torch.zeros_like(lowest),

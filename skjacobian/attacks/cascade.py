@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from sklearn.base import clone
 from torch import Tensor
 
 from skjacobian._validation import check_count, check_positive, reject
@@ -164,7 +163,8 @@ class Cascade(Attack):
             As for `__call__`.
         resume : Found, optional
             What a search of the same samples with the same seed found before its budget
-            was spent. The stages that it completed are not run again.
+            was spent. The stages that it completed are not run again. Two queries tell where
+            it stood.
 
         Returns
         -------
@@ -178,16 +178,18 @@ class Cascade(Attack):
     def _search(
         self, search: Search, generator: torch.Generator, resume: Found | None = None
     ) -> None:
-        search.calls_left = self.n_queries if self.n_queries is None else int(self.n_queries)
-        if self.time_limit is not None:
-            search.deadline = time.perf_counter() + float(self.time_limit)
+        start = time.perf_counter()
         # A seed for each stage, so that what it draws does not depend on those before it.
         seeds = torch.randint(2**62, (2, 8), generator=generator).tolist()
-        if not _run_stage(search, CLEAN, _ask_clean):
-            return
+        _run_stage(search, CLEAN, Search.ask_clean)
         clean = search.best.clone()
         if resume is not None:
             _take_up(search, resume)
+        # Not before: with any budget, what is returned must be what the model says.
+        if self.n_queries is not None:
+            search.calls_left = max(0, int(self.n_queries) - (1 if resume is None else 2))
+        if self.time_limit is not None:
+            search.deadline = start + float(self.time_limit)
         known = "labels" if search.output_kind == "decisions" else "gradients"
         try:
             self._run_stages(search, clean, known, seeds[0])
@@ -199,7 +201,7 @@ class Cascade(Attack):
     def _run_stages(self, search: Search, clean: Tensor, known: str, seeds: list[int]) -> None:
         threat_model = {name: getattr(self, name) for name in self.THREAT_MODEL}
         for plan, seed in zip(PLANS[known], seeds, strict=False):
-            attack = clone(plan.attack).set_params(**threat_model)
+            attack = plan.attack.with_threat(threat_model)
             generator = torch.Generator().manual_seed(seed)
             search.eligible = plan.who(search, clean)
             with torch.set_grad_enabled(attack.needs == "gradients"):
@@ -215,12 +217,8 @@ def _take_up(search: Search, resume: Found) -> None:
     search.n_queries += resume.n_queries
     search.is_zero |= resume.no_gradient
     search.stages = [stage for stage in resume.stages if stage.complete]
-
-
-def _ask_clean(search: Search) -> None:
-    search.restart()
-    X = search.ball.X
-    search.record(X, search.margin(X), ~search.done)
+    # By the first of the stages with gradients, at its first step.
+    search.inspected = any(stage.name != CLEAN for stage in search.stages)
 
 
 def _run_stage(search: Search, name: str, run: Callable[[Search], None]) -> bool:

@@ -84,8 +84,8 @@ class RayS(Attack):
     def _search(self, search: Search, generator: torch.Generator) -> None:
         if not search.restart():
             return
-        # Whether what is returned fools is asked once more at the end, but for linf.
-        budget = check_count("n_queries", self.n_queries) - (self.norm != "linf")
+        # Whether what is returned fools may be asked once more at the end, but for linf.
+        budget = max(1, check_count("n_queries", self.n_queries) - (self.norm != "linf"))
         rays = Rays(search, resolve_bounds(self.bounds, search.ball.X), generator, budget)
         if rays.left > 0:
             rays.ask_clean()

@@ -190,7 +190,8 @@ def test_queries_are_counted_and_never_exceed_the_budget(norm, n_queries):
     attack = RayS(norm=norm, eps=0.15, n_queries=n_queries)
     found = attack.search(model, X, y, generator=seeded())
     assert found.n_queries.sum() == model.n_rows
-    assert found.n_queries.max() == n_queries  # by those that stand
+    # By those that stand; one query is kept to confirm them, which linf never needs.
+    assert n_queries - (norm != "linf") <= found.n_queries.max() <= n_queries
     assert torch.equal(found.fooled, net(found.X_adv).argmax(1) != y)
 
 
