@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.base import clone
 from sklearn.utils import check_array, check_consistent_length, check_random_state
 from sklearn.utils.validation import column_or_1d
 from torch import Tensor, nn
@@ -101,24 +102,31 @@ class UnderAttack:
         scale = fit_feature_scale(scale, self.X_tensor, mutable)
         return {"norm": norm, "eps": eps, "feature_scale": scale, "bounds": bounds}
 
+    def rows(self, index: np.ndarray) -> Any:
+        """Return chosen samples, in the container that was given."""
+        return _in_container_of(self.X, index, self.X_tensor[index].numpy())
+
+    def with_rows(self, index: np.ndarray, X_adv: Tensor) -> Any:
+        """Return all samples, those of `index` replaced, in the container that was given."""
+        values = self.X_tensor.clone()
+        values[index] = X_adv
+        return _in_container_of(self.X, np.arange(len(values)), values.numpy())
+
     def perturb(self, attack: Attack, index: np.ndarray) -> Perturbed:
         """Attack the samples of `index`, whose labels the classifier knows."""
         labels = np.searchsorted(self.estimator.classes_, self.y[index])
         X, y = self.X_tensor[index], torch.from_numpy(labels)
-        found, start = [], time.perf_counter()
+        found: list[Found] = []
+        start = time.perf_counter()
         for X_batch, y_batch in zip(
             torch.split(X, self.batch_size), torch.split(y, self.batch_size), strict=True
         ):
+            share = len(X_batch) / (len(index) - _n_samples(found))
+            search = _in_its_share_of_time(attack, share, time.perf_counter() - start).search
             # The same starts for every batch: the result does not depend on their size.
             generator = torch.Generator().manual_seed(self.seed)
-            found.append(
-                attack.search(
-                    self.view,
-                    X_batch.to(self.device),
-                    y_batch.to(self.device),
-                    generator=generator,
-                )
-            )
+            X_batch, y_batch = X_batch.to(self.device), y_batch.to(self.device)
+            found.append(search(self.view, X_batch, y_batch, generator=generator))
             if self.verbose:
                 _report_progress(attack, found, len(index), time.perf_counter() - start)
         whole = _concatenate(found)
@@ -149,8 +157,20 @@ def _batch_size(batch_size: int | str, X: Tensor, device: torch.device) -> int:
     return int(np.clip(n_numbers // X[0].numel(), low, high))
 
 
+def _n_samples(found: list[Found]) -> int:
+    return sum(len(part.fooled) for part in found)
+
+
+def _in_its_share_of_time(attack: Attack, share: float, elapsed: float) -> Attack:
+    """Return the attack for a batch, with its share of the time that is left, if limited."""
+    limit = getattr(attack, "time_limit", None)
+    if limit is None:
+        return attack
+    return clone(attack).set_params(time_limit=max(1e-9, share * (limit - elapsed)))
+
+
 def _report_progress(attack: Attack, found: list[Found], n_samples: int, seconds: float) -> None:
-    n_done = sum(len(part.fooled) for part in found)
+    n_done = _n_samples(found)
     n_fooled = sum(int(part.fooled.sum()) for part in found)
     print(
         f"[{type(attack).__name__}, {attack.norm} eps={attack.eps:g}] {n_done} of {n_samples} "

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from sklearn.base import BaseEstimator, clone
+from sklearn.base import BaseEstimator
 from sklearn.utils.validation import _check_sample_weight
 
 from skjacobian._under_attack import UnderAttack
@@ -253,7 +253,7 @@ class RobustScorer(BaseEstimator):
             self.norm, eps, self.feature_scale, self.bounds, self.mutable
         )
         if isinstance(self.attack, Attack):
-            attack = clone(self.attack).set_params(**threat_model)
+            attack = self.attack.with_threat(threat_model)
         elif self.attack == "fgsm":
             attack = FGSM(**threat_model)
         elif self.attack == "strong":

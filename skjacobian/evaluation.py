@@ -1,0 +1,374 @@
+"""Robust accuracy with the signs by which it can be trusted, or not."""
+
+import time
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from skjacobian._under_attack import Perturbed, UnderAttack
+from skjacobian._validation import check_non_negative, check_option
+from skjacobian.attacks import PGD, Attack, Cascade, Square
+from skjacobian.exceptions import AttackWarning
+from skjacobian.geometry import BALL_NORMS, vector_norm
+from skjacobian.model_modes import frozen, output_kind
+from skjacobian.report import Flag, RobustnessReport, StageResult
+from skjacobian.threat_model import resolve_bounds, resolve_feature_scale
+
+# What the checks behind the flags are made on, at most.
+N_CHECKED = 200
+
+MEANINGS = {
+    "gradients": "Raised if the first gradient is zero or not finite at any sample that stands. "
+    "Gradient attacks cannot search there; only Square has been tried, for longer.",
+    "scale of the logits": "Raised if PGD on cross-entropy says 2 points more than PGD on the "
+    "soft margin. The logits are so large that cross-entropy has no gradient: figures that "
+    "others get with it are too high. This one does not depend on the scale.",
+    "random predictions": "Raised if the same samples get other predictions when asked again. "
+    "Attacks that take one answer for the model overstate its robustness.",
+    "black box": "Raised if Square fools a sample, or comes closer at 1 % of those that stand, "
+    "after all gradients failed. Gradients mislead, and robustness is likely overstated.",
+    "convergence": "Raised if the last restart still fools 0.5 % of the samples. More restarts "
+    "would fool more.",
+    "huge radius": "Raised if more samples stand than a constant classifier would get right, "
+    "at a radius at which anything can become anything. The attack does not work on this model, "
+    "or the model does not use the features that may change.",
+    "bounds": "Raised if clean samples lie outside `bounds`, which are in the units of X. They "
+    "are counted as fooled.",
+    "torch view": "Raised if the classifier's own predict is right where the torch view that was "
+    "attacked is wrong. predict decides, so robustness may be overstated by as many.",
+    "output": "Raised if the model returns probabilities or decisions. Probabilities are "
+    "attacked through their logarithm; where they have been rounded to 0 or 1, gradients vanish.",
+    "weak attack": "Raised if less than the strong cascade with gradients was run, or a budget "
+    "cut it short. Robust accuracy is an upper bound; a stronger attack gives a lower one.",
+}
+
+
+def evaluate_robustness(
+    estimator: Any,
+    X: Any,
+    y: Any,
+    *,
+    norm: str = "linf",
+    eps: float = 0.1,
+    attack: str | Attack = "strong",
+    feature_scale: Any = None,
+    bounds: Any = None,
+    mutable: Any = None,
+    n_queries: int | None = None,
+    time_limit: float | None = None,
+    batch_size: int | str = "auto",
+    random_state: Any = 0,
+    verbose: bool = False,
+) -> RobustnessReport:
+    """Measure the accuracy of a classifier under attack, and look for reasons to doubt it.
+
+    Parameters
+    ----------
+    estimator : fitted classifier
+        Anything that `skjacobian.differentiable.as_torch` knows; of others the scores or the
+        decisions are attacked, which is weaker and is said.
+    X : array-like of shape (n_samples, *features)
+        Clean samples, in the units that the estimator receives.
+    y : array-like of shape (n_samples,)
+        True labels.
+    norm : {"linf", "l2", "l1"}, default="linf"
+        Norm of the perturbation.
+    eps : float, default=0.1
+        Radius: ‖(X_adv - X) / feature_scale‖ <= eps.
+    attack : "strong" or Attack, default="strong"
+        How to search: the cascade of `skjacobian.attacks.Cascade`, or an attack that brings
+        everything but the threat model.
+    feature_scale : None, "std", "range" or array of shape (n_features,), default=None
+        Unit of each feature; "std" and "range" are those of X.
+    bounds : (low, high), optional
+        Range of valid features, numbers or one value per feature. None is unbounded.
+    mutable : array of bool, of int or of str, optional
+        Features that may change: a mask, indices, or the column names of a DataFrame. None
+        is all.
+    n_queries : int, optional
+        How often "strong" shows a sample to the model at most.
+    time_limit : float, optional
+        Seconds after which "strong" ends with what it has; the checks take some more.
+    batch_size : int or "auto", default="auto"
+        Samples attacked at once.
+    random_state : int, RandomState instance or None, default=0
+        Seed of the random starts.
+    verbose : bool, default=False
+        Print a line for each batch.
+
+    Returns
+    -------
+    RobustnessReport
+        Print it. It has `robust_accuracy`, `confidence_interval`, `stages`,
+        `class_accuracies`, `flags` and `to_frame()`.
+
+    Warns
+    -----
+    AttackWarning
+        If a flag is raised.
+
+    See Also
+    --------
+    RobustScorer : A number alone, for searches over parameters.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from skjacobian import JacobianRegularizedClassifier, evaluate_robustness
+    >>> X, y = load_iris(return_X_y=True)
+    >>> model = JacobianRegularizedClassifier(random_state=0).fit(X, y)
+    >>> report = evaluate_robustness(model, X, y, norm="linf", eps=0.2)  # centimetres
+    >>> report.robust_accuracy <= report.accuracy
+    True
+    >>> report.raised
+    ()
+    """
+    check_option("norm", norm, BALL_NORMS)
+    check_non_negative("eps", eps)
+    start = time.perf_counter()
+    if not isinstance(attack, Attack):
+        check_option("attack", attack, ["strong"])
+        attack = Cascade(n_queries=n_queries, time_limit=time_limit)
+    subject = UnderAttack(
+        estimator,
+        X,
+        y,
+        needs=attack.needs,
+        batch_size=batch_size,
+        random_state=random_state,
+        verbose=verbose,
+    )
+    threat_model = subject.threat_model(norm, eps, feature_scale, bounds, mutable)
+    attack = attack.with_threat(threat_model)
+    attack.check_params()
+    inside = _inside(subject.X_tensor, bounds)
+    attacked = np.flatnonzero(subject.right & inside)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", AttackWarning)  # the flags say it
+        perturbed = subject.perturb(attack, attacked)
+        flags = _Checks(subject, attack, threat_model, attacked, perturbed).flags(inside)
+    robust = np.zeros(len(subject.y), dtype=bool)
+    robust[attacked] = perturbed.right
+    report = RobustnessReport(
+        estimator_name=type(estimator).__name__,
+        norm=norm,
+        eps=float(eps),
+        attack=type(attack).__name__,
+        y=subject.y,
+        right=subject.right,
+        robust=robust,
+        X_adv=subject.with_rows(attacked, perturbed.found.X_adv),
+        stages=_stages(attack, subject, inside, perturbed),
+        flags=flags,
+        seconds=time.perf_counter() - start,
+    )
+    _warn_of_flags(report)
+    return report
+
+
+def _inside(X: Tensor, bounds: Any) -> np.ndarray:
+    """Tell which samples lie inside their bounds, up to rounding."""
+    resolved = resolve_bounds(bounds, X)
+    if resolved is None:
+        return np.ones(len(X), dtype=bool)
+    slack = 16 * torch.finfo(X.dtype).eps * X.abs().clamp(min=1.0)
+    within = (resolved[0] - slack <= X) & (resolved[1] + slack >= X)
+    return within.flatten(1).all(1).numpy()
+
+
+def _stages(
+    attack: Attack, subject: UnderAttack, inside: np.ndarray, perturbed: Perturbed
+) -> tuple[StageResult, ...]:
+    """Return what each stage left standing, judged by the search, and by predict at the end."""
+    n_samples = len(subject.y)
+    n_standing = int((subject.right & inside).sum())
+    clean = StageResult("clean", n_standing / n_samples, n_samples - n_standing, 1.0, 0.0)
+    results = [clean]
+    for stage in perturbed.found.stages[1:]:
+        n_fooled = int(stage.fooled.sum())
+        n_standing -= n_fooled
+        asked = stage.n_queries[stage.n_queries > 0].double()
+        n_queries = float(asked.mean()) if len(asked) else 0.0
+        results.append(
+            StageResult(stage.name, n_standing / n_samples, n_fooled, n_queries, stage.seconds)
+        )
+    robust_accuracy = perturbed.right.sum() / n_samples
+    if len(results) == 1 or results[-1].robust_accuracy != robust_accuracy:
+        name = type(attack).__name__ if len(results) == 1 else "judged by predict"
+        n_fooled = n_standing - int(perturbed.right.sum())
+        results.append(StageResult(name, float(robust_accuracy), n_fooled, 0.0, 0.0))
+    return tuple(results)
+
+
+class _Checks:
+    """The checks behind the flags, on some of the samples that were attacked."""
+
+    def __init__(
+        self,
+        subject: UnderAttack,
+        attack: Attack,
+        threat_model: dict[str, Any],
+        attacked: np.ndarray,
+        perturbed: Perturbed,
+    ) -> None:
+        self.subject, self.attack, self.threat_model = subject, attack, threat_model
+        self.perturbed = perturbed
+        spread = np.linspace(0, len(attacked) - 1, min(N_CHECKED, len(attacked))).astype(int)
+        self.checked = attacked[spread]
+        self.n_standing = int(perturbed.right.sum())
+        with frozen(subject.view), torch.no_grad():
+            X = subject.X_tensor[self.checked].to(subject.device)
+            self.outputs = [subject.view(X).cpu() for _ in range(2)]
+
+    def flags(self, inside: np.ndarray) -> tuple[Flag, ...]:
+        """Return all flags, raised or not."""
+        flags = [
+            self.gradients(),
+            self.scale_of_the_logits(),
+            self.random_predictions(),
+            self.black_box(),
+            self.convergence(),
+            self.huge_radius(),
+            _flag("bounds", int((~inside).sum()), f"{(~inside).sum()} of {len(inside)} samples"),
+            self.torch_view(),
+            self.output(),
+            self.weak_attack(),
+        ]
+        return tuple(flags)
+
+    def _robust_share(self, attack: Attack, **threat: Any) -> float:
+        """Return the share of the checked samples that stand against an attack."""
+        attack = attack.with_threat({**self.threat_model, **threat})
+        return float((~self.subject.perturb(attack, self.checked).found.fooled).double().mean())
+
+    @property
+    def has_gradients(self) -> bool:
+        """Whether gradient attacks can run."""
+        if len(self.checked) == 0 or self.subject.is_black_box:
+            return False
+        kind = output_kind(self.outputs[0])
+        return kind != "decisions" and not self._fell_back
+
+    @property
+    def _fell_back(self) -> bool:
+        """Whether the cascade found no gradients to run on."""
+        stages = {stage.name for stage in self.perturbed.found.stages}
+        return isinstance(self.attack, Cascade) and "PGD" not in stages
+
+    def gradients(self) -> Flag:
+        """Zero or infinite gradients."""
+        n_masked = int(self.perturbed.found.no_gradient.sum())
+        n_attacked = len(self.perturbed.right)
+        return _flag("gradients", n_masked, f"{n_masked} of {n_attacked} samples")
+
+    def scale_of_the_logits(self) -> Flag:
+        """Logits so large that cross-entropy saturates."""
+        name = "scale of the logits"
+        if not self.has_gradients:
+            return _flag(name, 0, "not checked: there are no gradients")
+        by_loss = {
+            loss: self._robust_share(PGD(n_steps=20, loss=loss))
+            for loss in ("cross_entropy", "soft_margin")
+        }
+        detail = (
+            f"PGD on cross-entropy leaves {by_loss['cross_entropy']:.3f} of "
+            f"{len(self.checked)} samples, on the soft margin {by_loss['soft_margin']:.3f}"
+        )
+        return _flag(name, by_loss["cross_entropy"] > by_loss["soft_margin"] + 0.02, detail)
+
+    def random_predictions(self) -> Flag:
+        """Answers that differ from one time to the next."""
+        first, second = self.outputs
+        differs = (first != second).any(1).numpy() if len(first) else np.zeros(0, dtype=bool)
+        estimator, X = self.subject.estimator, self.subject.rows(self.checked)
+        if len(self.checked):
+            differs |= np.asarray(estimator.predict(X) != estimator.predict(X))
+        return _flag(
+            "random predictions", differs.sum(), f"{differs.sum()} of {len(differs)} samples"
+        )
+
+    def black_box(self) -> Flag:
+        """Square where gradients failed."""
+        if self._fell_back or self.subject.is_black_box:
+            return _flag("black box", 0, "not checked: there are no gradients")
+        stages = [s for s in self.perturbed.found.stages if s.name.startswith("Square")]
+        n_fooled = sum(int(stage.fooled.sum()) for stage in stages)
+        n_closer = sum(int(stage.closer.sum()) for stage in stages[:1])
+        raised = n_fooled > 0 or n_closer > 0.01 * self.n_standing
+        return _flag("black box", raised, f"Square fooled {n_fooled}, came closer at {n_closer}")
+
+    def convergence(self) -> Flag:
+        """What the last gradient stage still gained."""
+        stages = [s for s in self.perturbed.found.stages if s.name.startswith("PGD")]
+        n_fooled = int(stages[-1].fooled.sum()) if stages else 0
+        n_samples = len(self.subject.y)
+        detail = f"the last restart fooled {n_fooled} of {n_samples} samples"
+        return _flag("convergence", n_fooled > 0.005 * n_samples, detail)
+
+    def huge_radius(self) -> Flag:
+        """Robust accuracy where nothing should stand."""
+        if len(self.checked) == 0:
+            return _flag("huge radius", 0, "not checked: no sample is classified correctly")
+        eps = huge_radius(self.subject.X_tensor, self.threat_model)
+        attack = PGD(n_steps=20) if self.has_gradients else Square(n_queries=200)
+        share = self._robust_share(attack, eps=eps)
+        counts = np.unique(self.subject.y[self.checked], return_counts=True)[1]
+        chance = counts.max() / counts.sum()
+        detail = f"{share:.3f} of {len(self.checked)} samples stand at eps={eps:.4g}"
+        return _flag("huge radius", share > max(chance, 0.02) if len(counts) > 1 else 0, detail)
+
+    def torch_view(self) -> Flag:
+        """Where predict and the view disagree."""
+        fooled = self.perturbed.found.fooled.numpy()
+        n_different = int((fooled & self.perturbed.right).sum())
+        return _flag("torch view", n_different, f"at {n_different} perturbed samples")
+
+    def output(self) -> Flag:
+        """What the model returns."""
+        kind = output_kind(self.outputs[0]) if len(self.checked) else "logits"
+        return _flag("output", kind != "logits", f"the model returns {kind}")
+
+    def weak_attack(self) -> Flag:
+        """Less than the cascade."""
+        found = self.perturbed.found
+        if not isinstance(self.attack, Cascade):
+            return _flag("weak attack", 1, f"only {type(self.attack).__name__} was run")
+        if self._fell_back and found.stages:
+            names = [stage.name for stage in found.stages[1:]]
+            return _flag("weak attack", 1, f"without gradients, only {', '.join(names)} was run")
+        cut = [stage.name for stage in found.stages if not stage.complete]
+        return _flag("weak attack", len(cut), f"cut short: {', '.join(cut) or 'nothing'}")
+
+
+def _flag(name: str, raised: Any, detail: str) -> Flag:
+    return Flag(name, bool(raised), detail, MEANINGS[name])
+
+
+def huge_radius(X: Tensor, threat_model: dict[str, Any]) -> float:
+    """Return a radius at which every sample can become any other.
+
+    The length of the diagonal of the bounds, or ten times that of the data.
+    """
+    bounds = resolve_bounds(threat_model["bounds"], X)
+    width = 10 * (X.amax(0) - X.amin(0))
+    if bounds is not None:
+        diagonal = (bounds[1] - bounds[0]).expand_as(width)
+        width = torch.where(diagonal.isfinite(), diagonal, width)
+    scale = resolve_feature_scale(threat_model["feature_scale"], X)
+    if scale is not None:
+        width = torch.where(scale > 0, width / scale, 0.0)
+    return float(vector_norm(width.unsqueeze(0), threat_model["norm"]))
+
+
+def _warn_of_flags(report: RobustnessReport) -> None:
+    if report.raised:
+        names = ", ".join(flag.name for flag in report.raised)
+        warnings.warn(
+            f"{len(report.raised)} flags are raised over this robust accuracy: {names}. Print "
+            "the report for what they mean.",
+            AttackWarning,
+            stacklevel=3,
+        )

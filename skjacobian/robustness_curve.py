@@ -1,0 +1,268 @@
+"""Robust accuracy at every radius, from one search for the smallest perturbations."""
+
+from typing import Any
+
+import numpy as np
+from sklearn.utils.validation import _check_sample_weight
+
+from skjacobian._under_attack import UnderAttack
+from skjacobian._validation import reject
+from skjacobian.attacks import FMN
+from skjacobian.metrics import _warn_of_disagreement
+from skjacobian.threat_model import check_inside, resolve_bounds
+
+
+def adversarial_distances(
+    estimator: Any,
+    X: Any,
+    y: Any,
+    *,
+    norm: str = "linf",
+    eps: float = np.inf,
+    n_steps: int = 20,
+    n_restarts: int = 1,
+    feature_scale: Any = None,
+    bounds: Any = None,
+    mutable: Any = None,
+    batch_size: int | str = "auto",
+    random_state: Any = 0,
+    verbose: bool = False,
+) -> np.ndarray:
+    """Return the norm of the smallest perturbation found that makes `predict` wrong.
+
+    The search is the minimum-norm attack `skjacobian.attacks.FMN`, in the units of the X that
+    the estimator receives: of a `Pipeline`, the raw features. A distance is an upper bound on
+    the true one.
+
+    Parameters
+    ----------
+    estimator : fitted classifier
+        Anything that `skjacobian.differentiable.as_torch` knows.
+    X : array-like of shape (n_samples, *features)
+        Clean samples, in the units that the estimator receives.
+    y : array-like of shape (n_samples,)
+        True labels.
+    norm : {"linf", "l2", "l1"}, default="linf"
+        Norm of the perturbation.
+    eps : float, default=numpy.inf
+        Largest radius that is looked at.
+    n_steps : int, default=20
+        Gradient steps of one restart.
+    n_restarts : int, default=1
+        Independent searches; the first starts at X.
+    feature_scale : None, "std", "range" or array of shape (n_features,), default=None
+        Unit of each feature; "std" and "range" are those of X. A feature that is constant
+        there is held fixed.
+    bounds : (low, high), optional
+        Range of valid features, numbers or one value per feature. None is unbounded; there
+        is no implicit clip.
+    mutable : array of bool, of int or of str, optional
+        Features that may change: a mask, indices, or the column names of a DataFrame. None
+        is all.
+    batch_size : int or "auto", default="auto"
+        Samples attacked at once.
+    random_state : int, RandomState instance or None, default=0
+        Seed of the random starts of all restarts but the first.
+    verbose : bool, default=False
+        Print a line for each batch.
+
+    Returns
+    -------
+    array of float64 of shape (n_samples,)
+        ‖(X_adv - X) / feature_scale‖; 0 where `predict` is wrong about the clean sample, inf
+        where no perturbation was found.
+
+    Warns
+    -----
+    AttackWarning
+        If gradients are zero or not finite, or if `predict` is right where the torch view
+        is fooled; such a distance counts as inf.
+
+    See Also
+    --------
+    robustness_curve : The share of samples that are farther away than each radius.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from skjacobian import JacobianRegularizedClassifier, adversarial_distances
+    >>> X, y = load_iris(return_X_y=True)
+    >>> model = JacobianRegularizedClassifier(random_state=0).fit(X, y)
+    >>> distances = adversarial_distances(model, X, y, norm="l2")  # centimetres
+    >>> bool((distances > 0).mean() == model.score(X, y))
+    True
+    """
+    attack = FMN(norm=norm, eps=eps, n_steps=n_steps, n_restarts=n_restarts)
+    attack.check_params()
+    subject = UnderAttack(
+        estimator,
+        X,
+        y,
+        needs=FMN.needs,
+        batch_size=batch_size,
+        random_state=random_state,
+        verbose=verbose,
+    )
+    check_inside(subject.X_tensor, resolve_bounds(bounds, subject.X_tensor))
+    attack.set_params(**subject.threat_model(norm, eps, feature_scale, bounds, mutable))
+    distances = np.zeros(len(subject.y))
+    right = np.flatnonzero(subject.right)
+    if len(right):
+        distances[right] = _distances_of(subject, attack, right)
+    return distances
+
+
+def _distances_of(subject: UnderAttack, attack: FMN, index: np.ndarray) -> np.ndarray:
+    perturbed = subject.perturb(attack, index)
+    _warn_of_disagreement(perturbed.found.fooled.numpy(), perturbed.right)
+    X = subject.X_tensor[index]
+    distances = attack.ball(X).distance(perturbed.found.X_adv).numpy()
+    return np.where(perturbed.right, np.inf, distances)
+
+
+def robustness_curve(
+    estimator: Any,
+    X: Any,
+    y: Any,
+    *,
+    norm: str = "linf",
+    eps: Any = None,
+    n_steps: int = 20,
+    n_restarts: int = 1,
+    feature_scale: Any = None,
+    bounds: Any = None,
+    mutable: Any = None,
+    batch_size: int | str = "auto",
+    random_state: Any = 0,
+    verbose: bool = False,
+    sample_weight: Any = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the accuracy under attack as a function of the radius.
+
+    The smallest perturbation of each sample is searched for once, and serves all radii. The
+    curve is an upper bound on the true one, as tight as the search is strong; for a figure to
+    report at one radius, use ``RobustScorer(attack="strong")``.
+
+    Parameters
+    ----------
+    estimator : fitted classifier
+        Anything that `skjacobian.differentiable.as_torch` knows.
+    X : array-like of shape (n_samples, *features)
+        Clean samples, in the units that the estimator receives.
+    y : array-like of shape (n_samples,)
+        True labels.
+    norm : {"linf", "l2", "l1"}, default="linf"
+        Norm of the perturbation.
+    eps : array-like of float, optional
+        Radii. None takes 0 and every radius at which the curve falls, so that all of it is
+        returned.
+    n_steps, n_restarts, feature_scale, bounds, mutable, batch_size, random_state, verbose
+        As in `adversarial_distances`.
+    sample_weight : array-like of shape (n_samples,), optional
+
+    Returns
+    -------
+    eps : array of shape (n_radii,)
+        The radii, in rising order.
+    robust_accuracy : array of shape (n_radii,)
+        Share of samples that no perturbation found of norm at most `eps` fools; at 0 the
+        clean accuracy.
+
+    Warns
+    -----
+    AttackWarning
+        As `adversarial_distances` does.
+
+    See Also
+    --------
+    RobustnessCurveDisplay : Plots it.
+    RobustScorer : Robust accuracy at one radius or several, by an attack for each.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from skjacobian import JacobianRegularizedClassifier, robustness_curve
+    >>> X, y = load_iris(return_X_y=True)
+    >>> model = JacobianRegularizedClassifier(random_state=0).fit(X, y)
+    >>> eps, robust_accuracy = robustness_curve(model, X, y, eps=[0, 0.1, 0.3])
+    >>> bool(robust_accuracy[0] == model.score(X, y))
+    True
+    >>> bool((robust_accuracy[1:] <= robust_accuracy[:-1]).all())
+    True
+    """
+    if eps is not None:
+        eps = _check_radii(eps)
+    distances = adversarial_distances(
+        estimator,
+        X,
+        y,
+        norm=norm,
+        n_steps=n_steps,
+        n_restarts=n_restarts,
+        feature_scale=feature_scale,
+        bounds=bounds,
+        mutable=mutable,
+        batch_size=batch_size,
+        random_state=random_state,
+        verbose=verbose,
+    )
+    return curve_of_distances(distances, eps=eps, sample_weight=sample_weight)
+
+
+def curve_of_distances(
+    distances: Any, *, eps: Any = None, sample_weight: Any = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the share of `distances` above each radius.
+
+    Parameters
+    ----------
+    distances : array-like of shape (n_samples,)
+        As `adversarial_distances` returns them.
+    eps : array-like of float, optional
+        Radii; None takes 0 and every finite distance.
+    sample_weight : array-like of shape (n_samples,), optional
+
+    Returns
+    -------
+    eps, robust_accuracy : arrays of shape (n_radii,)
+
+    Examples
+    --------
+    >>> from skjacobian.robustness_curve import curve_of_distances
+    >>> eps, robust_accuracy = curve_of_distances([0.0, 0.5, 0.25, 0.5])
+    >>> eps.tolist(), robust_accuracy.tolist()
+    ([0.0, 0.25, 0.5], [0.75, 0.5, 0.0])
+    """
+    distances = _check_distances(distances)
+    finite = distances[np.isfinite(distances)]
+    eps = np.unique([0.0, *finite]) if eps is None else _check_radii(eps)
+    weight = _check_sample_weight(sample_weight, distances, dtype=float)
+    order = np.argsort(distances)
+    # What the samples up to each place weigh; with no weights these are counts, so exact.
+    up_to = np.concatenate([[0.0], np.cumsum(weight[order])])
+    n_fooled = np.searchsorted(distances[order], eps, side="right")
+    return eps, (up_to[-1] - up_to[n_fooled]) / up_to[-1]
+
+
+def _check_distances(distances: Any) -> np.ndarray:
+    array = np.asarray(distances, dtype=float)
+    if array.ndim != 1 or len(array) == 0:
+        raise ValueError(f"Got distances of shape {array.shape}, but expected (n_samples,).")
+    if not (array >= 0).all():
+        n_bad = int((~(array >= 0)).sum())
+        raise ValueError(
+            f"Got distances with {n_bad} NaN or negative, but expected 0, positive numbers or inf."
+        )
+    return array
+
+
+def _check_radii(eps: Any) -> np.ndarray:
+    """Return radii as an array in rising order."""
+    expected = "non-negative finite numbers, at least one"
+    try:
+        radii = np.sort(np.ravel(np.asarray(eps, dtype=float)))
+    except (TypeError, ValueError):
+        reject("eps", eps, expected)
+    if len(radii) == 0 or not (np.isfinite(radii) & (radii >= 0)).all():
+        reject("eps", eps, expected)
+    return radii
