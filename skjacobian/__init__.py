@@ -1,19 +1,26 @@
 """Adversarially robust classifiers that behave like any scikit-learn estimator."""
 
 from skjacobian._version import __version__
+from skjacobian.adversarial_examples import plot_adversarial_examples
 from skjacobian.classifiers import AdversarialClassifier, JacobianRegularizedClassifier
+from skjacobian.curve_display import RobustnessCurveDisplay
 from skjacobian.displays import JacobianNormDisplay
 from skjacobian.evaluation import evaluate_robustness
 from skjacobian.metrics import RobustScorer, robust_accuracy_score
 from skjacobian.report import RobustnessReport
+from skjacobian.robustness_curve import adversarial_distances, robustness_curve
 
 __all__ = [
     "AdversarialClassifier",
     "JacobianNormDisplay",
     "JacobianRegularizedClassifier",
     "RobustScorer",
+    "RobustnessCurveDisplay",
     "RobustnessReport",
     "__version__",
+    "adversarial_distances",
     "evaluate_robustness",
+    "plot_adversarial_examples",
     "robust_accuracy_score",
+    "robustness_curve",
 ]

@@ -46,9 +46,12 @@ LAYERS = {
     "_under_attack": 5,
     "classifiers": 5,
     "metrics": 5,
+    "adversarial_examples": 6,
+    "curve_display": 6,
     "displays": 6,
     "evaluation": 6,
     "report": 6,
+    "robustness_curve": 6,
     "__init__": 6,
 }
 
