@@ -3,12 +3,12 @@
 from skjacobian._version import __version__
 from skjacobian.adversarial_examples import plot_adversarial_examples
 from skjacobian.classifiers import AdversarialClassifier, JacobianRegularizedClassifier
+from skjacobian.curve import adversarial_distances, robustness_curve
 from skjacobian.curve_display import RobustnessCurveDisplay
 from skjacobian.displays import JacobianNormDisplay
 from skjacobian.evaluation import evaluate_robustness
 from skjacobian.metrics import RobustScorer, robust_accuracy_score
 from skjacobian.report import RobustnessReport
-from skjacobian.robustness_curve import adversarial_distances, robustness_curve
 
 __all__ = [
     "AdversarialClassifier",

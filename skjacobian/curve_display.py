@@ -10,9 +10,9 @@ from sklearn.utils import _safe_indexing, check_array, check_consistent_length
 from sklearn.utils._optional_dependencies import check_matplotlib_support
 
 from skjacobian._validation import check_option, reject
+from skjacobian.curve import adversarial_distances, curve_of_distances
 from skjacobian.geometry import BALL_NORMS
 from skjacobian.intervals import wilson_interval
-from skjacobian.robustness_curve import adversarial_distances, curve_of_distances
 from skjacobian.threat_model import fit_feature_scale
 
 SYMBOLS = {"linf": r"$\ell_\infty$", "l2": r"$\ell_2$", "l1": r"$\ell_1$"}

@@ -47,11 +47,11 @@ LAYERS = {
     "classifiers": 5,
     "metrics": 5,
     "adversarial_examples": 6,
+    "curve": 6,
     "curve_display": 6,
     "displays": 6,
     "evaluation": 6,
     "report": 6,
-    "robustness_curve": 6,
     "__init__": 6,
 }
 

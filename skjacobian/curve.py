@@ -228,7 +228,7 @@ def curve_of_distances(
 
     Examples
     --------
-    >>> from skjacobian.robustness_curve import curve_of_distances
+    >>> from skjacobian.curve import curve_of_distances
     >>> eps, robust_accuracy = curve_of_distances([0.0, 0.5, 0.25, 0.5])
     >>> eps.tolist(), robust_accuracy.tolist()
     ([0.0, 0.25, 0.5], [0.75, 0.5, 0.0])
