@@ -1,0 +1,391 @@
+"""Distances and curves are those of the closed form, and judged by the estimator itself."""
+
+import inspect
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy.optimize import brentq
+from sklearn.datasets import load_iris
+from sklearn.decomposition import PCA
+from sklearn.exceptions import NotFittedError
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import MinMaxScaler, StandardScaler
+from torch import nn
+
+from skjacobian import (
+    JacobianRegularizedClassifier,
+    RobustScorer,
+    adversarial_distances,
+    robustness_curve,
+)
+from skjacobian.attacks import FMN
+from skjacobian.curve import curve_of_distances
+from skjacobian.exceptions import AttackWarning, NotDifferentiableError
+
+X, y = (array[50:] for array in load_iris(return_X_y=True))
+NAMES = np.array(["", "versicolor", "virginica"])[y]
+W, B = np.array([-0.3, -0.5, 0.6, 0.8]), -1.2
+DUAL_ORDER = {"linf": 1, "l2": 2, "l1": np.inf}
+
+# FMN aims beyond the boundary by a ten-thousandth, and does not stop before it.
+NEAR = {"rtol": 5e-4, "atol": 1e-6}
+
+every_norm = pytest.mark.parametrize("norm", DUAL_ORDER)
+both_functions = pytest.mark.parametrize("function", [adversarial_distances, robustness_curve])
+
+
+class LinearNet(nn.Module):
+    def __init__(self, n_features, n_classes):
+        super().__init__()
+        self.linear = nn.Linear(n_features, n_classes)
+
+    def forward(self, X):
+        return self.linear(X)
+
+
+def linear(cls=JacobianRegularizedClassifier, **params):
+    return cls(LinearNet, **{"max_epochs": 20, "lr": 0.03, "random_state": 0, **params})
+
+
+def with_plane(X, y, w=W, b=B, cls=JacobianRegularizedClassifier, **params):
+    """A classifier that puts the second class where x @ w + b > 0."""
+    model = linear(cls, max_epochs=1, **params).fit(X, y)
+    layer = model.module_.linear
+    with torch.no_grad():
+        layer.weight.copy_(torch.from_numpy(np.stack([np.zeros_like(w), w])))
+        layer.bias.copy_(torch.tensor([0.0, b]))
+    return model
+
+
+def margins(model, X, y):
+    """Signed margins and the plane of a linear model in raw units, by scikit-learn alone."""
+    bias = model.decision_function(np.zeros((1, X.shape[1])))[0]
+    w = model.decision_function(np.eye(X.shape[1])) - bias
+    sign = np.where(y == model.classes_[1], 1, -1)
+    return sign * (X @ w + bias), w, sign
+
+
+def closed_form(model, X, y, norm, scale=1.0):
+    """The distance of each sample from the plane; 0 beyond it."""
+    margin, w, _ = margins(model, X, y)
+    return np.maximum(margin, 0) / np.linalg.norm(w * scale, DUAL_ORDER[norm])
+
+
+def assert_near(found, distances):
+    """Assert that no distance found is below the true one, and none far above."""
+    distances = np.asarray(distances)
+    assert (found >= distances * (1 - 1e-6)).all()
+    np.testing.assert_allclose(found, distances, **NEAR)
+
+
+@pytest.fixture(scope="module")
+def network():
+    """A network behind a scaler that is right about most, but not all."""
+    model = JacobianRegularizedClassifier(
+        module__hidden_units=(16,), max_epochs=10, lr=0.02, random_state=0
+    )
+    return make_pipeline(StandardScaler(), model).fit(X, y)
+
+
+# --- distances ----------------------------------------------------------------------------
+
+
+@every_norm
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("scale", [None, [1.0, 0.1, 3.0, 10.0]])
+def test_the_distance_from_a_plane_is_the_closed_form(norm, dtype, scale):
+    model = with_plane(X.astype(dtype), y, dtype=dtype)
+    distances = closed_form(model, X, y, norm, 1.0 if scale is None else scale)
+    found = adversarial_distances(model, X.astype(dtype), y, norm=norm, feature_scale=scale)
+    assert 0 < (distances == 0).sum() < len(X) / 2
+    np.testing.assert_allclose(found, distances, rtol=5e-4, atol=2e-5)
+    assert found.dtype == np.float64
+    np.testing.assert_array_equal(found == 0, model.predict(X.astype(dtype)) != y)
+
+
+@every_norm
+@pytest.mark.parametrize("scale", [None, "std", "range"])
+@pytest.mark.parametrize(
+    "scaler",
+    [StandardScaler(), MinMaxScaler((-1, 1)), PCA(3, whiten=True), make_pipeline(StandardScaler())],
+    ids=["StandardScaler", "MinMaxScaler", "PCA", "nested"],
+)
+def test_behind_a_scaler_the_distance_is_in_raw_units(norm, scale, scaler):
+    model = make_pipeline(scaler, linear()).fit(X, y)
+    unit = {"std": X.std(0), "range": np.ptp(X, axis=0), None: 1.0}[scale]
+    found = adversarial_distances(model, X, y, norm=norm, feature_scale=scale)
+    assert_near(found, closed_form(model, X, y, norm, unit))
+
+
+def test_inside_bounds_a_linf_distance_is_the_root_of_the_worst_margin():
+    model = make_pipeline(MinMaxScaler(), linear()).fit(X, y)
+    margin, w, sign = margins(model, X, y)
+    low, high = X.min(0), X.max(0)
+    room = np.where(np.outer(sign, w) > 0, X - low, high - X)
+
+    def distance(i):
+        if margin[i] <= 0:
+            return 0.0
+        worst = [margin[i] - np.minimum(room[i], eps) @ np.abs(w) for eps in (0, 10)]
+        if worst[1] > 0:
+            return np.inf
+        return brentq(lambda eps: margin[i] - np.minimum(room[i], eps) @ np.abs(w), 0, 10)
+
+    found = adversarial_distances(model, X, y, bounds=(low, high), n_steps=40)
+    assert_near(found, [distance(i) for i in range(len(X))])
+    assert (found > adversarial_distances(model, X, y)).any()
+
+
+@every_norm
+@pytest.mark.parametrize(
+    ("mutable", "container"),
+    [
+        ([0, 3], np.asarray),
+        ([True, False, False, True], np.asarray),
+        (["a", "d"], lambda X: pd.DataFrame(X, columns=list("abcd"))),
+    ],
+    ids=["indices", "mask", "names"],
+)
+def test_only_mutable_features_change(norm, mutable, container):
+    values = container(X)
+    model = make_pipeline(StandardScaler(), linear()).fit(values, y)
+    plain = make_pipeline(StandardScaler(), linear()).fit(X, y)
+    found = adversarial_distances(model, values, y, norm=norm, mutable=mutable)
+    assert_near(found, closed_form(plain, X, y, norm, np.array([1, 0, 0, 1])))
+
+
+def test_a_sample_out_of_reach_is_infinitely_far():
+    model = with_plane(X, y, w=np.array([0.0, 0.0, 1.0, 0.0]), b=-4.9)
+    distances = closed_form(model, X, y, "linf")
+    capped = adversarial_distances(model, X, y, eps=0.3)
+    np.testing.assert_array_equal(np.isinf(capped), distances > 0.3)
+    assert_near(capped[distances <= 0.3], distances[distances <= 0.3])
+    blind = adversarial_distances(model, X, y, mutable=[0])
+    np.testing.assert_array_equal(blind, np.where(distances > 0, np.inf, 0))
+
+
+def test_without_gradients_the_distance_is_infinite_and_that_is_warned_of():
+    model = with_plane(X, y, w=np.zeros(4), b=1.0)
+    with pytest.warns(AttackWarning, match="gradient was zero at the first step of 50 of 50"):
+        distances = adversarial_distances(model, X, y)
+    np.testing.assert_array_equal(distances, np.where(y == model.classes_[1], np.inf, 0))
+
+
+@pytest.mark.parametrize("labels", [y, NAMES, pd.Series(NAMES), [*NAMES]])
+def test_labels_come_in_any_container(labels):
+    model = with_plane(X, np.asarray(labels))
+    found = adversarial_distances(model, X, labels)
+    np.testing.assert_array_equal(found, adversarial_distances(with_plane(X, y), X, y))
+
+
+def test_a_label_that_the_estimator_has_not_seen_is_at_distance_0(network):
+    unseen = y.copy()
+    unseen[::3] = 17
+    expected = adversarial_distances(network, X, y)
+    expected[::3] = 0
+    np.testing.assert_array_equal(adversarial_distances(network, X, unseen), expected)
+
+
+@every_norm
+def test_the_batch_size_does_not_matter(network, norm):
+    whole = adversarial_distances(network, X, y, norm=norm, batch_size=1000, n_restarts=2)
+    parts = adversarial_distances(network, X, y, norm=norm, batch_size=7, n_restarts=2)
+    np.testing.assert_allclose(parts, whole, rtol=1e-6)
+
+
+def test_more_restarts_and_equal_seeds(network):
+    once = adversarial_distances(network, X, y)
+    several = adversarial_distances(network, X, y, n_restarts=4)
+    assert (several <= once).all()
+    np.testing.assert_array_equal(several, adversarial_distances(network, X, y, n_restarts=4))
+
+
+def test_progress_is_printed_on_request(network, capsys):
+    adversarial_distances(network, X, y)
+    assert capsys.readouterr().out == ""
+    adversarial_distances(network, X, y, batch_size=60, verbose=True)
+    assert capsys.readouterr().out.count("[FMN, linf eps=inf]") == 2
+
+
+class Rounding(JacobianRegularizedClassifier):
+    """Whose predict is right for longer than its torch view."""
+
+    def predict(self, X):
+        return super().predict(np.round(X))
+
+
+def test_where_predict_withstands_what_fools_the_view_the_distance_is_infinite():
+    X, y = np.array([[0.0], [1.0]] * 4), np.array([0, 1] * 4)
+    # The view changes sides at 0.3, predict at 0.5: from 0 the crossing is not seen by predict.
+    model = with_plane(X, y, w=np.array([1.0]), b=-0.3, cls=Rounding)
+    with pytest.warns(AttackWarning, match="fooled by 4 perturbed samples of 8 .*predict decides"):
+        distances = adversarial_distances(model, X, y)
+    assert_near(distances[y == 1], [0.7] * 4)
+    assert np.isinf(distances[y == 0]).all()
+
+
+# --- curves -------------------------------------------------------------------------------
+
+
+def radii_between(distances):
+    """Radii in the widest gaps between the distances, where rounding cannot decide."""
+    ordered = np.unique(distances[distances > 0])
+    widest = np.sort(np.argsort(np.diff(ordered) / ordered[1:])[-6:])
+    return (ordered[widest] + ordered[widest + 1]) / 2
+
+
+@every_norm
+@pytest.mark.parametrize("scale", [None, "std"])
+def test_the_curve_of_a_linear_model_is_the_closed_form_and_that_of_the_scorer(norm, scale):
+    model = make_pipeline(StandardScaler(), linear()).fit(X, y)
+    unit = 1.0 if scale is None else X.std(0)
+    distances = closed_form(model, X, y, norm, unit)
+    radii = radii_between(distances)
+    eps, accuracy = robustness_curve(model, X, y, norm=norm, eps=radii, feature_scale=scale)
+    np.testing.assert_array_equal(eps, radii)
+    np.testing.assert_allclose(accuracy, [(distances > r).mean() for r in radii], atol=1e-12)
+    scores = RobustScorer(norm=norm, eps=[*radii], feature_scale=scale)(model, X, y)
+    np.testing.assert_allclose(accuracy, [*scores.values()][1:], atol=1e-12)
+
+
+@every_norm
+def test_the_curve_starts_at_the_accuracy_and_falls_to_the_end(network, norm):
+    eps, accuracy = robustness_curve(network, X, y, norm=norm)
+    assert eps[0] == 0
+    assert accuracy[0] == network.score(X, y)
+    assert (np.diff(eps) > 0).all()
+    assert (np.diff(accuracy) < 0).all()
+    assert accuracy[-1] == 0
+
+
+def test_given_radii_read_the_whole_curve(network):
+    radii = np.array([0.0, 0.1, 0.3, 1.0, 50.0])
+    eps, accuracy = robustness_curve(network, X, y)
+    at = np.searchsorted(eps, radii, side="right") - 1
+    _, chosen = robustness_curve(network, X, y, eps=radii)
+    np.testing.assert_array_equal(chosen, accuracy[at])
+    for r, value in zip(radii, chosen, strict=True):
+        np.testing.assert_array_equal(robustness_curve(network, X, y, eps=r)[1], [value])
+
+
+def test_the_curve_is_that_of_the_distances(network):
+    options = {"norm": "l2", "n_steps": 5, "n_restarts": 2, "bounds": (0, 9), "mutable": [0, 2]}
+    options |= {"feature_scale": "std", "random_state": 3, "batch_size": 30}
+    distances = adversarial_distances(network, X, y, **options)
+    curve = robustness_curve(network, X, y, **options)
+    np.testing.assert_array_equal(curve, curve_of_distances(distances))
+
+
+def test_curves_of_distances_are_shares_counted_one_by_one():
+    rng = np.random.default_rng(0)
+    distances = rng.choice([0.0, 0.5, 1.0, 1.5, np.inf], 40)
+    radii = [0.0, 0.25, 0.5, 1.0, 1.25, 1.5, 9.0]
+    weight = rng.uniform(size=40)
+    _, accuracy = curve_of_distances(distances, eps=radii)
+    np.testing.assert_array_equal(accuracy, [(distances > r).mean() for r in radii])
+    _, weighted = curve_of_distances(distances, eps=radii, sample_weight=weight)
+    expected = [np.average(distances > r, weights=weight) for r in radii]
+    np.testing.assert_allclose(weighted, expected, rtol=1e-12)
+    np.testing.assert_array_equal(curve_of_distances(distances)[0], [0, 0.5, 1, 1.5])
+
+
+def test_a_weight_is_a_repetition(network):
+    weight = np.random.default_rng(0).integers(0, 4, size=len(X))
+    eps = [0.0, 0.2, 0.5]
+    repeated = robustness_curve(network, np.repeat(X, weight, 0), np.repeat(y, weight), eps=eps)
+    weighted = robustness_curve(network, X, y, eps=eps, sample_weight=weight)
+    np.testing.assert_allclose(weighted, repeated, rtol=1e-12)
+
+
+def test_where_nothing_falls_the_curve_is_a_point():
+    eps, accuracy = curve_of_distances([np.inf, 0.0, np.inf, np.inf])
+    assert (eps.tolist(), accuracy.tolist()) == ([0.0], [0.75])
+
+
+def test_radii_are_returned_in_order():
+    eps, accuracy = curve_of_distances([0.0, 1.0, 2.0, 3.0], eps=(2.5, 0.5, 1))
+    assert (eps.tolist(), accuracy.tolist()) == ([0.5, 1.0, 2.5], [0.75, 0.5, 0.25])
+
+
+def test_columns_keep_their_names():
+    frame = pd.DataFrame(X, columns=list("abcd"), index=np.arange(len(X))[::-1])
+    named = make_pipeline(StandardScaler(), linear()).fit(frame, pd.Series(NAMES))
+    plain = make_pipeline(StandardScaler(), linear()).fit(X, NAMES)
+    curve = robustness_curve(named, frame, pd.Series(NAMES))
+    np.testing.assert_allclose(curve, robustness_curve(plain, X, NAMES), rtol=1e-9)
+
+
+# --- parameters and errors ----------------------------------------------------------------
+
+
+def test_the_search_is_that_of_fmn_by_default():
+    of_fmn = inspect.signature(FMN).parameters
+    for function in (adversarial_distances, robustness_curve):
+        own = inspect.signature(function).parameters
+        for name in set(own) & set(of_fmn) - {"eps"}:
+            assert own[name].default == of_fmn[name].default
+
+
+@both_functions
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"norm": "linfty"}, "Got norm='linfty', but expected one of"),
+        ({"n_steps": 0}, "Got n_steps=0, but expected an integer of at least 1."),
+        ({"n_restarts": 1.5}, "Got n_restarts=1.5, but expected an integer of at least 1."),
+        ({"batch_size": 0}, "Got batch_size=0, but expected an integer of at least 1."),
+        ({"feature_scale": "sd"}, "Got feature_scale='sd', but expected one of 'std', 'range'"),
+        ({"mutable": [9]}, "Got mutable=[9], but expected None, a boolean mask of the 4 features"),
+        ({"bounds": (5, 0)}, "Got bounds=(5, 0), but expected None or a pair (low, high)"),
+        ({"bounds": (0, 1)}, "Got X with 100 of 100 samples outside bounds=(0.0, 1.0)"),
+        ({"eps": -1.0}, "Got eps=-1.0, but expected "),
+        ({"eps": np.nan}, "Got eps=nan, but expected "),
+        ({"eps": "large"}, "Got eps='large', but expected "),
+    ],
+)
+def test_errors_say_what_was_got_and_what_was_expected(function, params, message, network):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        function(network, X, y, **params)
+
+
+@pytest.mark.parametrize("eps", [[], [0.1, -0.1], [np.inf], [None]])
+def test_bad_radii_are_found_before_anything_is_computed(eps):
+    message = f"Got eps={eps!r}, but expected non-negative finite numbers, at least one."
+    with pytest.raises(ValueError, match=re.escape(message)):
+        robustness_curve(None, None, None, eps=eps)
+
+
+@pytest.mark.parametrize(
+    ("distances", "message"),
+    [
+        ([], "Got distances of shape (0,), but expected (n_samples,)."),
+        ([[1.0]], "Got distances of shape (1, 1), but expected (n_samples,)."),
+        ([-1.0, np.nan, 1], "Got distances with 2 NaN or negative, but expected 0, positive"),
+    ],
+)
+def test_bad_distances_are_rejected(distances, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        curve_of_distances(distances)
+
+
+@both_functions
+def test_estimators_without_gradients_or_fit_are_rejected(function):
+    with pytest.raises(NotDifferentiableError, match="type KNeighborsClassifier"):
+        function(KNeighborsClassifier().fit(X, y), X, y)
+    with pytest.raises(NotFittedError, match="not fitted yet"):
+        function(make_pipeline(StandardScaler(), linear()), X, y)
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        function(with_plane(X, y), X, y[:-1])
+
+
+def test_nothing_that_is_given_is_changed(network):
+    values, labels = X.copy(), y.copy()
+    state = torch.get_rng_state()
+    robustness_curve(network, values, labels, n_restarts=2, random_state=None)
+    np.testing.assert_array_equal(values, X)
+    np.testing.assert_array_equal(labels, y)
+    assert torch.equal(torch.get_rng_state(), state)
