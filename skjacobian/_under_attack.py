@@ -196,7 +196,7 @@ def _concatenate_stages(found: list[Found]) -> tuple[Stage, ...]:
 
 
 def _joined_stage(name: str, found: list[Found]) -> Stage:
-    columns: dict[str, list[Tensor]] = {"fooled": [], "closer": [], "n_queries": []}
+    columns: dict[str, list[Tensor]] = {"fooled": [], "gain": [], "n_queries": []}
     seconds, complete = 0.0, True
     for part in found:
         stage = next((stage for stage in part.stages if stage.name == name), None)

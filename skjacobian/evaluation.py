@@ -28,8 +28,9 @@ MEANINGS = {
     "others get with it are too high. This one does not depend on the scale.",
     "random predictions": "Raised if the same samples get other predictions when asked again. "
     "Attacks that take one answer for the model overstate its robustness.",
-    "black box": "Raised if Square fools a sample, or comes closer at 1 % of those that stand, "
-    "after all gradients failed. Gradients mislead, and robustness is likely overstated.",
+    "black box": "Raised if Square, after all gradients failed, fools 1 % of the samples, or "
+    "brings 5 % closer by a quarter of their clean margin. Gradients mislead, and robustness is "
+    "likely overstated.",
     "convergence": "Raised if the last restart still fools 0.5 % of the samples. More restarts "
     "would fool more.",
     "huge radius": "Raised if more samples stand than a constant classifier would get right, "
@@ -296,9 +297,11 @@ class _Checks:
             return _flag("black box", 0, "not checked: there are no gradients")
         stages = [s for s in self.perturbed.found.stages if s.name.startswith("Square")]
         n_fooled = sum(int(stage.fooled.sum()) for stage in stages)
-        n_closer = sum(int(stage.closer.sum()) for stage in stages[:1])
-        raised = n_fooled > 0 or n_closer > 0.01 * self.n_standing
-        return _flag("black box", raised, f"Square fooled {n_fooled}, came closer at {n_closer}")
+        n_closer = sum(int((stage.gain > 0.25).sum()) for stage in stages[:1])
+        n_attacked = len(self.perturbed.right)
+        raised = n_fooled > 0.01 * n_attacked or n_closer > 0.05 * n_attacked
+        detail = f"of {n_attacked} samples Square fooled {n_fooled}, came far closer at {n_closer}"
+        return _flag("black box", raised, detail)
 
     def convergence(self) -> Flag:
         """What the last gradient stage still gained."""

@@ -118,14 +118,12 @@ class RobustnessReport:
     @property
     def class_accuracies(self) -> dict[Any, tuple[int, float, float]]:
         """For each class its number of samples, its accuracy and its robust accuracy."""
-        return {
-            label: (
-                int(chosen.sum()),
-                *(float(v[chosen].mean()) for v in (self.right, self.robust)),
-            )
-            for label in np.unique(self.y)
-            for chosen in [self.y == label]
-        }
+        accuracies = {}
+        for label in np.unique(self.y):
+            of_class = self.y == label
+            right, robust = self.right[of_class].mean(), self.robust[of_class].mean()
+            accuracies[label] = int(of_class.sum()), float(right), float(robust)
+        return accuracies
 
     def to_frame(self) -> Any:
         """Return the stages as a DataFrame, indexed by their name. Needs pandas."""

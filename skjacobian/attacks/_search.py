@@ -25,8 +25,9 @@ class Stage:
     name : str
     fooled : Tensor of bool of shape (n_samples,)
         Whom it fooled that had stood until then.
-    closer : Tensor of bool of shape (n_samples,)
-        Which of those that still stand it brought to a larger margin than all before.
+    gain : Tensor of shape (n_samples,)
+        How much closer than all before it brought those that still stand, as a share of
+        their clean margin.
     n_queries : Tensor of int of shape (n_samples,)
         How often it asked about each sample.
     seconds : float
@@ -36,7 +37,7 @@ class Stage:
 
     name: str
     fooled: Tensor
-    closer: Tensor
+    gain: Tensor
     n_queries: Tensor
     seconds: float
     complete: bool
@@ -98,6 +99,7 @@ class Search:
         self.is_not_finite = torch.zeros_like(y, dtype=torch.bool)
         self.eligible = torch.ones_like(y, dtype=torch.bool)
         self.stages: list[Stage] = []
+        self.clean = torch.full_like(self.best, torch.nan)
         self.calls_left: int | None = None
         self.deadline: float | None = None
         self.inspected = False
@@ -133,7 +135,8 @@ class Search:
         """Ask about all clean samples, and turn to all of them."""
         logits = self._clean_logits()
         self.restart()
-        self.record(self.ball.X, self.safe_margin(logits), ~self.done)
+        self.clean = self.safe_margin(logits)
+        self.record(self.ball.X, self.clean, ~self.done)
 
     def _clean_logits(self) -> Tensor:
         """Return the logits at all clean samples; they rank the wrong classes."""

@@ -20,8 +20,8 @@ from skjacobian.model_modes import PredictLogits
 
 CLEAN = "clean"
 
-# Tells, from the search and the margins of the clean samples, whom a stage attacks.
-Who = Callable[[Search, Tensor], Tensor]
+# Tells whom a stage attacks, of those that stand.
+Who = Callable[[Search], Tensor]
 
 
 class Plan(NamedTuple):
@@ -32,20 +32,20 @@ class Plan(NamedTuple):
     who: Who
 
 
-def everyone(search: Search, clean: Tensor) -> Tensor:
+def everyone(search: Search) -> Tensor:
     """Tell that all samples are attacked."""
     return torch.ones_like(search.eligible)
 
 
 def nearly_fooled(share: float) -> Who:
     """Attack the samples that have no more than a share of their clean margin left."""
-    return lambda search, clean: search.best >= share * clean
+    return lambda search: search.best >= share * search.clean
 
 
-def misled(search: Search, clean: Tensor) -> Tensor:
+def misled(search: Search) -> Tensor:
     """Attack where gradients seem to mislead: Square came closer, or there are none."""
-    closer = next(stage.closer for stage in search.stages if stage.name == PROBE)
-    return closer | search.is_zero | search.is_not_finite
+    gain = next(stage.gain for stage in search.stages if stage.name == PROBE)
+    return (gain > 0) | search.is_zero | search.is_not_finite
 
 
 PROBE = "Square, briefly"
@@ -56,6 +56,7 @@ PLANS: dict[str, tuple[Plan, ...]] = {
         Plan("PGD", PGD(n_steps=40), everyone),
         Plan("PGD, targeted", PGD(n_steps=20, n_targets=9), nearly_fooled(0.5)),
         Plan("PGD, targeted, again", PGD(n_steps=40, n_targets=9), nearly_fooled(0.2)),
+        Plan("PGD, restarted", PGD(n_steps=40, n_restarts=10), nearly_fooled(0.2)),
         Plan(PROBE, Square(n_queries=100), everyone),
         Plan("Square", Square(n_queries=5000), misled),
     ),
@@ -74,12 +75,14 @@ class Cascade(Attack):
        logits;
     3. PGD of 20 steps on the margin to each of the 9 likeliest wrong classes, on the samples
        that have no more than half of their clean margin left;
-    4. the same with 40 steps from other starts, where no more than a fifth is left;
+    4. the same with 40 steps from other starts, and step 2 from 10 starts, where no more than
+       a fifth is left;
     5. Square with 100 queries, which needs no gradient;
     6. Square with 5,000 queries, on the samples whose gradient was zero or not finite, and on
        those where step 5 came closer than all gradients: signs that the gradients mislead.
 
-    Steps 3 and 4 leave out whom they have not fooled anywhere (docs/benchmarks.md). A model
+    Samples that steps 3 and 4 leave out were hardly ever fooled by them (docs/benchmarks.md).
+    A model
     without gradients gets Square with 5,000 queries, one that returns only decisions (rows of
     0 and 1) RayS with 3,000, and a warning says so.
 
@@ -182,7 +185,6 @@ class Cascade(Attack):
         # A seed for each stage, so that what it draws does not depend on those before it.
         seeds = torch.randint(2**62, (2, 8), generator=generator).tolist()
         _run_stage(search, CLEAN, Search.ask_clean)
-        clean = search.best.clone()
         if resume is not None:
             _take_up(search, resume)
         # Not before: with any budget, what is returned must be what the model says.
@@ -192,18 +194,18 @@ class Cascade(Attack):
             search.deadline = start + float(self.time_limit)
         known = "labels" if search.output_kind == "decisions" else "gradients"
         try:
-            self._run_stages(search, clean, known, seeds[0])
+            self._run_stages(search, known, seeds[0])
         except NoGradientError:
             known = "scores"
-            self._run_stages(search, clean, known, seeds[1])
+            self._run_stages(search, known, seeds[1])
         _warn_of_weakness(known)
 
-    def _run_stages(self, search: Search, clean: Tensor, known: str, seeds: list[int]) -> None:
+    def _run_stages(self, search: Search, known: str, seeds: list[int]) -> None:
         threat_model = {name: getattr(self, name) for name in self.THREAT_MODEL}
         for plan, seed in zip(PLANS[known], seeds, strict=False):
             attack = plan.attack.with_threat(threat_model)
             generator = torch.Generator().manual_seed(seed)
-            search.eligible = plan.who(search, clean)
+            search.eligible = plan.who(search)
             with torch.set_grad_enabled(attack.needs == "gradients"):
                 if not _run_stage(search, plan.name, partial(attack._search, generator=generator)):
                     return
@@ -234,13 +236,20 @@ def _run_stage(search: Search, name: str, run: Callable[[Search], None]) -> bool
     stage = Stage(
         name,
         fooled=(best <= 0) & (search.best > 0),
-        closer=(search.best > best) & (search.best <= 0),
+        gain=_gain(search, best),
         n_queries=search.n_queries - n_queries,
         seconds=time.perf_counter() - start,
         complete=complete,
     )
     search.stages.append(stage)
     return complete
+
+
+def _gain(search: Search, before: Tensor) -> Tensor:
+    """Return by what share of the clean margin the best margin rose where it is negative."""
+    clean = search.clean.abs().clamp(min=torch.finfo(before.dtype).tiny)
+    rise = (search.best - before) / clean
+    return rise.where(before.isfinite() & (search.best <= 0), 0.0)
 
 
 def _warn_of_weakness(known: str) -> None:
