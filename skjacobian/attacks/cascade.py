@@ -45,10 +45,12 @@ def nearly_fooled(share: float) -> Who:
 def misled(search: Search) -> Tensor:
     """Attack where gradients seem to mislead: Square came closer, or there are none."""
     gain = next(stage.gain for stage in search.stages if stage.name == PROBE)
-    return (gain > 0) | search.is_zero | search.is_not_finite
+    return (gain > ROUNDING) | search.is_zero | search.is_not_finite
 
 
 PROBE = "Square, briefly"
+# A share of the clean margin that is no gain: the same point, reached by another sum.
+ROUNDING = 1e-4
 
 # What runs on a model that has gradients, only scores, or only decisions.
 PLANS: dict[str, tuple[Plan, ...]] = {
@@ -82,9 +84,8 @@ class Cascade(Attack):
        those where step 5 came closer than all gradients: signs that the gradients mislead.
 
     Samples that steps 3 and 4 leave out were hardly ever fooled by them (docs/benchmarks.md).
-    A model
-    without gradients gets Square with 5,000 queries, one that returns only decisions (rows of
-    0 and 1) RayS with 3,000, and a warning says so.
+    A model without gradients gets Square with 5,000 queries, one that returns only decisions
+    (rows of 0 and 1) RayS with 3,000, and a warning says so.
 
     Every step is invariant to a rescaling of the logits. Who fooled a sample, at what price,
     is in the `stages` of what `search` returns.
