@@ -242,3 +242,139 @@ def test_parameters_may_be_any_kind_of_scalar(norm, name, value, kind):
     X_adv = PGD(norm=norm, **{name: kind(value)})(net, X, y, generator=seeded())
     expected = PGD(norm=norm, **{name: value})(net, X, y, generator=seeded())
     torch.testing.assert_close(X_adv, expected)
+
+
+# --- towards each class ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loss", ["soft_margin", "cross_entropy", "dlr"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_towards_each_class_it_finds_whom_brute_force_finds(norm, loss):
+    net, X, y = make_problem(n=60, n_features=2, n_classes=5, width=12, seed=3)
+    eps = {"linf": 0.1, "l2": 0.12, "l1": 0.15}[norm]
+    deltas = grid_in_ball("linf", eps)
+    order = {"linf": torch.inf, "l2": 2, "l1": 1}[norm]
+    deltas = deltas[torch.linalg.vector_norm(deltas, order, dim=1) <= eps]
+    by_force = torch.stack(
+        [(net(x + deltas).argmax(1) != k).any() for x, k in zip(X, y, strict=True)]
+    )
+    attack = PGD(norm=norm, eps=eps, loss=loss, n_targets=4, n_restarts=2)
+    found = attack.search(net, X, y, generator=seeded())
+    assert 5 < by_force.sum() < 55
+    assert (by_force & ~found.fooled).sum() == 0
+    assert (found.fooled & ~by_force).sum() <= 2  # between the points of the grid
+
+
+def test_more_targets_than_wrong_classes_are_all_of_them():
+    net, X, y = make_problem()
+    two, nine = (PGD(n_targets=n, eps=0.05).search(net, X, y, generator=seeded()) for n in (2, 9))
+    assert torch.equal(two.X_adv, nine.X_adv)
+    assert torch.equal(two.n_queries, nine.n_queries)
+
+
+def test_the_likeliest_wrong_class_is_the_first_target():
+    net, X, y = make_problem()
+    ranks = net(X).argsort(1, descending=True)
+    attack = PGD(n_targets=1, eps=0.02, n_steps=1, random_start=False)
+    X_adv = attack(net, X, y, generator=seeded())
+    Z = X.clone().requires_grad_()
+    logits = net(Z)
+    towards = logits.gather(1, ranks[:, 1:2]) - logits.gather(1, y.unsqueeze(1))
+    (gradient,) = torch.autograd.grad(towards.sum(), Z)
+    torch.testing.assert_close(X_adv, X + 0.02 * gradient.sign())
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_more_targets_find_no_less(norm):
+    net, X, y = make_problem(n_classes=6)
+    fooled = torch.zeros(60, dtype=torch.bool)
+    for n_targets in (1, 2, 5):
+        attack = PGD(norm=norm, eps=0.05, n_steps=10, n_targets=n_targets)
+        more = attack.search(net, X, y, generator=seeded()).fooled
+        assert not (fooled & ~more).any()
+        fooled = more
+    assert 5 < fooled.sum() < 60
+
+
+# --- momentum ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_momentum_of_zero_is_no_momentum(norm):
+    net, X, y = make_problem()
+    plain, zero = (
+        PGD(norm=norm, eps=0.05, **params)(net, X, y, generator=seeded())
+        for params in ({}, {"momentum": 0.0})
+    )
+    assert torch.equal(plain, zero)
+    tiny = PGD(norm=norm, eps=0.05, n_steps=3, momentum=1e-12)(net, X, y, generator=seeded())
+    plain = PGD(norm=norm, eps=0.05, n_steps=3)(net, X, y, generator=seeded())
+    torch.testing.assert_close(tiny, plain, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("momentum", [0.5, 1.0])
+def test_momentum_follows_the_average_of_its_paper(momentum):
+    # g ← μ g + ∇ℓ/‖∇ℓ‖₁, x ← clip(x + α sign g): algorithm 1 of Dong et al.
+    net, X, y = make_problem()
+    attack = PGD(
+        eps=0.02, step_size=0.004, n_steps=5, momentum=momentum, random_start=False, loss="margin"
+    )
+    X_adv, average = X, torch.zeros_like(X)
+    standing = torch.ones(60, dtype=torch.bool)
+    for _ in range(5):
+        gradient = plain_gradient(net, X_adv, y, "margin")
+        average = momentum * average + gradient / gradient.abs().sum(1, keepdim=True)
+        X_adv = (X_adv + 0.004 * average.sign()).clamp(X - 0.02, X + 0.02)
+        standing &= margins(net, X_adv, y) <= 0
+    found = attack.search(net, X, y, generator=seeded())
+    assert standing.sum() > 5
+    assert torch.equal(~found.fooled, standing)
+    torch.testing.assert_close(found.X_adv[standing], X_adv[standing], rtol=0, atol=1e-9)
+
+
+# --- l1, and features that are held fixed ------------------------------------------------
+
+
+def greedy(g, eps, low, high):
+    """argmax gᵀu for ‖u‖₁ <= eps in the box: the steepest features first, each to its end."""
+    u, left = np.zeros_like(g), eps
+    for j in np.argsort(-np.abs(g)):
+        u[j] = np.clip(np.sign(g[j]) * left, low[j], high[j])
+        left -= abs(u[j])
+    return u
+
+
+@pytest.mark.parametrize(
+    "mutable",
+    [None, [0, 2, -1], np.array([True, False, True, True, False, False, True, False])],
+    ids=["all", "indices", "mask"],
+)
+@pytest.mark.parametrize("scale", [None, np.linspace(0.3, 2.0, 8)], ids=["plain", "scaled"])
+@pytest.mark.parametrize("bounds", [None, (0.0, 1.0)], ids=["unbounded", "box"])
+@pytest.mark.parametrize(
+    "attack",
+    [PGD(), PGD(loss="margin", momentum=0.5), FGSM()],
+    ids=["PGD", "PGD, momentum", "FGSM"],
+)
+def test_in_an_l1_ball_the_optimum_of_a_linear_model_is_reached(attack, bounds, scale, mutable):
+    w = torch.randn(8, generator=seeded(), dtype=torch.float64)
+    X = torch.rand(40, 8, generator=seeded(1), dtype=torch.float64)
+    X = (0.5 + 1.4 * (X - 0.5)).clamp(0, 1)  # many features lie on the box
+    eps = 0.7
+    attack.set_params(norm="l1", eps=eps, bounds=bounds, feature_scale=scale, mutable=mutable)
+    # Far from the boundary, so that nothing ends early.
+    X_adv = attack(
+        lambda X: torch.stack([9 + 0 * X[:, 0], X @ w], 1),
+        X,
+        torch.zeros(40, dtype=torch.long),
+        generator=seeded(),
+    )
+    unit = np.ones(8) if scale is None else scale
+    free = np.zeros(8, dtype=bool)
+    free[slice(None) if mutable is None else mutable] = True
+    low, high = (-np.inf, np.inf) if bounds is None else bounds
+    g = w.numpy() * unit * free
+    best = [g @ greedy(g, eps, (low - x) / unit, (high - x) / unit) for x in X.numpy()]
+    reached = ((X_adv - X) @ w).numpy()
+    np.testing.assert_allclose(reached, best, rtol=1e-6, atol=1e-9)
+    assert torch.equal(X_adv[:, ~free], X[:, ~free])
