@@ -17,6 +17,7 @@ from skjacobian._validation import check_count
 from skjacobian.attacks import Attack, Found, Stage
 from skjacobian.differentiable import TensorFunction, as_torch, black_box
 from skjacobian.exceptions import NotDifferentiableError
+from skjacobian.model_modes import frozen, output_kind, to_logits
 from skjacobian.threat_model import fit_feature_scale, mutable_by_name
 
 # Least and most samples of a batch, and how many numbers it should hold: on the CPU what
@@ -36,11 +37,13 @@ class Perturbed:
         Whether the classifier's own `predict` is right about `X_adv`.
     found : Found
         What the search says, on the CPU; its `fooled` is that of the torch view.
+    seconds : float
     """
 
     X_adv: Any
     right: np.ndarray
     found: Found
+    seconds: float = 0.0
 
 
 class UnderAttack:
@@ -80,6 +83,7 @@ class UnderAttack:
     ) -> None:
         self.estimator, self.X, self.verbose = estimator, X, verbose
         self.view, self.is_black_box = _view(estimator, X, needs)
+        _check_is_classifier(estimator)
         values = check_array(X, dtype=[np.float64, np.float32], allow_nd=True, input_name="X")
         self.y = column_or_1d(y)
         check_consistent_length(values, self.y)
@@ -102,6 +106,22 @@ class UnderAttack:
         scale = fit_feature_scale(scale, self.X_tensor, mutable)
         return {"norm": norm, "eps": eps, "feature_scale": scale, "bounds": bounds}
 
+    @cached_property
+    def logits_view(self) -> TensorFunction:
+        """The view, as logits where it gives probabilities.
+
+        Told from all of X: a batch of probabilities that are all 0 or 1 would look like
+        decisions.
+        """
+        with frozen(self.view), torch.no_grad():
+            batches = torch.split(self.X_tensor, self.batch_size)
+            outputs = torch.cat([self.view(X.to(self.device)).cpu() for X in batches])
+        if output_kind(outputs) != "probabilities":
+            return self.view
+        if isinstance(self.view, nn.Module):
+            return nn.Sequential(self.view, _Log())
+        return lambda X: _Log()(self.view(X))
+
     def rows(self, index: np.ndarray) -> Any:
         """Return chosen samples, in the container that was given."""
         return _in_container_of(self.X, index, self.X_tensor[index].numpy())
@@ -114,6 +134,8 @@ class UnderAttack:
 
     def perturb(self, attack: Attack, index: np.ndarray) -> Perturbed:
         """Attack the samples of `index`, whose labels the classifier knows."""
+        if len(index) == 0:
+            return self._nothing_perturbed()
         labels = np.searchsorted(self.estimator.classes_, self.y[index])
         X, y = self.X_tensor[index], torch.from_numpy(labels)
         found: list[Found] = []
@@ -126,12 +148,38 @@ class UnderAttack:
             # The same starts for every batch: the result does not depend on their size.
             generator = torch.Generator().manual_seed(self.seed)
             X_batch, y_batch = X_batch.to(self.device), y_batch.to(self.device)
-            found.append(search(self.view, X_batch, y_batch, generator=generator))
+            found.append(search(self.logits_view, X_batch, y_batch, generator=generator))
             if self.verbose:
                 _report_progress(attack, found, len(index), time.perf_counter() - start)
         whole = _concatenate(found)
         X_adv = _in_container_of(self.X, index, whole.X_adv.numpy())
-        return Perturbed(X_adv, np.asarray(self.estimator.predict(X_adv) == self.y[index]), whole)
+        right = np.asarray(self.estimator.predict(X_adv) == self.y[index])
+        return Perturbed(X_adv, right, whole, seconds=time.perf_counter() - start)
+
+    def _nothing_perturbed(self) -> Perturbed:
+        """Return what an attack does to no samples, of which models need not be asked."""
+        none = np.zeros(0, dtype=int)
+        X_adv, false = self.X_tensor[:0], torch.zeros(0, dtype=torch.bool)
+        found = Found(X_adv, false, n_queries=torch.from_numpy(none), no_gradient=false)
+        return Perturbed(self.rows(none), false.numpy(), found)
+
+
+class _Log(nn.Module):
+    """Probabilities to logits."""
+
+    def forward(self, probabilities: Tensor) -> Tensor:
+        return to_logits("probabilities", probabilities)(probabilities)
+
+
+def check_threat_model_is_unset(attack: Attack, owner: str) -> None:
+    """Raise if an attack object brings a threat model, which is that of its `owner`."""
+    defaults = type(attack)().get_params()
+    for name in attack.THREAT_MODEL:
+        if not np.array_equal(getattr(attack, name), defaults[name]):
+            raise ValueError(
+                f"Got attack={attack!r}, but expected its {name} to be left alone: the threat "
+                f"model is not the attack's. Set {owner}({name}=...)."
+            )
 
 
 def _view(estimator: Any, X: Any, needs: str) -> tuple[TensorFunction, bool]:
@@ -142,6 +190,16 @@ def _view(estimator: Any, X: Any, needs: str) -> tuple[TensorFunction, bool]:
         if needs == "gradients":
             raise
         return black_box(estimator, X), True
+
+
+def _check_is_classifier(estimator: Any) -> None:
+    """Raise if an estimator cannot be asked for a class."""
+    for name in ("predict", "classes_"):
+        if not hasattr(estimator, name):
+            raise TypeError(
+                f"Got an estimator of type {type(estimator).__name__} without {name}, but "
+                "expected a fitted classifier, which has predict and classes_."
+            )
 
 
 def _device_of(view: TensorFunction) -> torch.device:

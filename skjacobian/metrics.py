@@ -8,7 +8,7 @@ import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import _check_sample_weight
 
-from skjacobian._under_attack import UnderAttack
+from skjacobian._under_attack import UnderAttack, check_threat_model_is_unset
 from skjacobian._validation import (
     check_count,
     check_non_negative,
@@ -226,14 +226,7 @@ class RobustScorer(BaseEstimator):
 
     def _check_attack(self, attack: Attack) -> None:
         """Raise where attack object and scorer say different things of the same matter."""
-        defaults = type(attack)().get_params()
-        for name in attack.THREAT_MODEL:
-            value = getattr(attack, name)
-            if not np.array_equal(value, defaults[name]):
-                raise ValueError(
-                    f"Got attack={attack!r}, but expected its {name} to be left alone: the "
-                    f"threat model is the scorer's. Set RobustScorer({name}=...)."
-                )
+        check_threat_model_is_unset(attack, "RobustScorer")
         own = RobustScorer().get_params(deep=False)
         for name in SEARCH:
             if getattr(self, name) != own[name]:

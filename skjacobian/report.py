@@ -52,7 +52,7 @@ class StageResult:
     seconds: float
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class RobustnessReport:
     """Robust accuracy of a classifier, stage by stage, with signs of what may be wrong.
 
