@@ -199,14 +199,14 @@ def test_it_is_for_piecewise_linear_dense_networks_and_norms_of_the_logits():
 
 
 def test_one_class_of_each_sample_is_written_out_for_relu_networks_and_few_rows():
-    def written_out(net, n_rows=2, X=torch.zeros(2, 6), **options):
+    def written_out(net, n_rows=2, shape=(6,), **options):
         norm = JacobianNorm(**{"norm": "l1", "class_samples": 1, **options})
-        return takes_one_class(chain_of(net), X, norm, n_rows)
+        return takes_one_class(chain_of(net), torch.zeros(2, *shape), norm, n_rows)
 
     assert written_out(MLP(6, 3))
     assert written_out(nn.Sequential(nn.Linear(6, 3)))
-    assert written_out(MLP(6, 3, hidden_units=(9,)), X=torch.zeros(2, 2, 3))
-    assert not written_out(nn.Sequential(nn.Linear(3, 3)), X=torch.zeros(2, 2, 3))
+    assert written_out(MLP(6, 3, hidden_units=(9,)), shape=(2, 3))
+    assert not written_out(nn.Sequential(nn.Linear(3, 3)), shape=(2, 3))
     assert not written_out(MLP(6, 3), class_samples=None)
     assert not written_out(MLP(6, 3), class_samples=2)
     assert not written_out(MLP(6, 1))
