@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
 from skjacobian.jacobian._autograd import as_cotangents
 from skjacobian.jacobian._cost import gram_pays, masked_product_pays
@@ -179,9 +178,10 @@ class Tape:
                         layer.by_tensor(G, D) if total is None else layer.add_by_tensor(total, G, D)
                     )
             D = layer.by_cotangent(D)
-        by_V, of_start = self.start.gradients(D)
+        by_V, of_start = self.start.gradients(D, totals)
         for position, gradient in enumerate(of_start):
-            totals[position] = _sum(totals[position], gradient if wanted[position] else None)
+            if wanted[position]:
+                totals[position] = gradient
         return by_V, totals
 
 
@@ -224,7 +224,7 @@ class _Cotangents:
     def __call__(self) -> Tensor:
         return self.V
 
-    def gradients(self, D: Tensor) -> tuple[Tensor | None, Gradients]:
+    def gradients(self, D: Tensor, totals: Gradients) -> tuple[Tensor | None, Gradients]:
         return D, []
 
 
@@ -238,8 +238,8 @@ class _AllRows:
     def __call__(self) -> Tensor:
         return self.weight.expand(self.n_samples, *self.weight.shape)
 
-    def gradients(self, D: Tensor) -> tuple[None, Gradients]:
-        return None, [D.sum(0)]
+    def gradients(self, D: Tensor, totals: Gradients) -> tuple[None, Gradients]:
+        return None, [_sum(totals[0], D.sum(0))]
 
 
 @dataclass(frozen=True)
@@ -250,12 +250,11 @@ class _ChosenRows:
     weight: Tensor
 
     def __call__(self) -> Tensor:
-        return F.embedding(self.V, self.weight)
+        return torch.embedding(self.weight, self.V)
 
-    def gradients(self, D: Tensor) -> tuple[None, Gradients]:
-        chosen = D.reshape(-1, D.shape[-1])
-        gradient = torch.zeros_like(self.weight).index_add_(0, self.V.flatten(), chosen)
-        return None, [gradient]
+    def gradients(self, D: Tensor, totals: Gradients) -> tuple[None, Gradients]:
+        total = torch.zeros_like(self.weight) if totals[0] is None else totals[0]
+        return None, [total.index_add_(0, self.V.flatten(), D.flatten(0, 1))]
 
 
 @dataclass(frozen=True)
@@ -269,9 +268,9 @@ class _MaskedRows:
     def __call__(self) -> Tensor:
         return masked_product(self.weight, self.slope, self.W)
 
-    def gradients(self, D: Tensor) -> tuple[None, Gradients]:
+    def gradients(self, D: Tensor, totals: Gradients) -> tuple[None, Gradients]:
         by_weight, by_W = masked_gradients(self.weight, self.slope, self.W, D)
-        return None, [by_weight, None, by_W]
+        return None, [_sum(totals[0], by_weight), None, _sum(totals[2], by_W)]
 
 
 # --- the last rows -----------------------------------------------------------------------

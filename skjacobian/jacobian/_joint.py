@@ -17,6 +17,7 @@ from skjacobian.jacobian._chain import Tape
 from skjacobian.jacobian._cost import rows_that_fit
 from skjacobian.jacobian._maps import Dense
 from skjacobian.jacobian._norms import JacobianNorm
+from skjacobian.jacobian._one_class import OneClassPass, takes_one_class
 from skjacobian.jacobian._stack import DROPOUTS, Stack
 
 LAYERS = frozenset((nn.Linear, nn.ReLU, nn.LeakyReLU, nn.Flatten, nn.Identity, *DROPOUTS))
@@ -25,10 +26,14 @@ LAYERS = frozenset((nn.Linear, nn.ReLU, nn.LeakyReLU, nn.Flatten, nn.Identity, *
 def joint_pass_fits(layers: list[nn.Module], norm: JacobianNorm, n_samples: int) -> bool:
     """Tell whether `joint_pass` knows the layers and the norm, and has room for the rows."""
     last = layers[-1]
-    known = norm.output == "logits" and all(type(layer) in LAYERS for layer in layers)
-    if not known or not isinstance(last, nn.Linear):
+    if norm.output != "logits" or not isinstance(last, nn.Linear):
         return False
-    numbers = 2 * sum(layer.in_features for layer in layers if isinstance(layer, nn.Linear))
+    numbers = 0
+    for layer in layers:
+        if type(layer) not in LAYERS:
+            return False
+        if isinstance(layer, nn.Linear):
+            numbers += 2 * layer.in_features
     n_rows = norm.n_rows(last.out_features) * n_samples
     return n_rows <= rows_that_fit(numbers, last.weight.dtype)
 
@@ -61,6 +66,11 @@ def joint_pass(
     """
     dense = [layer for layer in reversed(layers) if isinstance(layer, nn.Linear)]
     tensors = [layer.weight for layer in dense] + [layer.bias for layer in dense]
+    if takes_one_class(layers, X, norm, len(X) if index is None else len(index)):
+        logits, norms = OneClassPass.apply(  # type: ignore[no-untyped-call]
+            X, index, norm, generator, *tensors
+        )
+        return logits, norms
     measure = (norm, y, generator)
     logits, norms = _JointPass.apply(  # type: ignore[no-untyped-call]
         layers, X, index, measure, *tensors

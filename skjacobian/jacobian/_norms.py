@@ -35,7 +35,7 @@ LABELLED_NORMS = ("cross_lipschitz",)
 # Norms that are the maximum over directions, and so the length of one row.
 MAXIMA = ("spectral", "cross_lipschitz")
 
-_REDUCTIONS = {
+REDUCTIONS = {
     "l2": SQUARED_LENGTH,
     "l1": ENTRIES,
     "l21": COLUMNS,
@@ -226,7 +226,7 @@ class JacobianNorm:
                 f"norm={self.norm!r} with output={self.output!r} depends on the label."
             )
         n_samples, n_classes = linearization.shape
-        of_norm = _REDUCTIONS[self.norm]
+        of_norm = REDUCTIONS[self.norm]
         if self.output == "loss":
             assert y is not None
             logits = linearization.logits

@@ -1,6 +1,7 @@
 """Jacobian regularization (Wu & Li, arXiv 2412.12449; Hoffman et al., arXiv 1908.02729)."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -90,7 +91,8 @@ class JacobianRegularization(Objective):
         generator: torch.Generator,
     ) -> ObjectiveValue:
         """Return the regularized cross-entropy of each sample."""
-        part = self._part(predict_logits, X)
+        norm = self._norm()
+        part = self._part(norm, predict_logits, X)
         if part.every > 1 and int(torch.randint(part.every, (1,), generator=generator)) > 0:
             logits = predict_logits(X)
             loss = cross_entropy(logits, y)
@@ -99,35 +101,39 @@ class JacobianRegularization(Objective):
         if part.n_samples < len(X):
             index = torch.randperm(len(X), generator=generator)[: part.n_samples]
             index = index.to(X.device, non_blocking=True)
-        norm = self._norm(part.class_samples)
+        if part.class_samples != norm.class_samples:
+            norm = replace(norm, class_samples=part.class_samples)
         labels = y[index] if norm.needs_labels and index is not None else y
         logits, norms = _logits_and_norms(
             predict_logits, X, index, norm, labels, engine=self.engine, generator=generator
         )
         loss = cross_entropy(logits, y)
         scale = part.every * len(X) / part.n_samples
-        norms = norms if scale == 1 else scale * norms
         if index is None:
+            norms = norms if scale == 1 else scale * norms
             return ObjectiveValue(loss + self.lam * norms, norms.detach(), logits)
-        lam = self.lam[index] if isinstance(self.lam, Tensor) and self.lam.ndim else self.lam
-        penalty = torch.zeros_like(loss).index_copy_(0, index, norms.detach())
-        return ObjectiveValue(loss.index_add(0, index, lam * norms), penalty, logits)
+        penalty = torch.zeros_like(loss).index_add_(0, index, norms.detach(), alpha=scale)
+        lam = self.lam
+        if isinstance(lam, Tensor) and lam.ndim:
+            norms, lam = lam[index] * norms, 1
+        # With the factor inside: each product of its own is a kernel, and a node for autograd.
+        loss = loss.index_add(0, index, norms, alpha=float(lam * scale))
+        return ObjectiveValue(loss, penalty, logits)
 
     def checked(self) -> "JacobianRegularization":
         """Return the same; raise unless the parameters of the norm go together."""
-        self._norm(self._given_classes())
+        self._norm()
         return self
 
-    def _given_classes(self) -> int | None:
-        return None if self.class_samples == "auto" else cast("int | None", self.class_samples)
+    def _norm(self) -> JacobianNorm:
+        """Return the norm, of all classes where their number is to be found."""
+        given = None if self.class_samples == "auto" else cast("int | None", self.class_samples)
+        return checked_norm(self.norm, self.output, self.n_projections, given)
 
-    def _norm(self, class_samples: int | None) -> JacobianNorm:
-        return checked_norm(self.norm, self.output, self.n_projections, class_samples)
-
-    def _part(self, predict_logits: PredictLogits, X: Tensor) -> Sample:
+    def _part(self, norm: JacobianNorm, predict_logits: PredictLogits, X: Tensor) -> Sample:
         """Return how many samples of a batch, and of each how many classes, are penalized."""
         n_samples = len(X)
-        given = self._given_classes()
+        given = norm.class_samples
         if self.penalty_samples is None:
             return Sample(n_samples, given)
         if self.penalty_samples != "auto":
@@ -142,7 +148,7 @@ class JacobianRegularization(Objective):
             and self.output == "logits"
             and self.n_projections is None
         )
-        rows_of_one = self._norm(given).n_rows(sizes.n_classes)
+        rows_of_one = norm.n_rows(sizes.n_classes)
         part = affordable_sample(n_samples, sizes, rows_of_one, rows_add, X.is_cuda)
         return part if rows_add else part._replace(class_samples=given)
 

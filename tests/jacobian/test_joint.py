@@ -6,6 +6,7 @@ from torch import nn
 from skjacobian.jacobian import jacobian_norm
 from skjacobian.jacobian._joint import joint_pass, joint_pass_fits
 from skjacobian.jacobian._norms import JacobianNorm
+from skjacobian.jacobian._one_class import takes_one_class
 from skjacobian.jacobian._stack import chain_of
 from skjacobian.modules import CNN, MLP
 
@@ -48,7 +49,8 @@ NORMS = {
     "cross_lipschitz": {"norm": "cross_lipschitz"},
     "l2 by projections": {"norm": "l2", "n_projections": 2},
     "l21 by projections": {"norm": "l21", "n_projections": 1},
-    "l2 by classes": {"norm": "l2", "class_samples": 1},
+    "l2 by one class": {"norm": "l2", "class_samples": 1},
+    "l1 by one class": {"norm": "l1", "class_samples": 1},
     "l1 by classes": {"norm": "l1", "class_samples": 3},
 }
 every_norm = pytest.mark.parametrize("options", NORMS.values(), ids=NORMS)
@@ -136,16 +138,24 @@ def test_so_it_does_for_large_batches(name, options):
         )
 
 
+@pytest.mark.parametrize("options", [{}, {"class_samples": 1}], ids=repr)
 @pytest.mark.parametrize("norm", ["l2", "l1"])
 @pytest.mark.parametrize("frozen", range(6))
-def test_some_weights_and_biases_may_be_frozen(frozen, norm):
+def test_some_weights_and_biases_may_be_frozen(frozen, norm, options):
     net, X, y = made("relu", n=6)
+    arguments = (net, X, y, torch.tensor([5, 2]))
     for i, parameter in enumerate(net.parameters()):
         parameter.requires_grad_(i != frozen)
-    agree(outcome(jointly, net, X, y, None, norm=norm), outcome(apart, net, X, y, None, norm=norm))
+    agree(
+        outcome(jointly, *arguments, norm=norm, **options),
+        outcome(apart, *arguments, norm=norm, **options),
+    )
     for i, parameter in enumerate(net.parameters()):
         parameter.requires_grad_(i == frozen)
-    agree(outcome(jointly, net, X, y, None, norm=norm), outcome(apart, net, X, y, None, norm=norm))
+    agree(
+        outcome(jointly, *arguments, norm=norm, **options),
+        outcome(apart, *arguments, norm=norm, **options),
+    )
 
 
 @pytest.mark.parametrize("wanted", ["logits", "norms"])
@@ -186,3 +196,60 @@ def test_it_is_for_piecewise_linear_dense_networks_and_norms_of_the_logits():
     assert not fits(nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)).eval())
     with config_context(working_memory=1e-3):
         assert not fits(MLP(6, 3))
+
+
+def test_one_class_of_each_sample_is_written_out_for_relu_networks_and_few_rows():
+    def written_out(net, n_rows=2, shape=(6,), **options):
+        norm = JacobianNorm(**{"norm": "l1", "class_samples": 1, **options})
+        return takes_one_class(chain_of(net), torch.zeros(2, *shape), norm, n_rows)
+
+    assert written_out(MLP(6, 3))
+    assert written_out(nn.Sequential(nn.Linear(6, 3)))
+    assert written_out(MLP(6, 3, hidden_units=(9,)), shape=(2, 3))
+    assert not written_out(nn.Sequential(nn.Linear(3, 3)), shape=(2, 3))
+    assert not written_out(MLP(6, 3), class_samples=None)
+    assert not written_out(MLP(6, 3), class_samples=2)
+    assert not written_out(MLP(6, 1))
+    assert not written_out(MLP(6, 3, dropout=0.5))
+    assert not written_out(nn.Sequential(nn.Linear(6, 5), nn.LeakyReLU(), nn.Linear(5, 3)))
+    assert not written_out(nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3)))
+    assert not written_out(nn.Sequential(nn.ReLU(), nn.Linear(6, 3)))
+    wide = MLP(400, 3, hidden_units=(10,))
+    assert written_out(wide, n_rows=1000, norm="l1")
+    assert written_out(wide, n_rows=4, norm="l2")
+    assert not written_out(wide, n_rows=1000, norm="l2")
+
+
+@pytest.mark.parametrize("options", [{}, {"class_samples": 1}], ids=repr)
+def test_a_second_backward_pass_gives_the_same(options):
+    net, X, y = made("relu", n=6)
+    logits, norms = jointly(net, X, y, torch.tensor([4, 1]), norm="l1", **options)
+    total = logits.square().sum() + norms.sum()
+    weights = list(net.parameters())
+    first = torch.autograd.grad(total, weights, retain_graph=True)
+    agree(first, torch.autograd.grad(total, weights))
+
+
+@pytest.mark.parametrize("options", [{}, {"class_samples": 1}], ids=repr)
+def test_a_weight_changed_before_the_backward_pass_is_an_error(options):
+    net, X, y = made("relu", n=6)
+    _, norms = jointly(net, X, y, torch.tensor([4, 1]), norm="l1", **options)
+    with torch.no_grad():
+        net[1].weight.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        norms.sum().backward()
+
+
+@pytest.mark.parametrize("options", [{}, {"class_samples": 1}], ids=repr)
+def test_a_module_may_be_changed_between_two_passes(options):
+    net, X, y = made("relu", n=6)
+    outcome(jointly, net, X, y, None, norm="l1", **options)
+    net[3] = nn.Linear(7, 5).double()
+    net[4] = nn.LeakyReLU(0.3)
+    net.insert(5, nn.Dropout(0.5))
+    for mode in (True, False):
+        net.train(mode)
+        agree(
+            outcome(jointly, net, X, y, None, norm="l1", **options),
+            outcome(apart, net, X, y, None, norm="l1", **options),
+        )
