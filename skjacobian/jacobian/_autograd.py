@@ -1,6 +1,6 @@
 """The Jacobian of any differentiable model, by backward passes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -10,9 +10,7 @@ from skjacobian._rng import replayed_rng
 from skjacobian.jacobian._linearization import Linearization
 from skjacobian.jacobian._maps import CONVOLUTIONS
 from skjacobian.jacobian._reductions import ReducedRows, Reduction
-from skjacobian.model_modes import batch_norm_in_eval
-
-PredictLogits = Callable[[Tensor], Tensor]
+from skjacobian.model_modes import PredictLogits, batch_norm_in_eval
 
 
 class AutogradLinearization(Linearization):

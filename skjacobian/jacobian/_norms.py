@@ -9,7 +9,6 @@ from torch import Tensor
 
 from skjacobian._rng import seeded
 from skjacobian._validation import check_count, check_option, reject
-from skjacobian.jacobian._autograd import PredictLogits
 from skjacobian.jacobian._cost import rows_at_once
 from skjacobian.jacobian._engines import linearize
 from skjacobian.jacobian._linearization import Linearization
@@ -21,6 +20,7 @@ from skjacobian.jacobian._reductions import (
     SQUARED_LENGTH,
     Reduction,
 )
+from skjacobian.model_modes import PredictLogits
 
 JACOBIAN_NORMS = ("l1", "l2", "l21", "spectral", "cross_lipschitz")
 OUTPUTS = ("logits", "loss")

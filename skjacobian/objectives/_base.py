@@ -1,13 +1,12 @@
 """The contract of every training objective."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from sklearn.base import BaseEstimator
 from torch import Tensor
 
-PredictLogits = Callable[[Tensor], Tensor]
+from skjacobian.model_modes import PredictLogits
 
 
 class ObjectiveValue(NamedTuple):

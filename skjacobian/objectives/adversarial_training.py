@@ -5,8 +5,8 @@ from torch import Tensor
 
 from skjacobian.attacks import Attack
 from skjacobian.losses import LOSSES
-from skjacobian.model_modes import frozen
-from skjacobian.objectives._base import Objective, ObjectiveValue, PredictLogits
+from skjacobian.model_modes import PredictLogits, frozen
+from skjacobian.objectives._base import Objective, ObjectiveValue
 
 
 class AdversarialTraining(Objective):

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from skjacobian.losses import cross_entropy
-from skjacobian.objectives._base import Objective, ObjectiveValue, PredictLogits
+from skjacobian.model_modes import PredictLogits
+from skjacobian.objectives._base import Objective, ObjectiveValue
 
 
 class CrossEntropy(Objective):

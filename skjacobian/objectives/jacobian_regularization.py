@@ -16,8 +16,8 @@ from skjacobian.jacobian._linearization import Linearization
 from skjacobian.jacobian._norms import CLASSWISE_NORMS, JacobianNorm, checked_norm
 from skjacobian.jacobian._stack import Stack
 from skjacobian.losses import cross_entropy
-from skjacobian.model_modes import mixes_samples
-from skjacobian.objectives._base import Objective, ObjectiveValue, PredictLogits
+from skjacobian.model_modes import PredictLogits, mixes_samples
+from skjacobian.objectives._base import Objective, ObjectiveValue
 
 
 class JacobianRegularization(Objective):

@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from skjacobian.attacks import Attack
-from skjacobian.model_modes import frozen
-from skjacobian.objectives._base import Objective, ObjectiveValue, PredictLogits
+from skjacobian.model_modes import PredictLogits, frozen
+from skjacobian.objectives._base import Objective, ObjectiveValue
 
 
 class TRADES(Objective):
