@@ -32,7 +32,7 @@ def short_stages(monkeypatch):
 
 
 def all_stages():
-    return ["clean", *(plan.name for plan in PLANS["gradients"])]
+    return ["clean", *(plan.name for plan in PLANS["gradients of few features"])]
 
 
 def seeded(seed=0):
@@ -335,11 +335,10 @@ def test_stages_that_cost_much_run_on_few():
         assert stages[name].n_queries.max() <= most
         assert (stages[name].n_queries[standing] > 0).all()
     # Towards each of two wrong classes; only near the boundary.
-    for name, most in (("PGD, targeted", 2 * 21), ("PGD, targeted, again", 2 * 41)):
-        assert stages[name].n_queries.max() <= most
-        assert (stages[name].n_queries[standing] > 0).double().mean() < 0.9
-    assert stages["PGD, targeted"].n_queries.max() > 0
-    assert (stages["Square"].n_queries[standing] > 0).double().mean() < 0.5
+    targeted = stages["PGD, targeted"].n_queries
+    assert 0 < targeted.max() <= 2 * 41
+    assert (targeted[standing] > 0).double().mean() < 0.9
+    assert (stages["Square"].n_queries[standing] > 0).double().mean() < 0.9
     for i, stage in enumerate(found.stages):  # nobody is asked about who has fallen
         for later in found.stages[i + 1 :]:
             assert (later.n_queries[stage.fooled] == 0).all()
@@ -410,7 +409,10 @@ def test_resuming_ends_where_a_search_without_a_break_ends(norm, n_queries):
     attack.set_params(n_queries=None)
     resumed = attack.search(model, X, y, generator=seeded(4), resume=cut)
     assert resumed.complete
-    same(resumed, whole)
+    # Of points that differ by rounding errors, any may be kept of a sample that stands.
+    same(resumed, whole, at=whole.fooled)
+    kept, expected = (margins(model.net, found.X_adv[:, 1:], y) for found in (resumed, whole))
+    torch.testing.assert_close(kept, expected, rtol=1e-6, atol=1e-9)
     assert (resumed.n_queries >= cut.n_queries).all()
     # The stages that were complete are not run again.
     done = [stage for stage in cut.stages if stage.complete]
@@ -471,7 +473,8 @@ def test_a_search_may_be_resumed_again_and_again():
         n_complete = sum(stage.complete for stage in found.stages)
     assert n_complete >= 2  # clean and PGD at least
     attack.set_params(n_queries=None)
-    same(attack.search(model, X, y, generator=seeded(4), resume=found), whole)
+    resumed = attack.search(model, X, y, generator=seeded(4), resume=found)
+    same(resumed, whole, at=whole.fooled)
 
 
 def test_what_is_complete_is_resumed_at_the_cost_of_a_look():

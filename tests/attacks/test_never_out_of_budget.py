@@ -219,7 +219,7 @@ def test_there_are_more_than_ten_thousand_samples_of_every_kind():
         PGD(loss="margin"),
         PGD(loss="margin", n_targets=5),
         APGD(loss="margin"),
-        Cascade(),
+        Cascade(n_queries=250),
     ],
     ids=["PGD", "PGD, targeted", "APGD", "Cascade"],
 )
