@@ -13,7 +13,7 @@ from sklearn.utils.validation import column_or_1d
 from torch import Tensor, nn
 
 from skjacobian._rng import own_entropy
-from skjacobian._validation import check_count
+from skjacobian._validation import check_number
 from skjacobian.attacks import Attack, Found, Stage
 from skjacobian.differentiable import TensorFunction, as_torch, black_box
 from skjacobian.exceptions import NotDifferentiableError
@@ -89,7 +89,7 @@ class UnderAttack:
         check_consistent_length(values, self.y)
         self.X_tensor = torch.from_numpy(np.array(values))
         self.device = _device_of(self.view)
-        self.batch_size = _batch_size(batch_size, self.X_tensor, self.device)
+        self.batch_size = check_batch_size(batch_size) or _batch_size(self.X_tensor, self.device)
         self.seed = int(check_random_state(own_entropy(random_state)).randint(2**31 - 1))
 
     @cached_property
@@ -208,9 +208,16 @@ def _device_of(view: TensorFunction) -> torch.device:
     return torch.device("cpu") if weight is None else weight.device
 
 
-def _batch_size(batch_size: int | str, X: Tensor, device: torch.device) -> int:
-    if batch_size != "auto":
-        return check_count("batch_size", batch_size)
+def check_batch_size(batch_size: Any) -> int | None:
+    """Return a number of samples, or None for "auto"."""
+    if isinstance(batch_size, str) and batch_size == "auto":
+        return None
+    expected = "an integer of at least 1 or 'auto'"
+    return int(check_number("batch_size", batch_size, lambda v: v >= 1, expected, integer=True))
+
+
+def _batch_size(X: Tensor, device: torch.device) -> int:
+    """Return what "auto" is for samples of this size."""
     low, high, n_numbers = _AUTO_BATCH[device.type]
     return int(np.clip(n_numbers // X[0].numel(), low, high))
 

@@ -370,11 +370,14 @@ class _Checks:
         found = self.perturbed.found
         if not isinstance(self.attack, Cascade):
             return _flag("weak attack", 1, f"only {type(self.attack).__name__} was run")
+        said = []
         if self._fell_back and found.stages:
-            names = [stage.name for stage in found.stages[1:]]
-            return _flag("weak attack", 1, f"without gradients, only {', '.join(names)} was run")
-        cut = [stage.name for stage in found.stages if not stage.complete]
-        return _flag("weak attack", len(cut), f"cut short: {', '.join(cut) or 'nothing'}")
+            names = ", ".join(stage.name for stage in found.stages[1:])
+            said.append(f"without gradients, only {names} was run")
+        cut = ", ".join(stage.name for stage in found.stages if not stage.complete)
+        if cut:
+            said.append(f"cut short: {cut}")
+        return _flag("weak attack", len(said), "; ".join(said) or "the whole cascade was run")
 
 
 def _flag(name: str, raised: Any, detail: str) -> Flag:
@@ -398,11 +401,12 @@ def huge_radius(X: Tensor, threat_model: dict[str, Any]) -> float:
 
 
 def _warn_of_flags(report: RobustnessReport) -> None:
-    if report.raised:
-        names = ", ".join(flag.name for flag in report.raised)
+    names = [flag.name for flag in report.raised]
+    if names:
+        flags = "1 flag is" if len(names) == 1 else f"{len(names)} flags are"
         warnings.warn(
-            f"{len(report.raised)} flags are raised over this robust accuracy: {names}. Print "
-            "the report for what they mean.",
+            f"{flags} raised over this robust accuracy: {', '.join(names)}. Print the report "
+            "for what they mean.",
             AttackWarning,
             stacklevel=3,
         )

@@ -8,7 +8,7 @@ import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import _check_sample_weight
 
-from skjacobian._under_attack import UnderAttack, check_threat_model_is_unset
+from skjacobian._under_attack import UnderAttack, check_batch_size, check_threat_model_is_unset
 from skjacobian._validation import (
     check_count,
     check_non_negative,
@@ -212,8 +212,7 @@ class RobustScorer(BaseEstimator):
         if not values:
             reject("eps", self.eps, "at least one radius")
         check_option("average", self.average, AVERAGES)
-        if self.batch_size != "auto":
-            check_count("batch_size", self.batch_size)
+        check_batch_size(self.batch_size)
         if isinstance(self.attack, Attack):
             self._check_attack(self.attack)
         else:

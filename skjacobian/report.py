@@ -170,7 +170,8 @@ class RobustnessReport:
     def _verdict(self) -> str:
         if not self.raised:
             return f"None of {len(self.flags)} flags is raised."
-        return f"{len(self.raised)} of {len(self.flags)} flags are raised:"
+        verb = "is" if len(self.raised) == 1 else "are"
+        return f"{len(self.raised)} of {len(self.flags)} flags {verb} raised:"
 
     def _stage_table(self) -> tuple[list[str], list[list[str]]]:
         header = ["stage", "robust accuracy", "fooled", "queries per sample", "seconds"]
