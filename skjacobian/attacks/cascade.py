@@ -214,7 +214,7 @@ class Cascade(Attack):
         if self.time_limit is not None:
             search.deadline = start + float(self.time_limit)
         known = "labels" if search.output_kind == "decisions" else "gradients"
-        if known == "gradients" and search.ball.X[0].numel() <= FEW_FEATURES:
+        if known == "gradients" and search.ball.X.shape[1:].numel() <= FEW_FEATURES:
             known = "gradients of few features"
         try:
             self._run_stages(search, known, seeds[0])
