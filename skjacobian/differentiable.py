@@ -136,9 +136,17 @@ def _class_scores(estimator: Any, X: Any) -> np.ndarray:
         decision = np.asarray(estimator.decision_function(X))
         if decision.ndim == 1:
             return np.stack([0 * decision, decision], axis=1)
-        if decision.shape[1] == len(estimator.classes_):  # not so for pairs of classes
+        if decision.shape[1] == len(estimator.classes_) and not _scores_pairs(estimator):
             return decision
     return (np.asarray(estimator.predict(X))[:, None] == estimator.classes_).astype(float)
+
+
+def _scores_pairs(estimator: Any) -> bool:
+    """Tell whether a decision function has a column for each of three pairs of three classes."""
+    if len(estimator.classes_) != 3 or not hasattr(estimator, "get_params"):
+        return False
+    params = estimator.get_params().items()
+    return any(k.endswith("decision_function_shape") and v == "ovo" for k, v in params)
 
 
 LOGIT_CRITERIA = (nn.CrossEntropyLoss, nn.NLLLoss, nn.BCEWithLogitsLoss)

@@ -3,9 +3,10 @@
 import pickle
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin
 from sklearn.datasets import make_classification
 from sklearn.decomposition import PCA
 from sklearn.exceptions import NotFittedError
@@ -22,11 +23,13 @@ from sklearn.preprocessing import (
     RobustScaler,
     StandardScaler,
 )
+from sklearn.svm import SVC, LinearSVC
+from sklearn.tree import DecisionTreeClassifier
 from skorch import NeuralNetBinaryClassifier, NeuralNetClassifier, NeuralNetRegressor
 from torch import nn
 
 from skjacobian import AdversarialClassifier, JacobianRegularizedClassifier
-from skjacobian.differentiable import as_torch
+from skjacobian.differentiable import as_torch, black_box
 from skjacobian.exceptions import NotDifferentiableError
 
 X, y = make_classification(60, 6, n_informative=4, n_classes=3, random_state=0)
@@ -347,3 +350,86 @@ def test_the_view_of_a_pipeline_pickles(cls):
     again = pickle.loads(pickle.dumps(view))
     values = torch.from_numpy(SPREAD)
     assert torch.equal(again(values), view(values))
+
+
+# --- black boxes --------------------------------------------------------------------------
+
+
+class OnlyPredicts(ClassifierMixin, BaseEstimator):
+    def fit(self, X, y):
+        self.tree_ = DecisionTreeClassifier(max_depth=2, random_state=0).fit(X, y)
+        self.classes_ = self.tree_.classes_
+        return self
+
+    def predict(self, X):
+        return self.tree_.predict(X)
+
+
+def one_hot(model, values):
+    return model.predict(values)[:, None] == model.classes_
+
+
+BLACK_BOXES = {
+    "probabilities": (KNeighborsClassifier(4), lambda m, v: m.predict_proba(v)),
+    "decision function": (LinearSVC(), lambda m, v: m.decision_function(v)),
+    # Three pairs of three classes look like three classes.
+    "pairs of three classes": (SVC(decision_function_shape="ovo"), one_hot),
+    "pairs in a pipeline": (make_pipeline(SVC(decision_function_shape="ovo")), one_hot),
+    "pairs of four classes": (SVC(decision_function_shape="ovo"), one_hot),
+    "decisions": (OnlyPredicts(), one_hot),
+    "pipeline": (make_pipeline(StandardScaler(), SVC()), lambda m, v: m.decision_function(v)),
+    "search": (GridSearchCV(LinearSVC(), {"C": [0.1, 1]}), lambda m, v: m.decision_function(v)),
+}
+
+
+@pytest.mark.parametrize("name", BLACK_BOXES)
+def test_the_scores_of_a_black_box_are_those_of_scikit_learn(name):
+    model, wanted = BLACK_BOXES[name]
+    labels = np.where(X[:, 0] > 1, "yew", LABELS) if name == "pairs of four classes" else LABELS
+    model = model.fit(X, labels)
+    seen = black_box(model, X)(torch.from_numpy(SPREAD))
+    assert seen.dtype == torch.float64
+    np.testing.assert_array_equal(seen, wanted(model, SPREAD))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [LinearSVC(), KNeighborsClassifier(3), OnlyPredicts(), SVC(decision_function_shape="ovo")],
+    ids=str,
+)
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_the_highest_score_of_a_black_box_is_its_prediction(model, n_classes):
+    labels = np.where(LABELS == "oak", "ash", LABELS) if n_classes == 2 else LABELS
+    model = model.fit(X, labels)
+    seen = black_box(model, X)(torch.from_numpy(SPREAD))
+    assert seen.shape == (len(X), n_classes)
+    np.testing.assert_array_equal(model.classes_[seen.argmax(1)], model.predict(SPREAD))
+
+
+def test_the_two_columns_of_a_binary_decision_function_differ_by_it():
+    model = LinearSVC().fit(X, LABELS == "oak")
+    seen = black_box(model, X)(torch.from_numpy(X)).numpy()
+    np.testing.assert_array_equal(seen[:, 1] - seen[:, 0], model.decision_function(X))
+
+
+def test_a_black_box_gives_data_frames_to_what_was_fitted_on_them():
+    frame = pd.DataFrame(X, columns=list("abcdef"), index=np.arange(len(X)) + 7)
+    model = LinearSVC().fit(frame, y)  # warns, which fails, if it gets an array
+    seen = black_box(model, frame)(torch.from_numpy(SPREAD))
+    np.testing.assert_array_equal(
+        seen, model.decision_function(pd.DataFrame(SPREAD, columns=list("abcdef")))
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_scores_of_a_black_box_have_the_dtype_of_the_samples_and_no_gradient(dtype):
+    samples = torch.from_numpy(X).to(dtype).requires_grad_()
+    seen = black_box(KNeighborsClassifier(3).fit(X, y), X)(samples)
+    assert seen.dtype == dtype
+    assert not seen.requires_grad
+
+
+@pytest.mark.parametrize("unfitted", [LinearSVC(), make_pipeline(StandardScaler(), LinearSVC())])
+def test_an_unfitted_black_box_is_rejected(unfitted):
+    with pytest.raises(NotFittedError, match="not fitted yet"):
+        black_box(unfitted, X)

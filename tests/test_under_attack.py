@@ -1,0 +1,245 @@
+"""A classifier under attack: batches change nothing, containers and times are kept."""
+
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.neighbors import KNeighborsClassifier
+from torch import nn
+
+from skjacobian._under_attack import UnderAttack, check_batch_size, check_threat_model_is_unset
+from skjacobian.attacks import PGD, Cascade, RayS, Square
+from skjacobian.attacks.cascade import PLANS
+from skjacobian.differentiable import as_torch
+
+RNG = np.random.default_rng(0)
+X = RNG.uniform(size=(50, 3))
+W = np.array([[1.0, -1.0, 0.5], [-0.5, 1.0, 0.0], [0.0, 0.2, -1.0]])
+y = (X @ W.T).argmax(1)
+EVERYONE = np.arange(50)
+
+
+@pytest.fixture(autouse=True)
+def short_last_stage(monkeypatch):
+    for known, plans in PLANS.items():
+        last = plans[-1]
+        attack = clone(last.attack).set_params(n_queries=100)
+        monkeypatch.setitem(PLANS, known, (*plans[:-1], last._replace(attack=attack)))
+
+
+class Net(ClassifierMixin, BaseEstimator):
+    def __init__(self, module=None):
+        self.module = module
+        self.classes_ = np.array(["a", "b", "c"])
+
+    def fit(self, X, y):
+        return self
+
+    def predict(self, X):
+        with torch.no_grad():
+            return self.classes_[self.module(torch.as_tensor(np.array(X))).argmax(1).numpy()]
+
+
+@as_torch.register
+def _(model: Net):
+    return model.module
+
+
+class Plane(nn.Module):
+    """The linear scores of `W`, and what comes of them."""
+
+    def __init__(self, after=lambda scores: scores):
+        super().__init__()
+        self.W = nn.Parameter(torch.from_numpy(W))
+        self.after = after
+        self.sizes = []
+
+    def forward(self, X):
+        self.sizes.append(len(X))
+        return self.after(X.to(self.W) @ self.W.T)
+
+
+NAMES = np.array(["a", "b", "c"])[y]
+
+
+def subject_of(module=None, X=X, y=NAMES, needs="labels", **params):
+    return UnderAttack(Net(module or Plane()), X, y, needs=needs, **params)
+
+
+def arrays(perturbed):
+    found = perturbed.found
+    tensors = (found.fooled, found.n_queries, found.no_gradient)
+    return [tensor.tolist() for tensor in tensors] + [perturbed.right.tolist()]
+
+
+# --- batches ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 49, 50, 1000])
+@pytest.mark.parametrize("attack", [PGD(n_steps=5, eps=0.1), Cascade(eps=0.1)], ids=str)
+def test_batches_are_joined_in_the_order_of_the_samples(attack, batch_size):
+    index = RNG.permutation(50)[:37]
+    whole = subject_of(batch_size=50).perturb(attack, index)
+    batched = subject_of(batch_size=batch_size).perturb(attack, index)
+    assert arrays(batched) == arrays(whole)
+    np.testing.assert_allclose(batched.X_adv, whole.X_adv, atol=1e-12)
+    assert 0 < whole.found.fooled.sum() < 37
+    for ours, theirs in zip(batched.found.stages, whole.found.stages, strict=True):
+        assert (ours.name, ours.complete) == (theirs.name, theirs.complete)
+        assert ours.fooled.tolist() == theirs.fooled.tolist()
+        assert ours.n_queries.tolist() == theirs.n_queries.tolist()
+
+
+def test_no_batch_is_larger_than_asked_for():
+    module = Plane()
+    subject_of(module, batch_size=8).perturb(PGD(n_steps=3, eps=0.1), EVERYONE)
+    assert max(module.sizes[:-1]) == 8  # the last is that of predict
+
+
+@pytest.mark.parametrize(
+    ("n_features", "wanted"), [(1, 1024), (2**12, 256), (2**20, 64)], ids=["few", "some", "many"]
+)
+def test_automatic_batches_hold_about_as_many_numbers(n_features, wanted):
+    model = KNeighborsClassifier(1).fit(np.zeros((2, n_features)), [0, 1])
+    subject = UnderAttack(model, np.zeros((2, n_features)), [0, 1], needs="labels")
+    assert subject.batch_size == wanted
+
+
+@pytest.mark.parametrize("value", [0, -1, 2.0, True, None, "big", [8], np.nan])
+def test_a_bad_batch_size_is_named(value):
+    match = "Got batch_size=.*, but expected an integer of at least 1 or 'auto'"
+    with pytest.raises(ValueError, match=match):
+        check_batch_size(value)
+    with pytest.raises(ValueError, match=match):
+        subject_of(batch_size=value)
+
+
+@pytest.mark.parametrize(("value", "wanted"), [("auto", None), (3, 3), (np.int64(4), 4)])
+def test_a_good_batch_size_is_a_number_or_automatic(value, wanted):
+    assert check_batch_size(value) == wanted
+
+
+# --- kinds of output ----------------------------------------------------------------------
+
+
+def sharp(scores):
+    """Probabilities of which many are 0 or 1."""
+    return (50 * scores).softmax(1).round(decimals=2)
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 50])
+def test_sure_probabilities_are_attacked_as_probabilities_in_every_batch(batch_size):
+    subject = subject_of(Plane(sharp), batch_size=batch_size)
+    sure = (subject.view(subject.X_tensor) == 1).any(1)
+    assert 10 < sure.sum() < 50
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = subject.perturb(Cascade(eps=0.1), EVERYONE).found
+    names = [stage.name for stage in found.stages]
+    assert names[:2] == ["clean", "PGD"]
+    assert "RayS" not in names
+    assert found.complete
+
+
+@pytest.mark.parametrize("as_module", [True, False])
+def test_the_view_of_probabilities_is_their_logarithm(as_module, monkeypatch):
+    subject = subject_of(Plane(lambda scores: scores.softmax(1)))
+    if not as_module:
+        module = subject.view
+        monkeypatch.setattr(subject, "view", lambda X: module(X))
+    seen = subject.logits_view(subject.X_tensor)
+    np.testing.assert_allclose(seen.exp().detach(), subject.view(subject.X_tensor).detach())
+    assert (seen <= 0).all()
+
+
+@pytest.mark.parametrize("after", [lambda s: s, lambda s: (s == s.amax(1, keepdim=True)).double()])
+def test_logits_and_decisions_are_viewed_as_they_are(after):
+    subject = subject_of(Plane(after))
+    assert subject.logits_view is subject.view
+
+
+# --- containers and ends ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("frame", [False, True])
+@pytest.mark.parametrize("model", ["net", "neighbors"])
+def test_no_samples_are_perturbed_to_no_samples(frame, model):
+    values = pd.DataFrame(X, columns=list("uvw")) if frame else X
+    if model == "net":
+        subject = subject_of(X=values)
+    else:
+        subject = UnderAttack(KNeighborsClassifier().fit(values, y), values, y, needs="labels")
+    perturbed = subject.perturb(Cascade(eps=0.1), np.zeros(0, dtype=int))
+    assert perturbed.X_adv.shape == (0, 3)
+    assert isinstance(perturbed.X_adv, type(values))
+    assert arrays(perturbed) == [[], [], [], []]
+    assert perturbed.found.stages == ()
+
+
+def test_all_samples_come_back_with_those_perturbed_in_their_place():
+    frame = pd.DataFrame(X, columns=list("uvw"), index=np.arange(50) + 100)
+    subject = subject_of(X=frame)
+    index = np.array([3, 7])
+    perturbed = subject.perturb(PGD(eps=0.1, n_steps=3), index)
+    everything = subject.with_rows(index, perturbed.found.X_adv)
+    pd.testing.assert_frame_equal(everything.drop(index=[103, 107]), frame.drop(index=[103, 107]))
+    pd.testing.assert_frame_equal(everything.loc[[103, 107]], perturbed.X_adv)
+    assert (everything.loc[[103, 107]] != frame.loc[[103, 107]]).any(axis=None)
+    pd.testing.assert_frame_equal(subject.rows(index), frame.iloc[index])
+
+
+def test_the_time_of_an_attack_is_shared_among_the_batches(monkeypatch):
+    slow = Cascade(eps=0.1, time_limit=0.4)
+    model = KNeighborsClassifier(3).fit(X, NAMES)
+    long = PLANS["scores"][0]._replace(attack=Square(n_queries=10**6))
+    monkeypatch.setitem(PLANS, "scores", (long,))
+    subject = UnderAttack(model, X, NAMES, needs="labels", batch_size=10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        perturbed = subject.perturb(slow, EVERYONE)
+    assert 0.3 < perturbed.seconds < 1.5
+    assert not perturbed.found.complete
+    queries = perturbed.found.n_queries.reshape(5, 10).amax(1)
+    assert (queries > 1).all()  # no batch went without
+
+
+def test_progress_is_printed_for_each_batch(capsys):
+    subject_of(batch_size=20, verbose=True).perturb(PGD(eps=0.1, n_steps=3), EVERYONE)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" samples")[0] for line in lines] == [
+        f"[PGD, linf eps=0.1] {n} of 50" for n in (20, 40, 50)
+    ]
+
+
+# --- checks -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("attack", [PGD(n_steps=3), Square(n_queries=7), RayS(), Cascade()])
+def test_an_attack_that_only_says_how_it_searches_is_accepted(attack):
+    check_threat_model_is_unset(attack, "Owner")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("norm", "l2"), ("eps", 0.2), ("bounds", (0, 1)), ("feature_scale", "std"), ("mutable", [0])],
+)
+@pytest.mark.parametrize("cls", [PGD, Square, Cascade])
+def test_a_threat_model_in_the_attack_is_named_with_its_owner(cls, name, value):
+    match = rf"Got attack={cls.__name__}\(.*its {name} to be left alone.*Set Owner\({name}=\.\.\.\)"
+    with pytest.raises(ValueError, match=match):
+        check_threat_model_is_unset(cls(**{name: value}), "Owner")
+
+
+@pytest.mark.parametrize("missing", ["predict", "classes_"])
+def test_what_is_no_classifier_is_named(missing):
+    class Part(nn.Module):
+        pass
+
+    part = Part()
+    if missing == "classes_":
+        part.predict = lambda X: X
+    with pytest.raises(TypeError, match=rf"type Part without {missing}, but expected a fitted"):
+        UnderAttack(part, X, y, needs="gradients")
