@@ -30,12 +30,14 @@ OBJECTIVES = {
     "Jacobian, l21": JacobianRegularization(lam=0.1, norm="l21"),
     "Jacobian, projected": JacobianRegularization(lam=0.1, n_projections=2),
     "Jacobian, sampled": JacobianRegularization(lam=0.1, penalty_samples=3),
-    "adversarial": AdversarialTraining(attack=PGD(n_steps=3), objective=CrossEntropy()),
+    "adversarial": AdversarialTraining(
+        attack=PGD(n_steps=3, loss="cross_entropy"), objective=CrossEntropy()
+    ),
     "adversarial, l2": AdversarialTraining(
         attack=FGSM(norm="l2", random_start=True), objective=CrossEntropy()
     ),
     "adversarial Jacobian": AdversarialTraining(
-        attack=PGD(n_steps=3), objective=JacobianRegularization(lam=0.1)
+        attack=PGD(n_steps=3, loss="cross_entropy"), objective=JacobianRegularization(lam=0.1)
     ),
     "TRADES": TRADES(attack=PGD(n_steps=3), objective=CrossEntropy(), beta=2.0),
     "TRADES, Jacobian": TRADES(
@@ -380,7 +382,7 @@ def test_the_worst_case_of_a_linear_model_is_trained_on(generator):
 
 def test_the_gradient_takes_the_perturbed_samples_as_given(generator):
     net, (X, y) = make_net(), batch()
-    attack = PGD(eps=0.2, n_steps=4, random_start=False)
+    attack = PGD(eps=0.2, n_steps=4, random_start=False, loss="cross_entropy")
     value = AdversarialTraining(attack=attack, objective=CrossEntropy())(
         net, X, y, generator=generator
     )
