@@ -22,6 +22,7 @@ from sklearn.model_selection import (
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
+from sklearn.tree import DecisionTreeClassifier
 from skorch import NeuralNetClassifier
 from torch import nn
 
@@ -31,10 +32,12 @@ from skjacobian import (
     RobustScorer,
     robust_accuracy_score,
 )
-from skjacobian.attacks import FGSM, PGD
+from skjacobian.attacks import FGSM, PGD, RayS, Square
+from skjacobian.attacks.cascade import PLANS
 from skjacobian.datasets import make_separated
 from skjacobian.differentiable import as_torch
 from skjacobian.exceptions import AttackWarning, NotDifferentiableError
+from skjacobian.metrics import average_accuracy
 
 X, y = load_iris(return_X_y=True)
 X, y = X[::2], y[::2]
@@ -42,7 +45,7 @@ NAMES = np.array(["setosa", "versicolor", "virginica"])[y]
 BINARY_X, BINARY_Y = load_iris(return_X_y=True)
 BINARY_X, BINARY_Y = BINARY_X[50:], BINARY_Y[50:]
 
-DUAL_ORDER = {"linf": 1, "l2": 2}
+DUAL_ORDER = {"linf": 1, "l2": 2, "l1": np.inf}
 CV = StratifiedKFold(3, shuffle=True, random_state=0)
 
 
@@ -118,6 +121,15 @@ def scorer():
     return RobustScorer(norm="linf", eps=0.2, n_steps=5)
 
 
+@pytest.fixture
+def short_last_stage(monkeypatch):
+    """The last stages of "strong" ask a sample thousands of times."""
+    for known, plans in PLANS.items():
+        last = plans[-1]
+        attack = clone(last.attack).set_params(n_queries=100)
+        monkeypatch.setitem(PLANS, known, (*plans[:-1], last._replace(attack=attack)))
+
+
 def one_by_one(scorer, model, X, y):
     """Whether each sample stands, by a call for each: a slow oracle of every mean."""
     return np.array([scorer(model, X[[i]], y[[i]]) for i in range(len(X))])
@@ -190,8 +202,10 @@ def test_a_feature_that_is_constant_in_the_data_is_held_fixed(norm, scale):
     assert_closed_form(model, values, BINARY_Y, distance, norm=norm, feature_scale=scale)
 
 
-@pytest.mark.parametrize("attack", ["pgd", "fgsm", PGD(n_steps=20), PGD(loss="margin"), FGSM()])
-def test_every_attack_finds_the_optimum_of_a_plane(attack):
+@pytest.mark.parametrize(
+    "attack", ["pgd", "fgsm", "strong", PGD(n_steps=20), PGD(loss="margin"), FGSM()]
+)
+def test_every_attack_finds_the_optimum_of_a_plane(attack, short_last_stage):
     model = linear(max_epochs=20).fit(BINARY_X, BINARY_Y)
     distance = distances(model, BINARY_X, BINARY_Y, "linf")
     assert_closed_form(model, BINARY_X, BINARY_Y, distance, attack=attack)
@@ -266,6 +280,8 @@ def test_the_function_is_the_scorer(model):
     assert {n: p.default for n, p in own.items()} == {n: p.default for n, p in parameters.items()}
     given = {
         "norm": "l2",
+        "average": "worst_class",
+        "mutable": [0, 2, 3],
         "eps": [0.1, 0.3],
         "n_steps": 4,
         "step_size": 0.1,
@@ -282,11 +298,15 @@ def test_the_function_is_the_scorer(model):
     assert scorer.score(model, X, y, sample_weight=weight) == wanted
 
 
+@pytest.fixture(scope="module")
+def standing(scorer, model):
+    return one_by_one(scorer, model, X, y)
+
+
 # --- weights ------------------------------------------------------------------------------
 
 
-def test_it_is_the_weighted_mean_over_the_samples(model, scorer):
-    standing = one_by_one(scorer, model, X, y)
+def test_it_is_the_weighted_mean_over_the_samples(model, scorer, standing):
     weight = np.random.default_rng(0).uniform(size=len(X))
     assert 0.1 < standing.mean() < 0.9
     assert scorer(model, X, y) == pytest.approx(standing.mean())
@@ -300,6 +320,177 @@ def test_a_weight_is_a_repetition(model):
     scorer = RobustScorer(eps=[0.1, 0.3], n_steps=5)
     wanted = scorer(model, X[repeated], y[repeated])
     assert scorer(model, X, y, sample_weight=weight) == pytest.approx(wanted)
+
+
+# --- averages over classes ----------------------------------------------------------------
+
+
+def plain_average(standing, labels, weight, average):
+    """What `average` says, spelled out."""
+    accuracies = []
+    for label in sorted(set(labels)):
+        total = right = 0.0
+        for one, own, w in zip(standing, labels, weight, strict=True):
+            if own == label:
+                total, right = total + w, right + w * one
+        if total > 0:
+            accuracies.append(right / total)
+    accuracies.sort()
+    if average == "mean":
+        return sum(w * one for w, one in zip(weight, standing, strict=True)) / sum(weight)
+    if average == "worst_class":
+        return accuracies[0]
+    if average == "disparity":
+        return accuracies[0] - accuracies[-1]
+    n_worst = -(-3 * len(accuracies) // 10)  # 30 %, rounded up
+    return sum(accuracies[:n_worst]) / n_worst
+
+
+AVERAGES = ["mean", "worst_class", "tail30", "disparity"]
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("average", AVERAGES)
+def test_an_average_over_classes_is_what_it_says(model, scorer, standing, average, weighted):
+    weight = np.random.default_rng(1).uniform(size=len(X)) if weighted else np.ones(len(X))
+    given = weight if weighted else None
+    score = clone(scorer).set_params(average=average)(model, X, y, sample_weight=given)
+    assert type(score) is float
+    assert score == pytest.approx(plain_average(standing, y, weight, average), abs=1e-12)
+
+
+@pytest.mark.parametrize("n_classes", [1, 2, 3, 4, 7, 10, 20])
+@pytest.mark.parametrize("average", AVERAGES)
+def test_an_average_is_right_for_any_number_of_classes(average, n_classes):
+    rng = np.random.default_rng(n_classes)
+    labels = np.concatenate([np.arange(n_classes), rng.integers(n_classes, size=100)])
+    right = rng.random(len(labels)) < (labels + 1) / (n_classes + 1)
+    weight = rng.uniform(size=len(labels))
+    wanted = plain_average(right, labels, weight, average)
+    assert average_accuracy(right, labels, weight, average) == pytest.approx(wanted, abs=1e-12)
+
+
+@pytest.mark.parametrize("average", AVERAGES)
+def test_classes_that_do_not_occur_or_weigh_nothing_do_not_count(model, scorer, standing, average):
+    scorer = clone(scorer).set_params(average=average)
+    two = y != 2
+    wanted = plain_average(standing[two], y[two], np.ones(two.sum()), average)
+    assert scorer(model, X[two], y[two]) == pytest.approx(wanted)
+    assert scorer(model, X, y, sample_weight=two.astype(float)) == pytest.approx(wanted)
+
+
+def test_the_averages_are_in_order(model):
+    scores = {
+        average: robust_accuracy_score(model, X, y, eps=[0, 0.1, 0.2], average=average, n_steps=5)
+        for average in AVERAGES
+    }
+    for key in scores["mean"]:
+        worst, tail, mean = (scores[a][key] for a in ("worst_class", "tail30", "mean"))
+        assert worst <= tail <= mean
+        assert -1 <= scores["disparity"][key] <= 0
+    by_class = [(model.predict(X) == y)[y == k].mean() for k in range(3)]
+    assert scores["worst_class"]["accuracy"] == pytest.approx(min(by_class))
+    assert scores["disparity"]["accuracy"] == pytest.approx(min(by_class) - max(by_class))
+
+
+def test_a_search_may_choose_the_average(scorer):
+    scoring = {a: clone(scorer).set_params(average=a) for a in ("mean", "worst_class")}
+    search = searched(scoring=scoring, refit="worst_class")
+    worst = search.cv_results_["mean_test_worst_class"]
+    assert search.best_index_ == worst.argmax()
+    assert (worst <= search.cv_results_["mean_test_mean"]).all()
+
+
+# --- features that may change -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("norm", DUAL_ORDER)
+@pytest.mark.parametrize("scale", [None, [1.0, 0.1, 3.0, 10.0]])
+@pytest.mark.parametrize(
+    "mutable",
+    [[0, 3], np.array([0, -1]), [True, False, False, True], np.array([1, 0, 0, 1], bool)],
+    ids=["indices", "from the end", "mask", "array"],
+)
+def test_only_mutable_features_count_in_the_closed_form(norm, scale, mutable):
+    model = with_plane(BINARY_X, BINARY_Y, np.array([-0.3, -0.5, 0.6, 0.8]), -1.2)
+    unit = np.array([1.0, 0, 0, 1.0]) * (1.0 if scale is None else scale)
+    distance = distances(model, BINARY_X, BINARY_Y, norm, unit)
+    params = {"norm": norm, "feature_scale": scale, "mutable": mutable}
+    assert_closed_form(model, BINARY_X, BINARY_Y, distance, **params)
+
+
+@pytest.mark.parametrize("names", [["petal", "sepal"], ("sepal", "petal"), "petal"])
+def test_mutable_features_may_be_given_by_the_names_of_columns(scorer, names):
+    columns = ["sepal", "width", "length", "petal"]
+    frame = pd.DataFrame(X, columns=columns)
+    model = small(max_epochs=20).fit(frame, y)
+    index = [columns.index(name) for name in ([names] if isinstance(names, str) else names)]
+    by_name, by_place = (clone(scorer).set_params(mutable=m) for m in (names, index))
+    assert by_name(model, frame, y) == by_place(model, frame, y)
+    assert by_place(model, frame, y) > scorer(model, frame, y)
+    with pytest.raises(ValueError, match=r"'petl' is none \(did you mean 'petal'\?\)"):
+        clone(scorer).set_params(mutable=["petl"])(model, frame, y)
+
+
+# --- black boxes and the strong attack ----------------------------------------------------
+
+
+@pytest.mark.parametrize("norm", DUAL_ORDER)
+def test_strong_fools_whom_the_quick_attacks_fool(model, norm, short_last_stage):
+    params = {"norm": norm, "eps": [0.1, 0.3], "bounds": (0, 8), "feature_scale": "std"}
+    strong = robust_accuracy_score(model, X, y, attack="strong", **params)
+    for attack in ("pgd", "fgsm", Square(n_queries=100)):
+        weaker = robust_accuracy_score(model, X, y, attack=attack, **params)
+        assert all(strong[key] <= weaker[key] for key in strong)
+
+
+@pytest.mark.parametrize("attack", [Square(n_queries=60), RayS(n_queries=200)], ids=repr)
+@pytest.mark.parametrize("data_frame", [False, True])
+def test_a_stump_is_attacked_as_a_black_box(attack, data_frame):
+    values = pd.DataFrame(BINARY_X, columns=list("abcd")) if data_frame else BINARY_X
+    stump = DecisionTreeClassifier(max_depth=1, random_state=0).fit(values, BINARY_Y)
+    feature, threshold = stump.tree_.feature[0], stump.tree_.threshold[0]
+    far = np.abs(BINARY_X[:, feature] - threshold) > 0.33
+    wanted = (far & (stump.predict(values) == BINARY_Y)).mean()
+    assert 0.2 < wanted < 0.8
+    assert robust_accuracy_score(stump, values, BINARY_Y, eps=0.33, attack=attack) == wanted
+
+
+def test_strong_on_a_black_box_says_that_it_is_weaker(short_last_stage):
+    stump = DecisionTreeClassifier(max_depth=1, random_state=0).fit(BINARY_X, BINARY_Y)
+    square = robust_accuracy_score(
+        stump, BINARY_X, BINARY_Y, eps=0.33, attack=Square(n_queries=100)
+    )
+    with pytest.warns(AttackWarning, match="weaker than a gradient attack"):
+        score = robust_accuracy_score(stump, BINARY_X, BINARY_Y, eps=0.33, attack="strong")
+    assert score == square
+
+
+@pytest.mark.parametrize("attack", ["pgd", "fgsm", PGD(), FGSM()])
+def test_a_gradient_attack_on_a_tree_is_rejected(attack):
+    tree = DecisionTreeClassifier().fit(X, y)
+    with pytest.raises(NotDifferentiableError, match="type DecisionTreeClassifier"):
+        robust_accuracy_score(tree, X, y, attack=attack)
+
+
+def test_a_search_over_black_boxes_may_be_scored():
+    search = GridSearchCV(
+        KNeighborsClassifier(),
+        {"n_neighbors": [1, 9]},
+        scoring=RobustScorer(attack=Square(n_queries=20), eps=0.3),
+        cv=CV,
+    ).fit(X, y)
+    assert 0 < search.best_score_ < 1
+
+
+def test_lines_are_printed_only_if_asked_for(model, scorer, capsys):
+    wanted = scorer(model, X, y)
+    assert capsys.readouterr().out == ""
+    assert clone(scorer).set_params(verbose=True, batch_size=30)(model, X, y) == wanted
+    lines = capsys.readouterr().out.splitlines()
+    n_right = int((model.predict(X) == y).sum())
+    assert len(lines) == -(-n_right // 30)
+    assert lines[-1].startswith(f"[PGD, linf eps=0.2] {n_right} of {n_right} samples, ")
 
 
 # --- inputs -------------------------------------------------------------------------------
@@ -688,6 +879,7 @@ SCORERS = [
     RobustScorer(),
     RobustScorer(norm="l2", eps=[0.1, 0.2], bounds=(0, 1), feature_scale="std"),
     RobustScorer(attack=PGD(n_steps=7, loss="margin"), eps=0.3),
+    RobustScorer(attack="strong", average="tail30", mutable=[0, 2], verbose=True),
 ]
 
 
@@ -772,10 +964,17 @@ BAD_PARAMS = [
     ({"eps": True}, "Got eps=True, but expected a non-negative"),
     ({"eps": []}, r"Got eps=\[\], but expected at least one radius"),
     ({"eps": [0.1, -2]}, "Got eps=-2, but expected a non-negative"),
-    ({"norm": "l3"}, "Got norm='l3', but expected one of 'l2', 'linf'"),
+    ({"norm": "l3"}, "Got norm='l3', but expected one of 'l2', 'linf', 'l1'"),
     ({"norm": "inf"}, "Got norm='inf', .*did you mean 'linf'"),
     ({"attack": "pdg"}, "Got attack='pdg', but expected one of 'pgd', 'fgsm'.*mean 'pgd'"),
     ({"attack": PGD}, "Got attack=.*PGD.*, but expected one of 'pgd', 'fgsm'"),
+    ({"average": "worst"}, "Got average='worst', but expected one of 'mean', 'worst_class', "),
+    ({"average": "worst_clas"}, r"Got average='worst_clas', .*did you mean 'worst_class'"),
+    ({"average": None}, "Got average=None, but expected one of 'mean', 'worst_class', 'tail30'"),
+    ({"mutable": [2]}, r"Got mutable=\[2\], but expected None, a boolean mask of the 2 features"),
+    ({"mutable": [True] * 3}, "Got mutable=.*a boolean mask of the 2 features"),
+    ({"mutable": ["u"]}, r"Got mutable=\['u'\].*names need a DataFrame"),
+    ({"attack": Square(n_queries=0)}, "Got n_queries=0, but expected an integer of at least 1"),
     ({"n_steps": 0}, "Got n_steps=0, but expected an integer of at least 1"),
     ({"n_steps": 2.5}, r"Got n_steps=2\.5, but expected an integer"),
     ({"n_restarts": 0}, "Got n_restarts=0, but expected an integer of at least 1"),
