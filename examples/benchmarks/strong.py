@@ -52,7 +52,7 @@ def make_reference():
             reference = pyautoattack.AutoAttack(
                 module, norm=names[norm], eps=eps, seed=0, version="standard", device="cpu"
             )
-            return lambda X, y: reference.run_standard_evaluation(X, y, batch_size=250)
+            return lambda X, y: reference.run_standard_evaluation(X, y, batch_size=250)[0]
 
         return "pyautoattack", attack
     except ImportError:
