@@ -40,7 +40,7 @@ def short_last_stage(monkeypatch):
     """The last stages ask a sample thousands of times, for which tests are too short."""
     for known, plans in PLANS.items():
         last = plans[-1]
-        attack = clone(last.attack).set_params(n_queries=150)
+        attack = clone(last.attack).set_params(n_queries=100)
         monkeypatch.setitem(PLANS, known, (*plans[:-1], last._replace(attack=attack)))
 
 
@@ -256,7 +256,7 @@ def test_trees_are_attacked_by_their_probabilities(classifier):
     assert detail(report, "weak attack") == "without gradients, only Square was run"
     assert [stage.name for stage in report.stages] == ["clean", "Square"]
     assert fooled_by(report, "Square") >= 5
-    assert report.stages[1].n_queries <= 150
+    assert report.stages[1].n_queries <= 100
 
 
 def test_a_tree_falls_exactly_where_a_threshold_is_near():
@@ -611,7 +611,6 @@ def test_the_size_of_the_batches_does_not_matter(model, params):
 def test_nothing_is_printed_unless_asked_for(model, capsys):
     evaluate(model)
     assert capsys.readouterr().out == ""
-    evaluate(model, batch_size=30)
     evaluate(model, batch_size=30, verbose=True)
     lines = capsys.readouterr().out.splitlines()
     n_attacked = int((model.predict(X) == y).sum())

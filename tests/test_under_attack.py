@@ -78,7 +78,7 @@ def arrays(perturbed):
 # --- batches ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 49, 50, 1000])
+@pytest.mark.parametrize("batch_size", [5, 36, 1000])
 @pytest.mark.parametrize("attack", [PGD(n_steps=5, eps=0.1), Cascade(eps=0.1)], ids=str)
 def test_batches_are_joined_in_the_order_of_the_samples(attack, batch_size):
     index = RNG.permutation(50)[:37]
@@ -137,7 +137,7 @@ def test_sure_probabilities_are_attacked_as_probabilities_in_every_batch(batch_s
     assert 10 < sure.sum() < 50
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = subject.perturb(Cascade(eps=0.1), EVERYONE).found
+        found = subject.perturb(Cascade(eps=0.1), EVERYONE[:15]).found
     names = [stage.name for stage in found.stages]
     assert names[:2] == ["clean", "PGD"]
     assert "RayS" not in names
