@@ -19,8 +19,8 @@ def adversarial_distances(
     *,
     norm: str = "linf",
     eps: float = np.inf,
-    n_steps: int = 20,
-    n_restarts: int = 1,
+    n_steps: int = 12,
+    n_restarts: int = 2,
     feature_scale: Any = None,
     bounds: Any = None,
     mutable: Any = None,
@@ -46,10 +46,11 @@ def adversarial_distances(
         Norm of the perturbation.
     eps : float, default=numpy.inf
         Largest radius that is looked at.
-    n_steps : int, default=20
+    n_steps : int, default=12
         Gradient steps of one restart.
-    n_restarts : int, default=1
-        Independent searches; the first starts at X.
+    n_restarts : int, default=2
+        Searches: the first from X, the second from the other side of X than the first ended,
+        the others from random points.
     feature_scale : None, "std", "range" or array of shape (n_features,), default=None
         Unit of each feature; "std" and "range" are those of X. A feature that is constant
         there is held fixed.
@@ -62,7 +63,7 @@ def adversarial_distances(
     batch_size : int or "auto", default="auto"
         Samples attacked at once.
     random_state : int, RandomState instance or None, default=0
-        Seed of the random starts of all restarts but the first.
+        Seed of the random starts of all restarts but the first two.
     verbose : bool, default=False
         Print a line for each batch.
 
@@ -127,8 +128,8 @@ def robustness_curve(
     *,
     norm: str = "linf",
     eps: Any = None,
-    n_steps: int = 20,
-    n_restarts: int = 1,
+    n_steps: int = 12,
+    n_restarts: int = 2,
     feature_scale: Any = None,
     bounds: Any = None,
     mutable: Any = None,

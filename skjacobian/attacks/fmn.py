@@ -42,6 +42,8 @@ class FMN(Attack):
       full gradients left the robust accuracy a point higher.
     - What is climbed is the margin with a soft maximum over the wrong classes, whose
       temperature falls. Following the one class that leads now ends at worse optima.
+    - A second, shorter search begins opposite of where the first ended: there it finds
+      another optimum more often than from a random point, and than more steps would.
 
     Parameters
     ----------
@@ -56,11 +58,11 @@ class FMN(Attack):
         Numbers or one value per feature. None means unbounded; there is no implicit clip.
     mutable : array of bool or of int, optional
         Mask or indices of the features that may change, one per feature; None is all.
-    n_steps : int, default=20
+    n_steps : int, default=12
         Gradient steps of one restart.
-    n_restarts : int, default=1
-        Independent searches, the first from X, the others from random points at most as
-        far from it as the closest found so far.
+    n_restarts : int, default=2
+        Searches: the first from X, the second from 2X - X_adv with the closest X_adv found
+        by the first, the others from random points at most as far from X as the closest.
 
     Examples
     --------
@@ -73,8 +75,8 @@ class FMN(Attack):
 
     # The factor c and the power p of the step size α = c·r·(1 - step/n_steps)^p.
     STEP_SIZES = {"linf": (4, 3), "l2": (4, 3), "l1": (1, 2)}
-    # Temperatures of the soft maximum at the first and the last step, as shares of the
-    # spread of the logits.
+    # Temperatures of the soft maximum at the first and the last step of the first search, as
+    # shares of the spread of the logits. All other searches stay at the last.
     TEMPERATURES = 0.12, 0.03
 
     def __init__(
@@ -85,8 +87,8 @@ class FMN(Attack):
         feature_scale: Any = None,
         bounds: Any = None,
         mutable: Any = None,
-        n_steps: int = 20,
-        n_restarts: int = 1,
+        n_steps: int = 12,
+        n_restarts: int = 2,
     ) -> None:
         self.norm = norm
         self.eps = eps
@@ -145,19 +147,15 @@ class FMN(Attack):
         for restart in range(check_count("n_restarts", self.n_restarts)):
             if not search.restart():
                 return
-            X_adv = search.ball.X
-            if restart > 0:
-                radius = closest.distance[search.active]
-                near = radius.where(radius.isfinite(), 0.0)
-                X_adv = _with_radius(search.ball, near).random_start(generator)
-            self._descend(search, closest, X_adv)
+            self._descend(search, closest, restart, closest.start(search, restart, generator))
         closest.record(search)
 
-    def _descend(self, search: Search, closest: "_Closest", X_adv: Tensor) -> None:
+    def _descend(self, search: Search, closest: "_Closest", restart: int, X_adv: Tensor) -> None:
         """Approach the boundary once from one start; algorithm 1 of the paper."""
         n_steps = check_count("n_steps", self.n_steps)
         for step in range(n_steps):
-            found, _, gradient = search.gradient(X_adv, self._loss(search, step / n_steps))
+            progress = step / n_steps if restart == 0 else 1.0
+            found, _, gradient = search.gradient(X_adv, self._loss(search, progress))
             length = _length(search.ball, X_adv)
             closest.update(search, X_adv, found, length)
             kept = search.drop(step)
@@ -187,6 +185,17 @@ class _Closest:
         self.distance = ball.X.new_full((len(ball.X),), torch.inf)
         self.margin = ball.X.new_full((len(ball.X),), -torch.inf)
 
+    def start(self, search: Search, restart: int, generator: torch.Generator) -> Tensor:
+        """Return where a restart begins: at X, opposite of the closest, or at random."""
+        ball = search.ball
+        if restart == 0:
+            return ball.X
+        if restart == 1:
+            opposite = 2 * ball.X - self.X_adv[search.active]
+            return opposite if ball.low is None else opposite.clamp_(ball.low, ball.high)
+        radius = self.distance[search.active]
+        return _with_radius(ball, radius.where(radius.isfinite(), 0.0)).random_start(generator)
+
     def update(self, search: Search, X_adv: Tensor, found: Tensor, length: Tensor) -> None:
         """Keep those of the active samples' points that fool the model and are closer."""
         standing = self.distance[search.active].isinf()
@@ -194,7 +203,9 @@ class _Closest:
         # Misclassified from the outset: nothing can be closer.
         search.record(X_adv, found, (found > 0) & (length == 0))
         search.done |= (found > 0) & (length == 0)
-        chosen = ((found > 0) & (length < self.distance[search.active])).nonzero().squeeze(1)
+        # Not by rounding alone: who is fooled at the distance kept stays at that distance.
+        closer = length < self.distance[search.active] * (1 - OVERSHOOT)
+        chosen = ((found > 0) & closer).nonzero().squeeze(1)
         target = search.active[chosen]
         self.X_adv[target] = X_adv[chosen]
         self.distance[target] = length[chosen]
@@ -230,9 +241,10 @@ def _free_part(ball: Ball, X_adv: Tensor, gradient: Tensor) -> Tensor:
     # Arithmetic, because on the CPU comparisons cost ten times as much.
     far = gradient * (torch.finfo(gradient.dtype).max / 2)
     room = far.add_(X_adv).clamp_(ball.low, ball.high).sub_(X_adv).abs_()
-    rounding = (X_adv.abs() + ball.X.abs()).mul_(8 * torch.finfo(gradient.dtype).eps)
-    can_move = room.sub_(rounding).sign_().relu_()
-    return can_move.mul_(gradient)
+    if ball.norm != "linf":  # whose iterates reach their bounds exactly
+        rounding = (X_adv.abs() + ball.X.abs()).mul_(8 * torch.finfo(gradient.dtype).eps)
+        room = room.sub_(rounding).relu_()
+    return room.sign_().mul_(gradient)
 
 
 def _with_radius(ball: Ball, radius: Tensor) -> Ball:
@@ -249,6 +261,8 @@ def _ascend(
     ball: Ball, X_adv: Tensor, gradient: Tensor, radius: Tensor, step_size: Tensor
 ) -> Tensor:
     """Return the next iterate, inside the ball of this radius up to rounding."""
+    if ball.norm == "linf":
+        return _ascend_linf(ball, X_adv, gradient, radius, step_size)
     if ball.norm == "l1":  # whose step starts inside
         length = _length(ball, X_adv)
         share = radius / torch.maximum(length, radius).clamp(min=torch.finfo(length.dtype).tiny)
@@ -256,6 +270,17 @@ def _ascend(
     X_adv = _with_radius(ball, radius).ascend(X_adv, gradient, step_size)
     # What rounding leaves outside the box is moved before it is judged, not after.
     return X_adv if ball.low is None else X_adv.clamp_(ball.low, ball.high)
+
+
+def _ascend_linf(
+    ball: Ball, X_adv: Tensor, gradient: Tensor, radius: Tensor, step_size: Tensor
+) -> Tensor:
+    """Ascend without building the box of this radius, which took as long as the model."""
+    reach = rows(radius, X_adv) if ball.scale is None else rows(radius, X_adv) * ball.scale
+    delta = ball.steepest(gradient).mul_(step_size).add_(X_adv).sub_(ball.X)
+    torch.minimum(delta, reach, out=delta)
+    torch.maximum(delta, -reach, out=delta)
+    return delta.add_(ball.X).clamp_(ball.low, ball.high)
 
 
 def _length(ball: Ball, X_adv: Tensor) -> Tensor:

@@ -4,6 +4,8 @@ import torch
 from scipy.optimize import linprog
 
 from skjacobian.attacks import FMN
+from skjacobian.attacks.fmn import _ascend
+from skjacobian.geometry import Ball
 from skjacobian.modules import MLP
 
 NORMS = ["linf", "l2", "l1"]
@@ -203,6 +205,37 @@ def test_more_restarts_are_never_worse(norm):
         distances = attack.distances(net, X, y, generator=seeded())
         assert (distances <= previous + 1e-12).all()
         previous = distances
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_the_second_search_begins_opposite_of_where_the_first_ended(norm):
+    model, asked = Linear(), []
+
+    def spy(X):
+        asked.append(X.detach().clone())
+        return model(X)
+
+    FMN(norm=norm, n_steps=3, bounds=(0, 1)).search(spy, model.X, model.y, generator=seeded())
+    first = FMN(norm=norm, n_steps=3, n_restarts=1, bounds=(0, 1))
+    closest = first.search(model, model.X, model.y)
+    opposite = (2 * model.X - closest.X_adv).clamp(0, 1)
+    assert closest.fooled.sum() > 20
+    assert torch.equal(asked[4][closest.fooled], opposite[closest.fooled])
+
+
+@pytest.mark.parametrize("scale", [None, torch.tensor([1, 2, 0, 0.5, 1, 3]).double()])
+@pytest.mark.parametrize("bounds", [None, (0.0, 1.0)], ids=["unbounded", "bounded"])
+def test_a_linf_step_is_that_of_the_ball_of_its_radius(bounds, scale):
+    X, gradient = Linear(n=50).X, torch.randn(50, 6, generator=seeded(2), dtype=torch.float64)
+    box = None if bounds is None else tuple(torch.full((6,), side).double() for side in bounds)
+    radius = torch.linspace(0, 0.7, 50, dtype=torch.float64)
+    outer = Ball.around(X, norm="linf", eps=0.6, scale=scale, bounds=box)
+    inner = Ball.around(X, norm="linf", eps=radius.clamp(max=0.6), scale=scale, bounds=box)
+    start, step_size = outer.random_start(seeded(3)), radius.reshape(-1, 1) / 2
+    expected = inner.ascend(start, gradient.clone(), step_size)
+    moved = _ascend(outer, start, gradient.clone(), radius, step_size)
+    torch.testing.assert_close(moved, expected)
+    assert outer.contains(moved).all()
 
 
 @pytest.mark.parametrize("norm", NORMS)
