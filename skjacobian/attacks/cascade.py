@@ -45,7 +45,12 @@ def nearly_fooled(share: float) -> Who:
 def misled(search: Search) -> Tensor:
     """Attack where gradients seem to mislead: Square came closer, or there are none."""
     gain = next(stage.gain for stage in search.stages if stage.name == PROBE)
-    return (gain > ROUNDING) | search.is_zero | search.is_not_finite
+    return (gain > ROUNDING) | without_gradient(search)
+
+
+def without_gradient(search: Search) -> Tensor:
+    """Attack where the first gradient was zero or not finite."""
+    return search.is_zero | search.is_not_finite
 
 
 def misled_or_nearly_fooled(search: Search) -> Tensor:
@@ -73,10 +78,11 @@ PLANS: dict[str, tuple[Plan, ...]] = {
     "gradients of few features": (
         Plan("PGD", PGD(n_steps=40), everyone),
         Plan("PGD, targeted", PGD(n_steps=40, n_targets=9), nearly_fooled(0.5)),
-        Plan("PGD, restarted", PGD(n_steps=40, n_restarts=10), nearly_fooled(0.5)),
-        Plan("PGD, on the margin", PGD(n_restarts=10, loss="margin"), nearly_fooled(0.5)),
+        Plan("PGD, restarted", PGD(n_steps=40, n_restarts=20), nearly_fooled(0.5)),
+        Plan("PGD, on the margin", PGD(n_restarts=20, loss="margin"), nearly_fooled(0.5)),
         Plan(PROBE, Square(n_queries=100), everyone),
-        Plan("Square", Square(n_queries=5000), misled_or_nearly_fooled),
+        Plan("Square", Square(n_queries=1000), misled_or_nearly_fooled),
+        Plan("Square, longer", Square(n_queries=5000), without_gradient),
     ),
     "scores": (Plan("Square", Square(n_queries=5000), everyone),),
     "labels": (Plan("RayS", RayS(n_queries=3000), everyone),),
@@ -99,8 +105,9 @@ class Cascade(Attack):
     6. Square with 5,000 queries, on the samples whose gradient was zero or not finite, and on
        those where step 5 came closer than all gradients: signs that the gradients mislead.
 
-    With at most 100 features, steps 3 and 4 attack all that have no more than half left, step
-    4 climbs the margin from 10 starts too, and so does step 6 attack all of those.
+    With at most 100 features, step 4 attacks all that have no more than half left, from 20
+    starts on the soft margin and from 20 on the margin, and Square follows on them with 1,000
+    queries.
 
     Samples that steps 3 and 4 leave out were hardly ever fooled by them (docs/benchmarks.md).
     A model without gradients gets Square with 5,000 queries, one that returns only decisions
