@@ -18,6 +18,7 @@ from skjacobian.datasets import load_mnist
 
 RADII = {"linf": np.geomspace(0.01, 0.3, 10), "l2": np.geomspace(0.2, 3, 10)}
 COMMON = {"module__hidden_units": (256, 256), "batch_size": 128, "random_state": 0}
+LONG = "curve, one search of 24 steps"
 ONE, TEN = "PGD-40, one scorer", "PGD-40, ten scorers"
 
 
@@ -50,9 +51,9 @@ def compare(model, X, y, norm, radii):
     """Yield the cells of the row of each way to get robust accuracy at all radii."""
     accuracies = {}
 
-    def curve(name, n_restarts):
+    def curve(name, **params):
         accuracies[name] = robustness_curve(
-            model, X, y, norm=norm, eps=radii, bounds=(0, 1), n_restarts=n_restarts
+            model, X, y, norm=norm, eps=radii, bounds=(0, 1), **params
         )[1]
 
     def one_scorer():
@@ -64,8 +65,8 @@ def compare(model, X, y, norm, radii):
         accuracies[TEN] = np.array([scorer(model, X, y) for scorer in scorers])
 
     candidates = {
-        "curve": lambda: curve("curve", 1),
-        "curve, 2 restarts": lambda: curve("curve, 2 restarts", 2),
+        "curve": lambda: curve("curve"),
+        LONG: lambda: curve(LONG, n_steps=24, n_restarts=1),
         ONE: one_scorer,
         TEN: ten_scorers,
     }
