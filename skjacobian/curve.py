@@ -19,7 +19,7 @@ def adversarial_distances(
     *,
     norm: str = "linf",
     eps: float = np.inf,
-    n_steps: int = 12,
+    n_steps: int = 14,
     n_restarts: int = 2,
     feature_scale: Any = None,
     bounds: Any = None,
@@ -46,7 +46,7 @@ def adversarial_distances(
         Norm of the perturbation.
     eps : float, default=numpy.inf
         Largest radius that is looked at.
-    n_steps : int, default=12
+    n_steps : int, default=14
         Gradient steps of one restart.
     n_restarts : int, default=2
         Searches: the first from X, the second from the other side of X than the first ended,
@@ -128,7 +128,7 @@ def robustness_curve(
     *,
     norm: str = "linf",
     eps: Any = None,
-    n_steps: int = 12,
+    n_steps: int = 14,
     n_restarts: int = 2,
     feature_scale: Any = None,
     bounds: Any = None,

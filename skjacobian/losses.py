@@ -1,9 +1,11 @@
 """Per-sample losses of logits, each `(logits, y) -> (n_samples,)`, higher is worse."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -120,12 +122,29 @@ def soft_margin(logits: Tensor, y: Tensor, temperature: float = TEMPERATURE) -> 
     >>> soft_margin(100 * logits, torch.tensor([0]))
     tensor([-99.9926])
     """
-    with torch.no_grad():
+    value: Tensor = _SoftMargin.apply(logits, y, temperature)  # type: ignore[no-untyped-call]
+    return value
+
+
+class _SoftMargin(torch.autograd.Function):
+    """One node where autograd would make a dozen, which an attack feels at every step."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, y: Tensor, temperature: float) -> Tensor:
         T = temperature * (logits.amax(1, keepdim=True) - logits.amin(1, keepdim=True))
         T = torch.where(T > 0, T, 1.0)
-    index = y.unsqueeze(1)
-    others = T * (logits / T).scatter(1, index, -torch.inf).logsumexp(1, keepdim=True)
-    return (others - logits.gather(1, index)).squeeze(1)
+        index = y.unsqueeze(1)
+        others = (logits / T).scatter_(1, index, -torch.inf)
+        log_sum = others.logsumexp(1, keepdim=True)
+        # The soft maximum weighs the wrong classes by the softmax over them.
+        ctx.save_for_backward(others.sub_(log_sum).exp_().scatter_(1, index, -1.0))
+        return (T * log_sum - logits.gather(1, index)).squeeze(1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return upstream.unsqueeze(1) * gradient, None, None
 
 
 def targeted_cross_entropy(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:

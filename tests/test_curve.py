@@ -337,7 +337,7 @@ def test_the_search_is_that_of_fmn_by_default():
         ({"norm": "linfty"}, "Got norm='linfty', but expected one of"),
         ({"n_steps": 0}, "Got n_steps=0, but expected an integer of at least 1."),
         ({"n_restarts": 1.5}, "Got n_restarts=1.5, but expected an integer of at least 1."),
-        ({"batch_size": 0}, "Got batch_size=0, but expected an integer of at least 1."),
+        ({"batch_size": 0}, "Got batch_size=0, but expected an integer of at least 1"),
         ({"feature_scale": "sd"}, "Got feature_scale='sd', but expected one of 'std', 'range'"),
         ({"mutable": [9]}, "Got mutable=[9], but expected None, a boolean mask of the 4 features"),
         ({"bounds": (5, 0)}, "Got bounds=(5, 0), but expected None or a pair (low, high)"),

@@ -18,7 +18,7 @@ from skjacobian.datasets import load_mnist
 
 RADII = {"linf": np.geomspace(0.01, 0.3, 10), "l2": np.geomspace(0.2, 3, 10)}
 COMMON = {"module__hidden_units": (256, 256), "batch_size": 128, "random_state": 0}
-LONG = "curve, one search of 24 steps"
+LONG = "curve, one search of 28 steps"
 ONE, TEN = "PGD-40, one scorer", "PGD-40, ten scorers"
 
 
@@ -66,7 +66,7 @@ def compare(model, X, y, norm, radii):
 
     candidates = {
         "curve": lambda: curve("curve"),
-        LONG: lambda: curve(LONG, n_steps=24, n_restarts=1),
+        LONG: lambda: curve(LONG, n_steps=28, n_restarts=1),
         ONE: one_scorer,
         TEN: ten_scorers,
     }

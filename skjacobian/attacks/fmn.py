@@ -58,7 +58,7 @@ class FMN(Attack):
         Numbers or one value per feature. None means unbounded; there is no implicit clip.
     mutable : array of bool or of int, optional
         Mask or indices of the features that may change, one per feature; None is all.
-    n_steps : int, default=12
+    n_steps : int, default=14
         Gradient steps of one restart.
     n_restarts : int, default=2
         Searches: the first from X, the second from 2X - X_adv with the closest X_adv found
@@ -87,7 +87,7 @@ class FMN(Attack):
         feature_scale: Any = None,
         bounds: Any = None,
         mutable: Any = None,
-        n_steps: int = 12,
+        n_steps: int = 14,
         n_restarts: int = 2,
     ) -> None:
         self.norm = norm
