@@ -56,7 +56,9 @@ LAYERS = {
 }
 
 # Packages of one layer, which other layers import by the name of the package.
-REEXPORTING = ("skjacobian.attacks", "skjacobian.jacobian", "skjacobian.objectives")
+REEXPORTING = tuple(
+    f"skjacobian.{name}" for name in ("attacks", "differentiable", "jacobian", "objectives")
+)
 
 FILES = sorted(ROOT.rglob("*.py"))
 TREES = {file: ast.parse(file.read_text()) for file in FILES}

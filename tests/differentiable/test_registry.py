@@ -30,6 +30,7 @@ from torch import nn
 
 from skjacobian import AdversarialClassifier, JacobianRegularizedClassifier
 from skjacobian.differentiable import as_torch, black_box
+from skjacobian.differentiable._registry import SETTINGS
 from skjacobian.exceptions import NotDifferentiableError
 
 X, y = make_classification(60, 6, n_informative=4, n_classes=3, random_state=0)
@@ -93,7 +94,7 @@ def test_the_view_of_a_transformer_is_its_transform(transformer, dtype):
     values = SPREAD.astype(dtype)
     seen = as_torch(transformer)(torch.from_numpy(values))
     wanted = transformer.transform(values)
-    assert str(seen.dtype) == f"torch.{dtype}"
+    assert str(seen.dtype) == f"torch.{wanted.dtype}"
     np.testing.assert_allclose(seen, wanted, rtol=PRECISION[dtype], atol=PRECISION[dtype])
 
 
@@ -248,7 +249,7 @@ def test_an_unknown_estimator_is_named_together_with_what_is_supported():
     model = KNeighborsClassifier().fit(X, y)
     with pytest.raises(
         NotDifferentiableError,
-        match=r"estimator of type KNeighborsClassifier.*StandardScaler.*as_torch\.register",
+        match=r"estimator of type KNeighborsClassifier.*docs/tabular\.md.*as_torch\.register",
     ):
         as_torch(model)
 
@@ -270,6 +271,43 @@ def test_an_unknown_step_of_a_pipeline_is_named(model, match):
     model.fit(X, y)
     with pytest.raises(NotDifferentiableError, match=match):
         as_torch(model)
+
+
+class OwnScaler(StandardScaler):
+    def transform(self, X):
+        return 2 * super().transform(X)
+
+
+class KnowingScaler(StandardScaler):
+    """As a release of scikit-learn with a new parameter would be."""
+
+    def __init__(self, *, copy=True, with_mean=True, with_std=True, cubed=False):
+        super().__init__(copy=copy, with_mean=with_mean, with_std=with_std)
+        self.cubed = cubed
+
+
+def test_a_subclass_that_transforms_its_own_way_is_rejected():
+    with pytest.raises(
+        NotDifferentiableError,
+        match=r"type OwnScaler, which has its own transform, but expected that of StandardScaler",
+    ):
+        as_torch(OwnScaler().fit(X))
+
+
+def test_a_setting_that_is_not_known_is_rejected_unless_it_is_left_alone():
+    as_torch(KnowingScaler().fit(X))
+    with pytest.raises(
+        NotDifferentiableError,
+        match=r"KnowingScaler\(cubed=True\), but the differentiable view of StandardScaler does "
+        "not know the parameter cubed",
+    ):
+        as_torch(KnowingScaler(cubed=True).fit(X))
+
+
+@pytest.mark.parametrize("kind", SETTINGS, ids=lambda kind: kind.__name__)
+def test_every_parameter_of_scikit_learn_is_known(kind):
+    new = set(kind._get_param_names()) - SETTINGS[kind]
+    assert not new, f"say in view_of({kind.__name__}) what becomes of {new}"
 
 
 def test_an_unknown_criterion_of_a_skorch_net_is_named():

@@ -1,0 +1,69 @@
+"""Any fitted classifier as a function of tensors, without gradients."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+
+from skjacobian.differentiable._registry import TensorFunction
+
+
+def black_box(estimator: Any, X: Any) -> TensorFunction:
+    """Return what a fitted classifier says of tensors, as scores without gradients.
+
+    Probabilities where it gives them, else the decision function, else rows of 0 and 1 for
+    the predicted class; columns in the order of `classes_`.
+
+    Parameters
+    ----------
+    estimator : fitted classifier
+    X : array-like of shape (n_samples, *features)
+        The container that the estimator receives; of a DataFrame the columns are kept.
+
+    Returns
+    -------
+    callable
+        Maps tensors of shape (n_samples, *features) to tensors (n_samples, n_classes).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.tree import DecisionTreeClassifier
+    >>> X, y = load_iris(return_X_y=True)
+    >>> scores = black_box(DecisionTreeClassifier(random_state=0).fit(X, y), X)
+    >>> scores(torch.from_numpy(X[:1]))
+    tensor([[1., 0., 0.]], dtype=torch.float64)
+    """
+    check_is_fitted(estimator)
+
+    def scores(samples: Tensor) -> Tensor:
+        values = samples.detach().cpu().numpy()
+        if hasattr(X, "columns"):
+            values = type(X)(values, columns=X.columns)
+        return torch.from_numpy(_class_scores(estimator, values)).to(samples)
+
+    return scores
+
+
+def _class_scores(estimator: Any, X: Any) -> np.ndarray:
+    """Return one column for each class."""
+    if hasattr(estimator, "predict_proba"):
+        return np.asarray(estimator.predict_proba(X))
+    if hasattr(estimator, "decision_function"):
+        decision = np.asarray(estimator.decision_function(X))
+        if decision.ndim == 1:
+            return np.stack([0 * decision, decision], axis=1)
+        if decision.shape[1] == len(estimator.classes_) and not _scores_pairs(estimator):
+            return decision
+    return (np.asarray(estimator.predict(X))[:, None] == estimator.classes_).astype(float)
+
+
+def _scores_pairs(estimator: Any) -> bool:
+    """Tell whether a decision function has a column for each of three pairs of three classes."""
+    if len(estimator.classes_) != 3 or not hasattr(estimator, "get_params"):
+        return False
+    params = estimator.get_params().items()
+    return any(k.endswith("decision_function_shape") and v == "ovo" for k, v in params)

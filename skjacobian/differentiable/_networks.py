@@ -1,0 +1,78 @@
+"""The views of torch modules and skorch nets."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from skjacobian._net import SkorchNet
+from skjacobian.differentiable._registry import (
+    ClassifierView,
+    TensorFunction,
+    as_torch,
+    binary_logits,
+)
+from skjacobian.exceptions import NotDifferentiableError
+
+LOGIT_CRITERIA = (nn.CrossEntropyLoss, nn.NLLLoss, nn.BCEWithLogitsLoss)
+
+
+class Network(ClassifierView):
+    """A network that takes any floating dtype and any device.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Returns logits.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, X: Tensor) -> Tensor:
+        """Return the logits of `X`, on the device and in the dtype of the weights."""
+        weight = next(self.module.parameters(), X)
+        return self.module(X.to(device=weight.device, dtype=weight.dtype))
+
+
+class SkorchLogits(Network):
+    """The logits of a skorch net, whatever its criterion expects of the module.
+
+    Parameters
+    ----------
+    net : skorch.NeuralNet
+        With one of `LOGIT_CRITERIA`: cross-entropy, negative log likelihood (whose module
+        returns probabilities, by skorch's convention) or binary cross-entropy on logits.
+    """
+
+    def __init__(self, net: SkorchNet) -> None:
+        super().__init__(net.module_)
+        self.criterion = net.criterion_
+
+    def forward(self, X: Tensor) -> Tensor:
+        """Return logits of shape (n_samples, n_classes)."""
+        output: Any = super().forward(X)
+        output = output[0] if isinstance(output, tuple) else output
+        if isinstance(self.criterion, nn.NLLLoss):
+            return (output + torch.finfo(output.dtype).eps).log()
+        if isinstance(self.criterion, nn.BCEWithLogitsLoss):
+            return binary_logits(output.reshape(-1))
+        return output
+
+
+@as_torch.register
+def _(module: nn.Module) -> TensorFunction:
+    return Network(module)
+
+
+@as_torch.register
+def _(net: SkorchNet) -> TensorFunction:
+    net.check_is_fitted()
+    if not isinstance(net.criterion_, LOGIT_CRITERIA):
+        known = ", ".join(criterion.__name__ for criterion in LOGIT_CRITERIA)
+        raise NotDifferentiableError(
+            f"Got a skorch net with criterion {type(net.criterion_).__name__}, but expected one "
+            f"of {known}: it is not known how others turn outputs into logits."
+        )
+    return SkorchLogits(net)

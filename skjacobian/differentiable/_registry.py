@@ -1,0 +1,190 @@
+"""The registry of torch views, and what views have in common.
+
+`as_torch` is a registry by type. Teach it a type of yours with::
+
+    @as_torch.register(MyTransformer)
+    def _(transformer):
+        return lambda X: ...  # a differentiable function of a tensor
+"""
+
+from collections.abc import Callable
+from functools import singledispatch
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor, nn
+
+from skjacobian.exceptions import NotDifferentiableError
+
+TensorFunction = Callable[[Tensor], Tensor]
+
+# The settings that the view of each scikit-learn type understands, or that do not matter
+# to a fitted object.
+SETTINGS: dict[type, frozenset[str]] = {}
+
+# What an estimator computes: a subclass with one of its own computes something else.
+_METHODS = ("transform", "predict", "predict_proba", "decision_function")
+
+
+@singledispatch
+def as_torch(estimator: Any) -> TensorFunction:
+    """Return the differentiable torch function that a fitted estimator computes.
+
+    Of a transformer it is the map that `transform` computes. Of a classifier it is the map
+    from raw X to logits of shape (n_samples, n_classes), columns in the order of `classes_`:
+    their softmax is `predict_proba`, or, where there is none that `predict` follows, they
+    are the `decision_function` (of two classes the columns 0 and the decision).
+
+    docs/tabular.md lists the estimators that are known. Others are taught with
+    ``as_torch.register(type)``, on a function from the fitted estimator to such a map.
+
+    Parameters
+    ----------
+    estimator : fitted estimator or transformer
+
+    Returns
+    -------
+    callable
+        Of the estimators known it is an `nn.Module`. It shares its weights with a network
+        in `estimator`.
+
+    Raises
+    ------
+    NotDifferentiableError
+        If no view is known; names the step of a pipeline that has none.
+
+    Examples
+    --------
+    >>> import numpy as np, torch
+    >>> from sklearn.preprocessing import MinMaxScaler
+    >>> scaler = MinMaxScaler().fit(np.array([[0.0], [4.0]]))
+    >>> as_torch(scaler)(torch.tensor([[1.0]]))
+    tensor([[0.2500]])
+    """
+    raise NotDifferentiableError(
+        f"Got an estimator of type {type(estimator).__name__}, of which no differentiable view "
+        "is known. docs/tabular.md lists those that are; teach it others with "
+        "as_torch.register. Attacks that need no gradients (attack='strong') do without."
+    )
+
+
+def view_of(
+    kind: type, settings: tuple[str, ...]
+) -> Callable[[Callable[[Any], nn.Module]], Callable[[Any], nn.Module]]:
+    """Register a function as the maker of the views of a scikit-learn type.
+
+    Parameters
+    ----------
+    kind : type
+        Also stands for its subclasses that compute as it does.
+    settings : tuple of str
+        The parameters of `kind` that the view follows, or that do not change what a fitted
+        object computes. Others raise where they are set.
+    """
+    SETTINGS[kind] = frozenset(settings)
+
+    def register(make: Callable[[Any], nn.Module]) -> Callable[[Any], nn.Module]:
+        def checked(estimator: Any) -> nn.Module:
+            check_is_fitted(estimator)
+            _check_computes_as(estimator, kind)
+            return make(estimator)
+
+        as_torch.register(kind, checked)
+        return make
+
+    return register
+
+
+def _check_computes_as(estimator: Any, kind: type) -> None:
+    """Raise if a fitted estimator may compute something else than those of a known type."""
+    for method in _METHODS:
+        if getattr(type(estimator), method, None) is not getattr(kind, method, None):
+            raise NotDifferentiableError(
+                f"Got an estimator of type {type(estimator).__name__}, which has its own "
+                f"{method}, but expected that of {kind.__name__}. Teach as_torch the new type "
+                "with as_torch.register."
+            )
+    defaults = type(estimator)().get_params(deep=False) if _has_defaults(estimator) else {}
+    for name, value in estimator.get_params(deep=False).items():
+        known = name in SETTINGS[kind]
+        if not known and not (name in defaults and _same(value, defaults[name])):
+            raise NotDifferentiableError(
+                f"Got {type(estimator).__name__}({name}={value!r}), but the differentiable view "
+                f"of {kind.__name__} does not know the parameter {name}."
+            )
+
+
+def _has_defaults(estimator: Any) -> bool:
+    """Tell whether an estimator can be made without arguments."""
+    try:
+        type(estimator)()
+    except TypeError:
+        return False
+    return True
+
+
+def _same(value: Any, default: Any) -> bool:
+    return value is default or bool(np.array_equal(value, default))
+
+
+class View(nn.Module):
+    """A torch function with the fitted arrays that it needs, as buffers."""
+
+    def hold(self, **arrays: Any) -> None:
+        """Register arrays as buffers; all but those of float32 and of indices as float64."""
+        for name, value in arrays.items():
+            tensor = torch.tensor(np.asarray(value))
+            if tensor.dtype not in (torch.float32, torch.int64):
+                tensor = tensor.double()
+            self.register_buffer(name, tensor)
+
+
+def as_precise_as(X: Tensor, array: Tensor) -> Tensor:
+    """Return `X` on the device of an array, in the wider of both types, as numpy computes."""
+    return X.to(device=array.device, dtype=torch.promote_types(X.dtype, array.dtype))
+
+
+class ClassifierView(View):
+    """The torch view of a classifier; `forward` returns logits, columns as `classes_`.
+
+    Attributes
+    ----------
+    has_proba : bool
+        Whether `predict_proba` is that of the estimator.
+    """
+
+    has_proba = True
+
+    def predict_proba(self, X: Tensor) -> Tensor:
+        """Return the probability of each class."""
+        return self(X).softmax(1)
+
+    def decision_function(self, X: Tensor) -> Tensor:
+        """Return what `decision_function` does; of two classes one value for each sample."""
+        logits = self(X)
+        return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
+
+
+class Function(ClassifierView):
+    """A function that a user registered, as a module."""
+
+    def __init__(self, function: TensorFunction) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, X: Tensor) -> Tensor:
+        """Return what the function does."""
+        return self.function(X)
+
+
+def module_of(estimator: Any) -> nn.Module:
+    """Return the view of a fitted estimator as a module, whatever was registered for it."""
+    view = as_torch(estimator)
+    return view if isinstance(view, nn.Module) else Function(view)
+
+
+def binary_logits(decision: Tensor) -> Tensor:
+    """Return logits of two classes, 0 and the decision function."""
+    return torch.stack([torch.zeros_like(decision), decision], dim=1)
