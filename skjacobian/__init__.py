@@ -7,8 +7,10 @@ from skjacobian.curve import adversarial_distances, robustness_curve
 from skjacobian.curve_display import RobustnessCurveDisplay
 from skjacobian.displays import JacobianNormDisplay
 from skjacobian.evaluation import evaluate_robustness
+from skjacobian.generalization import generalization_gap
 from skjacobian.metrics import RobustScorer, robust_accuracy_score
 from skjacobian.report import RobustnessReport
+from skjacobian.tightness import surrogate_gap
 
 __all__ = [
     "AdversarialClassifier",
@@ -20,7 +22,9 @@ __all__ = [
     "__version__",
     "adversarial_distances",
     "evaluate_robustness",
+    "generalization_gap",
     "plot_adversarial_examples",
     "robust_accuracy_score",
     "robustness_curve",
+    "surrogate_gap",
 ]

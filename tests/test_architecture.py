@@ -47,11 +47,15 @@ LAYERS = {
     "classifiers": 5,
     "metrics": 5,
     "adversarial_examples": 6,
+    "capacity": 6,
     "curve": 6,
     "curve_display": 6,
     "displays": 6,
     "evaluation": 6,
+    "generalization": 6,
     "report": 6,
+    "theory": 6,
+    "tightness": 6,
     "__init__": 6,
 }
 
