@@ -1,0 +1,175 @@
+"""What the views of classifiers made of other classifiers share; thresholds, self-training."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.special import logit
+from sklearn.model_selection import FixedThresholdClassifier, TunedThresholdClassifierCV
+from sklearn.semi_supervised import SelfTrainingClassifier
+from torch import Tensor
+
+from skjacobian.differentiable._composition import Chain
+from skjacobian.differentiable._registry import (
+    ClassifierView,
+    Function,
+    module_of,
+    view_of,
+)
+from skjacobian.exceptions import NotDifferentiableError
+
+
+def inner_view(estimator: Any, place: str, needs_proba: bool = False) -> ClassifierView:
+    """Return the view of a classifier that is part of another.
+
+    Parameters
+    ----------
+    estimator : fitted classifier
+    place : str
+        Where it stands, for the error if it has no view.
+    needs_proba : bool
+        Also raise if it gives no probabilities.
+    """
+    try:
+        module = module_of(estimator)
+    except NotDifferentiableError as error:
+        raise NotDifferentiableError(f"In {place}: {error}") from error
+    view = module if isinstance(module, ClassifierView) else Function(module)
+    if needs_proba and not (view.has_proba and hasattr(estimator, "predict_proba")):
+        raise NotDifferentiableError(
+            f"In {place}: Got {type(estimator).__name__}, but expected a classifier whose view "
+            "gives predict_proba: votes have no gradient."
+        )
+    return view
+
+
+def log_proba(view: ClassifierView, X: Tensor) -> Tensor:
+    """Return the logarithm of `predict_proba`, whose gradient does not end where that is 0 or 1."""
+    if isinstance(view, Chain):
+        return log_proba(view.last, view.transform(X))
+    if isinstance(view, Thresholded):
+        return log_proba(view.view, X)
+    if type(view).predict_proba is not ClassifierView.predict_proba:
+        return safe_log(view.predict_proba(X))
+    # A class that is ruled out has -inf, which would make gradients NaN.
+    return view(X).log_softmax(1).clamp_min(-1e30)
+
+
+def safe_log(P: Tensor) -> Tensor:
+    """Return the logarithm of probabilities, of 0 that of the smallest normal number."""
+    return P.clamp_min(torch.finfo(P.dtype).tiny).log()
+
+
+def together(tensors: Sequence[Tensor], dim: int) -> Tensor:
+    """Stack what several views return, on the device of the first."""
+    return torch.stack([tensor.to(tensors[0].device) for tensor in tensors], dim)
+
+
+def log_mean(log_P: Sequence[Tensor], weights: Any = None) -> Tensor:
+    """Return log Σᵢ wᵢ exp(log Pᵢ) / Σᵢ wᵢ."""
+    stacked = together(log_P, 0)
+    w = torch.ones(len(log_P)) if weights is None else torch.tensor(np.asarray(weights))
+    log_w = (w / w.sum()).to(stacked).log()
+    return torch.logsumexp(stacked + log_w[:, None, None], 0)
+
+
+class Thresholded(ClassifierView):
+    """A classifier of two classes with a threshold of its own.
+
+    The logits are 0 and how far the score is above the threshold. Of probabilities that is
+    the difference of the log odds, which does not saturate.
+
+    Parameters
+    ----------
+    view : ClassifierView
+        Gives `predict_proba` and `decision_function`, which have no threshold.
+    on_proba : bool
+        Whether the score is the probability of the positive class, or the decision function.
+    threshold : float
+    positive : int
+        Column of the positive class.
+    """
+
+    def __init__(
+        self, view: ClassifierView, on_proba: bool, threshold: float, positive: int
+    ) -> None:
+        super().__init__()
+        self.view = view
+        self.has_proba = view.has_proba
+        self.on_proba = on_proba
+        self.on_log_odds = on_proba and 0 < threshold < 1
+        self.positive = positive
+        threshold = float(logit(threshold) if self.on_log_odds else threshold)
+        # A score at the threshold is positive, while of equal logits the first wins.
+        self.threshold = float(np.nextafter(threshold, -np.inf)) if positive == 1 else threshold
+
+    def forward(self, X: Tensor) -> Tensor:
+        """Return 0 for the negative class, and the score less the threshold."""
+        margin = self._score(X).double() - self.threshold
+        columns = [torch.zeros_like(margin), margin]
+        return torch.stack(columns if self.positive == 1 else columns[::-1], dim=1)
+
+    def _score(self, X: Tensor) -> Tensor:
+        if self.on_log_odds:
+            log_P = log_proba(self.view, X)
+            return log_P[:, self.positive] - log_P[:, 1 - self.positive]
+        if self.on_proba:
+            return self.view.predict_proba(X)[:, self.positive]
+        decision = self.view.decision_function(X)
+        return decision if self.positive == 1 else -decision
+
+    def predict_proba(self, X: Tensor) -> Tensor:
+        """Return the probabilities that the classifier within gives."""
+        return self.view.predict_proba(X)
+
+    def decision_function(self, X: Tensor) -> Tensor:
+        """Return the decision function of the classifier within."""
+        return self.view.decision_function(X)
+
+
+@view_of(
+    FixedThresholdClassifier, settings=("estimator", "threshold", "pos_label", "response_method")
+)
+def _(classifier: FixedThresholdClassifier) -> ClassifierView:
+    threshold = classifier.threshold
+    if threshold == "auto":
+        threshold = 0.5 if _on_proba(classifier) else 0.0
+    return _thresholded(classifier, threshold, classifier.pos_label)
+
+
+@view_of(
+    TunedThresholdClassifierCV,
+    settings=(
+        *("estimator", "scoring", "response_method", "thresholds", "cv", "refit", "n_jobs"),
+        *("random_state", "store_cv_results"),
+    ),
+)
+def _(classifier: TunedThresholdClassifierCV) -> ClassifierView:
+    pos_label = classifier._curve_scorer._get_pos_label()
+    return _thresholded(classifier, classifier.best_threshold_, pos_label)
+
+
+def _on_proba(classifier: Any) -> bool:
+    """Tell whether the threshold of a classifier is one of probabilities."""
+    if classifier.response_method == "auto":
+        return hasattr(classifier.estimator_, "predict_proba")
+    return bool(classifier.response_method == "predict_proba")
+
+
+def _thresholded(classifier: Any, threshold: float, pos_label: Any) -> ClassifierView:
+    on_proba = _on_proba(classifier)
+    view = inner_view(
+        classifier.estimator_, f"the estimator of the {type(classifier).__name__}", on_proba
+    )
+    labels = classifier.classes_.tolist()
+    positive = 1 if pos_label is None else labels.index(pos_label)
+    return Thresholded(view, on_proba, threshold, positive)
+
+
+@view_of(
+    SelfTrainingClassifier,
+    settings=("estimator", "threshold", "criterion", "k_best", "max_iter", "verbose"),
+)
+def _(classifier: SelfTrainingClassifier) -> ClassifierView:
+    return inner_view(classifier.estimator_, "the estimator of the SelfTrainingClassifier")

@@ -1,0 +1,141 @@
+"""The views of classifiers that reduce many classes to problems of two."""
+
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.multiclass import OneVsOneClassifier, OneVsRestClassifier
+from torch import Tensor, nn
+
+from skjacobian.differentiable._meta_classifiers import inner_view, log_proba, together
+from skjacobian.differentiable._registry import ClassifierView, binary_logits, view_of
+from skjacobian.exceptions import NotDifferentiableError
+
+
+class OneVsRest(ClassifierView):
+    """One classifier for each class against all others; of two classes one classifier.
+
+    Parameters
+    ----------
+    views : list of ClassifierView
+        Their second class is the one that each is of.
+    by_decision : bool
+        Whether `predict` compares decision functions, or probabilities.
+    has_proba : bool
+    """
+
+    def __init__(self, views: list[ClassifierView], by_decision: bool, has_proba: bool) -> None:
+        super().__init__()
+        self.views = nn.ModuleList(views)
+        self.by_decision = by_decision
+        self.has_proba = has_proba
+
+    def forward(self, X: Tensor) -> Tensor:
+        """Return the decision functions, or the logarithms of the probabilities."""
+        if self.by_decision:
+            decision = self.decision_function(X)
+            return binary_logits(decision) if decision.ndim == 1 else decision
+        log_P = [log_proba(view, X) for view in self._views()]
+        return log_P[0] if len(log_P) == 1 else together(log_P, 0)[:, :, 1].T
+
+    def predict_proba(self, X: Tensor) -> Tensor:
+        """Return the probabilities, divided by their sum where that is not 0."""
+        if not self.has_proba:
+            return super().predict_proba(X)
+        P = together([view.predict_proba(X)[:, 1] for view in self._views()], 1)
+        if P.shape[1] == 1:
+            P = torch.cat([1 - P, P], dim=1)
+        total = P.sum(1, keepdim=True)
+        return P / total.where(total != 0, 1.0)
+
+    def decision_function(self, X: Tensor) -> Tensor:
+        """Return the decision functions of the classifiers, of two classes one value each."""
+        if not self.by_decision:
+            return super().decision_function(X)
+        decisions = [view.decision_function(X) for view in self._views()]
+        return decisions[0] if len(decisions) == 1 else together(decisions, 1)
+
+    def _views(self) -> list[Any]:
+        return list(self.views)
+
+
+@view_of(OneVsRestClassifier, settings=("estimator", "n_jobs", "verbose"))
+def _(classifier: OneVsRestClassifier) -> ClassifierView:
+    if classifier.multilabel_:
+        raise NotDifferentiableError(
+            "Got OneVsRestClassifier fitted on several labels of each sample, but expected one."
+        )
+    if len(classifier.classes_) < 2:
+        raise NotDifferentiableError(
+            "Got OneVsRestClassifier fitted on 1 class, but expected at least 2."
+        )
+    by_decision = all(hasattr(part, "decision_function") for part in classifier.estimators_)
+    views = _binary_views(classifier, needs_proba=not by_decision)
+    has_proba = hasattr(classifier, "predict_proba") and all(view.has_proba for view in views)
+    return OneVsRest(views, by_decision, has_proba)
+
+
+def _binary_views(classifier: Any, needs_proba: bool) -> list[ClassifierView]:
+    place = f"the estimator of the {type(classifier).__name__}"
+    return [inner_view(part, place, needs_proba) for part in classifier.estimators_]
+
+
+class OneVsOne(ClassifierView):
+    """One classifier for each pair of classes: votes, and confidences that decide ties.
+
+    The votes have no gradient; the confidences have one everywhere.
+
+    Parameters
+    ----------
+    views : list of ClassifierView
+        Of the pairs (0, 1), (0, 2), …, (1, 2), …
+    n_classes : int
+    by_decision : bool
+        Whether the confidence is the decision function, or the probability of the second class.
+    """
+
+    has_proba = False
+    first: Tensor
+    second: Tensor
+
+    def __init__(self, views: list[ClassifierView], n_classes: int, by_decision: bool) -> None:
+        super().__init__()
+        self.views = nn.ModuleList(views)
+        self.by_decision = by_decision
+        first, second = np.array(list(combinations(range(n_classes), 2))).T
+        self.hold(first=np.eye(n_classes)[first], second=np.eye(n_classes)[second])
+
+    def forward(self, X: Tensor) -> Tensor:
+        """Return the decision function, of two classes less the threshold of `predict`."""
+        decision = self.decision_function(X)
+        if decision.ndim == 2:
+            return decision
+        return binary_logits(decision - (0.0 if self.by_decision else 0.5))
+
+    def decision_function(self, X: Tensor) -> Tensor:
+        """Return the votes for each class plus its confidences, shrunk to less than a vote."""
+        wins = together([view(X).argmax(1) for view in self._views()], 1).to(self.first)
+        votes = (1 - wins) @ self.first + wins @ self.second
+        confidences = together([self._confidence(view, X) for view in self._views()], 1)
+        total = confidences.to(self.first) @ (self.second - self.first)
+        decision = votes + total / (3 * (total.abs() + 1))
+        return decision[:, 1] if decision.shape[1] == 2 else decision
+
+    def _confidence(self, view: ClassifierView, X: Tensor) -> Tensor:
+        return view.decision_function(X) if self.by_decision else view.predict_proba(X)[:, 1]
+
+    def _views(self) -> list[Any]:
+        return list(self.views)
+
+
+@view_of(OneVsOneClassifier, settings=("estimator", "n_jobs"))
+def _(classifier: OneVsOneClassifier) -> ClassifierView:
+    if classifier.pairwise_indices_ is not None:
+        raise NotDifferentiableError(
+            "Got OneVsOneClassifier of an estimator that expects a precomputed kernel, but "
+            "expected one that takes X."
+        )
+    by_decision = all(hasattr(part, "decision_function") for part in classifier.estimators_)
+    views = _binary_views(classifier, needs_proba=not by_decision)
+    return OneVsOne(views, len(classifier.classes_), by_decision)
