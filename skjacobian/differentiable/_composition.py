@@ -1,18 +1,24 @@
-"""The views of what is made of other estimators in a row: pipelines, searches."""
+"""The views of what is made of other estimators: pipelines, unions, searches."""
 
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection._search import BaseSearchCV
-from sklearn.pipeline import Pipeline
+from sklearn.pipeline import FeatureUnion, Pipeline
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
+from skjacobian.differentiable._projections import transform_view
 from skjacobian.differentiable._registry import (
     ClassifierView,
+    Function,
     TensorFunction,
+    View,
     as_torch,
     module_of,
+    view_of,
 )
 from skjacobian.exceptions import NotDifferentiableError
 
@@ -23,18 +29,22 @@ class Chain(ClassifierView):
     Parameters
     ----------
     views : list of nn.Module
-        Brought to the device of the last, where its weights are.
+        Brought to the device of the last, where its weights are; networks stay where the
+        estimators have them.
     """
 
     def __init__(self, views: list[nn.Module]) -> None:
         super().__init__()
         *transformers, last = views or [nn.Identity()]
         self.transform = nn.Sequential(*transformers)
-        self.last = last
-        self.has_proba = getattr(last, "has_proba", True)
+        # What a user registered may be any module, without probabilities of its own.
+        is_known = isinstance(last, View | nn.Identity)
+        self.last: Any = last if is_known else Function(last)
+        self.has_proba = getattr(self.last, "has_proba", True)
         weight = next(last.parameters(), next(last.buffers(), None))
-        if weight is not None:
-            self.transform.to(weight.device)
+        for view in transformers:
+            if weight is not None and next(view.parameters(), None) is None:
+                view.to(weight.device)
 
     def forward(self, X: Tensor) -> Tensor:
         """Return what the last step makes of what the others make of `X`."""
@@ -42,27 +52,82 @@ class Chain(ClassifierView):
 
     def predict_proba(self, X: Tensor) -> Tensor:
         """Return the probabilities that the last step gives."""
-        last: Any = self.last
-        return last.predict_proba(self.transform(X))
+        return self.last.predict_proba(self.transform(X))
 
     def decision_function(self, X: Tensor) -> Tensor:
         """Return the decision function of the last step."""
-        last: Any = self.last
-        return last.decision_function(self.transform(X))
+        return self.last.decision_function(self.transform(X))
+
+
+class Union(View):
+    """What several transformers make of the same `X`, side by side.
+
+    Parameters
+    ----------
+    views : list of nn.Module
+    weights : list of float
+        What each output is multiplied by.
+    """
+
+    def __init__(self, views: list[nn.Module], weights: list[float]) -> None:
+        super().__init__()
+        self.views = nn.ModuleList(views)
+        self.weights = weights
+
+    def forward(self, X: Tensor) -> Tensor:
+        """Return the outputs, in the order of the transformers."""
+        # No features first, so that there is something to join if all are dropped.
+        outputs = [X[:, :0]]
+        for view, weight in zip(self.views, self.weights, strict=True):
+            outputs.append(weight * view(X))
+        return torch.cat(outputs, dim=1)
+
+
+def _part(make: Callable[[Any], nn.Module], estimator: Any, place: str) -> nn.Module:
+    """Return the view of a part; an error says of which."""
+    try:
+        return make(estimator)
+    except NotDifferentiableError as error:
+        raise NotDifferentiableError(f"In {place}: {error}") from error
+
+
+def _chain(pipeline: Pipeline, last: Callable[[Any], nn.Module]) -> Chain:
+    """Return the view of a pipeline, whose last step is used as `last` views it."""
+    check_is_fitted(pipeline)
+    n_steps, views = len(pipeline.steps), []
+    for i, (name, step) in enumerate(pipeline.steps, start=1):
+        if step is not None and step != "passthrough":
+            make = last if i == n_steps else transform_view
+            views.append(_part(make, step, f"step {name!r} of the pipeline"))
+    return Chain(views)
 
 
 @as_torch.register
 def _(pipeline: Pipeline) -> TensorFunction:
-    check_is_fitted(pipeline)
-    views = []
-    for name, step in pipeline.steps:
-        if step is None or step == "passthrough":
-            continue
-        try:
-            views.append(module_of(step))
-        except NotDifferentiableError as error:
-            raise NotDifferentiableError(f"In step {name!r} of the pipeline: {error}") from error
-    return Chain(views)
+    return _chain(pipeline, module_of)
+
+
+@transform_view.register
+def _(pipeline: Pipeline) -> nn.Module:
+    return _chain(pipeline, transform_view)
+
+
+@view_of(
+    FeatureUnion,
+    settings=(
+        *("transformer_list", "transformer_weights", "n_jobs", "verbose"),
+        "verbose_feature_names_out",
+    ),
+)
+def _(union: FeatureUnion) -> View:
+    weights = union.transformer_weights or {}
+    views: dict[str, nn.Module] = {}
+    for name, transformer in union.transformer_list:
+        if transformer == "passthrough":
+            views[name] = nn.Identity()
+        elif transformer != "drop":
+            views[name] = _part(transform_view, transformer, f"{name!r} of the feature union")
+    return Union(list(views.values()), [weights.get(name, 1.0) for name in views])
 
 
 @as_torch.register
@@ -71,6 +136,17 @@ def _(search: BaseSearchCV) -> TensorFunction:
     return as_torch(search.best_estimator_)
 
 
+@transform_view.register
+def _(search: BaseSearchCV) -> nn.Module:
+    check_is_fitted(search, "best_estimator_")
+    return transform_view(search.best_estimator_)
+
+
 @as_torch.register
 def _(frozen: FrozenEstimator) -> TensorFunction:
     return as_torch(frozen.estimator)
+
+
+@transform_view.register
+def _(frozen: FrozenEstimator) -> nn.Module:
+    return transform_view(frozen.estimator)

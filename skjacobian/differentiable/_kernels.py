@@ -4,10 +4,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
+from sklearn.decomposition import KernelPCA
+from sklearn.kernel_approximation import Nystroem, RBFSampler, SkewedChi2Sampler
 from torch import Tensor
 
-from skjacobian.differentiable._registry import as_precise_as
+from skjacobian.differentiable._registry import View, as_precise_as, view_of
+from skjacobian.differentiable._scalers import UnitRows
 from skjacobian.exceptions import NotDifferentiableError
 
 Kernel = Callable[[Tensor, Tensor], Tensor]
@@ -78,6 +82,7 @@ def _laplacian(X: Tensor, Z: Tensor, gamma: float | None) -> Tensor:
 
 
 def _cosine(X: Tensor, Z: Tensor) -> Tensor:
+    unit_rows = UnitRows()
     return unit_rows(as_precise_as(X, Z)) @ unit_rows(Z).T
 
 
@@ -94,9 +99,97 @@ def _squared_distances(X: Tensor, Z: Tensor) -> Tensor:
     return squares.clamp(min=0)
 
 
-def unit_rows(X: Tensor, order: float = 2) -> Tensor:
-    """Divide each row by its norm, but leave rows of norm zero, as scikit-learn does."""
-    norms = torch.linalg.vector_norm(X, ord=order, dim=1, keepdim=True)
-    # The bound of sklearn.preprocessing.normalize.
-    is_zero = norms < 10 * torch.finfo(X.dtype).eps
-    return X / torch.where(is_zero, 1.0, norms)
+class KernelMap(View):
+    """x ↦ (k(x, Z) - before) Wᵀ.
+
+    Parameters
+    ----------
+    kernel : callable
+        From `X` and `Z` to the kernel of each pair.
+    Z : array of shape (n_landmarks, n_features)
+    W : array of shape (n_components, n_landmarks)
+    before : array of shape (n_landmarks,) or number
+    """
+
+    Z: Tensor
+    W: Tensor
+    before: Tensor
+
+    def __init__(self, kernel: Kernel, Z: Any, W: np.ndarray, before: Any = 0.0) -> None:
+        super().__init__()
+        self.kernel = kernel
+        self.hold(Z=Z, W=W, before=before)
+
+    def forward(self, X: Tensor) -> Tensor:
+        """Return the features of `X`."""
+        K = self.kernel(X, self.Z) - self.before
+        return K @ self.W.to(K.dtype).T
+
+
+class RandomFourier(View):
+    """x ↦ amplitude · cos(Wx + phase); where `skewedness` is given, of log(x + skewedness).
+
+    It is NaN where x + skewedness is negative, for which `transform` raises.
+    """
+
+    W: Tensor
+    phase: Tensor
+
+    def __init__(self, sampler: Any, skewedness: float | None = None) -> None:
+        super().__init__()
+        self.hold(W=sampler.random_weights_.T, phase=sampler.random_offset_)
+        self.amplitude = (2 / sampler.n_components) ** 0.5
+        self.skewedness = skewedness
+
+    def forward(self, X: Tensor) -> Tensor:
+        """Return the random features of `X`."""
+        X = as_precise_as(X, self.W)
+        if self.skewedness is not None:
+            X = torch.log(X + self.skewedness)
+        return self.amplitude * torch.cos(X @ self.W.T + self.phase)
+
+
+@view_of(
+    KernelPCA,
+    settings=(
+        *("n_components", "kernel", "gamma", "degree", "coef0", "kernel_params", "alpha"),
+        *("fit_inverse_transform", "eigen_solver", "tol", "max_iter", "iterated_power"),
+        *("remove_zero_eig", "random_state", "copy_X", "n_jobs"),
+    ),
+)
+def _(pca: KernelPCA) -> View:
+    kernel = kernel_function(pca.kernel, gamma=pca.gamma_, degree=pca.degree, coef0=pca.coef0)
+    # A component of eigenvalue 0 is 0.
+    scale = np.sqrt(np.where(pca.eigenvalues_ == 0, np.inf, pca.eigenvalues_))
+    W = (pca.eigenvectors_ / scale).T
+    # Centering K over the training samples, of which K_fit_rows_ are the means, is to subtract
+    # these and then from each row its own mean; W takes the mean out if its rows have none.
+    means = pca._centerer.K_fit_rows_
+    return KernelMap(kernel, pca.X_fit_, W - W.mean(1, keepdims=True), before=means)
+
+
+@view_of(
+    Nystroem,
+    settings=(
+        *("kernel", "gamma", "coef0", "degree", "kernel_params", "n_components"),
+        *("random_state", "n_jobs"),
+    ),
+)
+def _(nystroem: Nystroem) -> View:
+    chosen = {name: getattr(nystroem, name) for name in ("gamma", "degree", "coef0")}
+    params = dict(nystroem.kernel_params or {})
+    params |= {name: value for name, value in chosen.items() if value is not None}
+    # Of kernels known by their name scikit-learn drops parameters that they do not have.
+    params = {name: params[name] for name in chosen if name in params}
+    kernel = kernel_function(nystroem.kernel, **params)
+    return KernelMap(kernel, nystroem.components_, nystroem.normalization_)
+
+
+@view_of(RBFSampler, settings=("gamma", "n_components", "random_state"))
+def _(sampler: RBFSampler) -> View:
+    return RandomFourier(sampler)
+
+
+@view_of(SkewedChi2Sampler, settings=("skewedness", "n_components", "random_state"))
+def _(sampler: SkewedChi2Sampler) -> View:
+    return RandomFourier(sampler, skewedness=sampler.skewedness)
