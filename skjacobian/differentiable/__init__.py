@@ -2,17 +2,27 @@
 
 from skjacobian.differentiable._black_box import black_box
 from skjacobian.differentiable._composition import Chain
+from skjacobian.differentiable._gaussian_process import LatentProcess
+from skjacobian.differentiable._generative_classifiers import Gaussians
+from skjacobian.differentiable._linear_classifiers import LinearLogits
+from skjacobian.differentiable._mlp import Perceptrons
 from skjacobian.differentiable._networks import Network
 from skjacobian.differentiable._projections import Linear
 from skjacobian.differentiable._registry import ClassifierView, TensorFunction, View, as_torch
 from skjacobian.differentiable._scalers import Affine
+from skjacobian.differentiable._support_vectors import SupportVectors
 
 __all__ = [
     "Affine",
     "Chain",
     "ClassifierView",
+    "Gaussians",
+    "LatentProcess",
     "Linear",
+    "LinearLogits",
     "Network",
+    "Perceptrons",
+    "SupportVectors",
     "TensorFunction",
     "View",
     "as_torch",
