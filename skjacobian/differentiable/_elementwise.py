@@ -35,7 +35,7 @@ class Power(View):
 
     def __init__(self, lambdas: np.ndarray, is_signed: bool, scale: nn.Module) -> None:
         super().__init__()
-        self.hold(lambdas=lambdas)
+        self.hold(lambdas=lambdas.astype(float))
         self.is_signed = is_signed
         self.scale = scale
 

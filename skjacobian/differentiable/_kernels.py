@@ -62,7 +62,8 @@ def kernel_function(
 
 
 def _linear(X: Tensor, Z: Tensor) -> Tensor:
-    return as_precise_as(X, Z) @ Z.T
+    X, Z = _of_one_type(X, Z)
+    return X @ Z.T
 
 
 def _polynomial(X: Tensor, Z: Tensor, gamma: float | None, degree: float, coef0: float) -> Tensor:
@@ -74,16 +75,22 @@ def _sigmoid(X: Tensor, Z: Tensor, gamma: float | None, coef0: float) -> Tensor:
 
 
 def _rbf(X: Tensor, Z: Tensor, gamma: float | None) -> Tensor:
-    return torch.exp(-_gamma(gamma, X) * _squared_distances(as_precise_as(X, Z), Z))
+    return torch.exp(-_gamma(gamma, X) * _squared_distances(*_of_one_type(X, Z)))
 
 
 def _laplacian(X: Tensor, Z: Tensor, gamma: float | None) -> Tensor:
-    return torch.exp(-_gamma(gamma, X) * torch.cdist(as_precise_as(X, Z), Z, p=1))
+    return torch.exp(-_gamma(gamma, X) * torch.cdist(*_of_one_type(X, Z), p=1))
 
 
 def _cosine(X: Tensor, Z: Tensor) -> Tensor:
+    X, Z = _of_one_type(X, Z)
     unit_rows = UnitRows()
-    return unit_rows(as_precise_as(X, Z)) @ unit_rows(Z).T
+    return unit_rows(X) @ unit_rows(Z).T
+
+
+def _of_one_type(X: Tensor, Z: Tensor) -> tuple[Tensor, Tensor]:
+    X = as_precise_as(X, Z)
+    return X, Z.to(X.dtype)
 
 
 def _gamma(gamma: float | None, X: Tensor) -> float:
@@ -100,7 +107,7 @@ def _squared_distances(X: Tensor, Z: Tensor) -> Tensor:
 
 
 class KernelMap(View):
-    """x ↦ (k(x, Z) - before) Wᵀ.
+    """x ↦ W (k(x, Z) - before) + after.
 
     Parameters
     ----------
@@ -109,21 +116,24 @@ class KernelMap(View):
     Z : array of shape (n_landmarks, n_features)
     W : array of shape (n_components, n_landmarks)
     before : array of shape (n_landmarks,) or number
+    after : array of shape (n_components,) or number
     """
 
     Z: Tensor
     W: Tensor
     before: Tensor
+    after: Tensor
 
-    def __init__(self, kernel: Kernel, Z: Any, W: np.ndarray, before: Any = 0.0) -> None:
+    def __init__(self, kernel: Kernel, Z: Any, W: Any, before: Any = 0.0, after: Any = 0.0) -> None:
         super().__init__()
         self.kernel = kernel
-        self.hold(Z=Z, W=W, before=before)
+        # In float64, whatever it was fitted on: distances cancel.
+        arrays = {"Z": Z, "W": W, "before": before, "after": after}
+        self.hold(**{name: np.asarray(array, float) for name, array in arrays.items()})
 
     def forward(self, X: Tensor) -> Tensor:
         """Return the features of `X`."""
-        K = self.kernel(X, self.Z) - self.before
-        return K @ self.W.to(K.dtype).T
+        return (self.kernel(X, self.Z) - self.before) @ self.W.T + self.after
 
 
 class RandomFourier(View):
@@ -137,7 +147,8 @@ class RandomFourier(View):
 
     def __init__(self, sampler: Any, skewedness: float | None = None) -> None:
         super().__init__()
-        self.hold(W=sampler.random_weights_.T, phase=sampler.random_offset_)
+        W, phase = sampler.random_weights_.T, sampler.random_offset_
+        self.hold(W=W.astype(float), phase=phase.astype(float))
         self.amplitude = (2 / sampler.n_components) ** 0.5
         self.skewedness = skewedness
 
@@ -161,11 +172,12 @@ def _(pca: KernelPCA) -> View:
     kernel = kernel_function(pca.kernel, gamma=pca.gamma_, degree=pca.degree, coef0=pca.coef0)
     # A component of eigenvalue 0 is 0.
     scale = np.sqrt(np.where(pca.eigenvalues_ == 0, np.inf, pca.eigenvalues_))
-    W = (pca.eigenvectors_ / scale).T
-    # Centering K over the training samples, of which K_fit_rows_ are the means, is to subtract
-    # these and then from each row its own mean; W takes the mean out if its rows have none.
-    means = pca._centerer.K_fit_rows_
-    return KernelMap(kernel, pca.X_fit_, W - W.mean(1, keepdims=True), before=means)
+    W = (pca.eigenvectors_ / scale).T.astype(float)
+    # To center K is to subtract the means of the training samples, then from each row its own
+    # mean, which W does if it has none, and to add what rounding left of the mean of all.
+    means, mean = pca._centerer.K_fit_rows_.astype(float), float(pca._centerer.K_fit_all_)
+    after = (mean - means.mean()) * W.sum(1)
+    return KernelMap(kernel, pca.X_fit_, W - W.mean(1, keepdims=True), means, after)
 
 
 @view_of(

@@ -37,7 +37,8 @@ class Linear(View):
 
     def forward(self, X: Tensor) -> Tensor:
         """Return the projected `X`."""
-        return (as_precise_as(X, self.W) - self.before) @ self.W.T
+        X = as_precise_as(X, self.W)
+        return (X - self.before) @ self.W.to(X.dtype).T
 
 
 class Select(View):

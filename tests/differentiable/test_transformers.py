@@ -600,3 +600,35 @@ def test_a_view_keeps_the_dtype_as_transform_does(transformer):
     seen = as_torch(transformer)(torch.from_numpy(values))
     assert str(seen.dtype) == f"torch.{wanted.dtype}"
     assert isinstance(as_torch(transformer), nn.Module)
+
+
+@pytest.mark.parametrize(
+    "transformer",
+    [
+        PCA(3),
+        TruncatedSVD(3, random_state=0),
+        PowerTransformer(),
+        QuantileTransformer(n_quantiles=9, output_distribution="normal"),
+        SplineTransformer(extrapolation="linear"),
+        KernelPCA(3, kernel="rbf"),
+        Nystroem("cosine", n_components=5, random_state=0),
+        Nystroem("laplacian", n_components=5, random_state=0),
+        RBFSampler(n_components=5, random_state=0),
+    ],
+    ids=str,
+)
+def test_what_was_fitted_on_float32_takes_both_precisions(transformer):
+    transformer.fit(X.astype(np.float32))
+    for dtype in (np.float32, np.float64):
+        values = SPREAD.astype(dtype)
+        seen = as_torch(transformer)(torch.from_numpy(values))
+        np.testing.assert_allclose(seen, transformer.transform(values), rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_kernel_takes_tensors_of_two_types(name):
+    values, Z = torch.from_numpy(X[:5]).float(), torch.from_numpy(X[5:9])
+    kernel = kernel_function(name)
+    wanted = kernel(values.double(), Z.float().double())
+    torch.testing.assert_close(kernel(values.double(), Z.float()), wanted, rtol=1e-12, atol=1e-12)
+    assert kernel(values, Z).dtype == torch.float64
