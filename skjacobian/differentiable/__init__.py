@@ -2,8 +2,11 @@
 
 from skjacobian.differentiable._black_box import black_box
 from skjacobian.differentiable._composition import Chain
+from skjacobian.differentiable._elementwise import TORCH_FUNCTIONS, Power
+from skjacobian.differentiable._expansions import Monomials, Splines
 from skjacobian.differentiable._gaussian_process import LatentProcess
 from skjacobian.differentiable._generative_classifiers import Gaussians
+from skjacobian.differentiable._kernels import KernelMap
 from skjacobian.differentiable._linear_classifiers import LinearLogits
 from skjacobian.differentiable._mlp import Perceptrons
 from skjacobian.differentiable._networks import Network
@@ -13,15 +16,20 @@ from skjacobian.differentiable._scalers import Affine
 from skjacobian.differentiable._support_vectors import SupportVectors
 
 __all__ = [
+    "TORCH_FUNCTIONS",
     "Affine",
     "Chain",
     "ClassifierView",
     "Gaussians",
+    "KernelMap",
     "LatentProcess",
     "Linear",
     "LinearLogits",
+    "Monomials",
     "Network",
     "Perceptrons",
+    "Power",
+    "Splines",
     "SupportVectors",
     "TensorFunction",
     "View",
