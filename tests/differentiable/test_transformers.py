@@ -632,3 +632,23 @@ def test_a_kernel_takes_tensors_of_two_types(name):
     wanted = kernel(values.double(), Z.float().double())
     torch.testing.assert_close(kernel(values.double(), Z.float()), wanted, rtol=1e-12, atol=1e-12)
     assert kernel(values, Z).dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    "transformer",
+    [
+        Normalizer("l1"),
+        PowerTransformer(),
+        QuantileTransformer(n_quantiles=60, output_distribution="normal"),
+        PolynomialFeatures(4),
+        SplineTransformer(extrapolation="linear"),
+        SplineTransformer(extrapolation="continue"),
+        SplineTransformer(extrapolation="periodic"),
+        Nystroem(n_components=9, random_state=0),
+        FactorAnalysis(2),
+    ],
+    ids=str,
+)
+def test_a_view_is_exact_far_past_the_training_range(assert_transformer_view, transformer):
+    far = np.random.default_rng(0).normal(X.mean(0), 100 * X.std(0), size=(200, 6))
+    assert_transformer_view(transformer.fit(X), far, SMOOTH)
