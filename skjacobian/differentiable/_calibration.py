@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from skjacobian.differentiable._meta_classifiers import (
+    AveragedView,
+    columns_of_classes,
     inner_view,
     log_mean,
     log_proba,
+    mean,
     safe_log,
-    together,
 )
 from skjacobian.differentiable._registry import ClassifierView, View, as_precise_as, view_of
 
@@ -23,7 +25,7 @@ from skjacobian.differentiable._registry import ClassifierView, View, as_precise
 TEMPERATURE_EPS = 1e-12
 
 
-class Calibrated(ClassifierView):
+class Calibrated(AveragedView):
     """The mean of the probabilities of classifiers, each calibrated by itself.
 
     Parameters
@@ -47,7 +49,7 @@ class Calibrated(ClassifierView):
 
     def predict_proba(self, X: Tensor) -> Tensor:
         """Return the mean probability."""
-        return together([view.predict_proba(X) for view in self._views()], 0).mean(0)
+        return mean([view.predict_proba(X) for view in self._views()])
 
     def _views(self) -> list[Any]:
         return list(self.views)
@@ -105,8 +107,7 @@ class SigmoidCalibrated(ClassifierView):
         if self.n_classes == 2:
             return torch.cat([F.logsigmoid(-z), F.logsigmoid(z)], dim=1)
         smallest = np.log(torch.finfo(z.dtype).tiny)
-        log_P = z.new_full((len(z), self.n_classes), smallest)
-        log_P = log_P.index_copy(1, self.index, F.logsigmoid(z))
+        log_P = columns_of_classes(F.logsigmoid(z), self.index, self.n_classes, smallest)
         # Where all probabilities are 0 to numpy, scikit-learn makes them uniform.
         return torch.where((log_P <= smallest).all(1, keepdim=True), smallest, log_P)
 
@@ -145,7 +146,7 @@ class IsotonicCalibrated(ClassifierView):
         if self.n_classes == 2:
             return torch.stack([1 - columns[0], columns[0]], dim=1)
         P = torch.stack(columns, dim=1)
-        P = P.new_zeros(len(P), self.n_classes).index_copy(1, self.index, P)
+        P = columns_of_classes(P, self.index, self.n_classes, 0.0)
         total = P.sum(1, keepdim=True)
         uniform = torch.full_like(P, 1 / self.n_classes)
         return torch.where(total == 0, uniform, P / total.where(total != 0, 1.0))

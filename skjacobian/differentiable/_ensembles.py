@@ -8,13 +8,21 @@ from sklearn.ensemble import BaggingClassifier, StackingClassifier, VotingClassi
 from torch import Tensor, nn
 
 from skjacobian.differentiable._composition import Chain
-from skjacobian.differentiable._meta_classifiers import inner_view, log_mean, log_proba, together
+from skjacobian.differentiable._meta_classifiers import (
+    AveragedView,
+    columns_of_classes,
+    inner_view,
+    log_mean,
+    log_proba,
+    mean,
+    together,
+)
 from skjacobian.differentiable._projections import Select
 from skjacobian.differentiable._registry import ClassifierView, View, view_of
 from skjacobian.exceptions import NotDifferentiableError
 
 
-class MeanProbability(ClassifierView):
+class MeanProbability(AveragedView):
     """The weighted mean of the probabilities of several classifiers.
 
     Parameters
@@ -41,22 +49,28 @@ class MeanProbability(ClassifierView):
 
     def forward(self, X: Tensor) -> Tensor:
         """Return the logarithm of the mean probability."""
-        members: Any = zip(self.views, self.classes, strict=True)
-        log_P = [self._of_all_classes(log_proba(view, X), index) for view, index in members]
-        return log_mean(log_P, self.weights)
+        log_P = [log_proba(view, X) for view in self._views()]
+        smallest = np.log(torch.finfo(log_P[0].dtype).tiny)
+        return log_mean(self._of_all_classes(log_P, missing=smallest), self.weights)
 
-    def _of_all_classes(self, log_P: Tensor, index: Tensor) -> Tensor:
-        """Return columns for all classes; those that a member never saw have probability 0."""
-        if len(index) == self.n_classes:
-            return log_P
-        smallest = np.log(torch.finfo(log_P.dtype).tiny)
-        missing = log_P.new_full((len(log_P), self.n_classes), smallest)
-        return missing.index_copy(1, index.to(log_P.device), log_P)
+    def predict_proba(self, X: Tensor) -> Tensor:
+        """Return the mean probability; its rows sum to 1 only if those of the members do."""
+        P = [view.predict_proba(X) for view in self._views()]
+        return mean(self._of_all_classes(P, missing=0.0), self.weights)
+
+    def _of_all_classes(self, columns: list[Tensor], missing: float) -> list[Tensor]:
+        """Return columns for all classes, with a value for those that a member never saw."""
+        return [
+            columns_of_classes(values, index, self.n_classes, missing)
+            for values, index in zip(columns, self.classes, strict=True)
+        ]
 
     def decision_function(self, X: Tensor) -> Tensor:
         """Return the mean of the decision functions."""
-        views: Any = self.views
-        return together([view.decision_function(X) for view in views], 0).mean(0)
+        return together([view.decision_function(X) for view in self._views()], 0).mean(0)
+
+    def _views(self) -> list[Any]:
+        return list(self.views)
 
 
 @view_of(

@@ -1,6 +1,7 @@
 """What the views of classifiers made of other classifiers share; thresholds, self-training."""
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -48,8 +49,8 @@ def log_proba(view: ClassifierView, X: Tensor) -> Tensor:
     """Return the logarithm of `predict_proba`, whose gradient does not end where that is 0 or 1."""
     if isinstance(view, Chain):
         return log_proba(view.last, view.transform(X))
-    if isinstance(view, Thresholded):
-        return log_proba(view.view, X)
+    if isinstance(view, AveragedView | Thresholded):
+        return view.predict_log_proba(X)
     if type(view).predict_proba is not ClassifierView.predict_proba:
         return safe_log(view.predict_proba(X))
     # A class that is ruled out has -inf, which would make gradients NaN.
@@ -66,12 +67,38 @@ def together(tensors: Sequence[Tensor], dim: int) -> Tensor:
     return torch.stack([tensor.to(tensors[0].device) for tensor in tensors], dim)
 
 
+def mean(P: Sequence[Tensor], weights: Any = None) -> Tensor:
+    """Return Σᵢ wᵢ Pᵢ / Σᵢ wᵢ, in the order of numpy, so that equal sums stay equal."""
+    stacked = together(P, 0)
+    w = _as_weights(weights, stacked)
+    return reduce(torch.add, (w * stacked).unbind()) / w.sum()
+
+
 def log_mean(log_P: Sequence[Tensor], weights: Any = None) -> Tensor:
     """Return log Σᵢ wᵢ exp(log Pᵢ) / Σᵢ wᵢ."""
     stacked = together(log_P, 0)
-    w = torch.ones(len(log_P)) if weights is None else torch.tensor(np.asarray(weights))
-    log_w = (w / w.sum()).to(stacked).log()
-    return torch.logsumexp(stacked + log_w[:, None, None], 0)
+    w = _as_weights(weights, stacked)
+    return torch.logsumexp(stacked + (w / w.sum()).log(), 0)
+
+
+def _as_weights(weights: Any, stacked: Tensor) -> Tensor:
+    """Return weights, equal ones by default, that multiply what is stacked."""
+    w = np.ones(len(stacked)) if weights is None else np.asarray(weights, dtype=float)
+    return torch.from_numpy(w).to(stacked.device)[:, None, None]
+
+
+def columns_of_classes(values: Tensor, index: Tensor, n_classes: int, missing: float) -> Tensor:
+    """Return a column for each class, those at `index` from `values` and others constant."""
+    columns = values.new_full((len(values), n_classes), missing)
+    return columns.index_copy(1, index.to(values.device), values)
+
+
+class AveragedView(ClassifierView):
+    """The view of a classifier whose probabilities are a mean over others."""
+
+    def predict_log_proba(self, X: Tensor) -> Tensor:
+        """Return the logarithm of the probabilities, from those of the others."""
+        return self(X)
 
 
 class Thresholded(ClassifierView):
@@ -122,6 +149,10 @@ class Thresholded(ClassifierView):
     def predict_proba(self, X: Tensor) -> Tensor:
         """Return the probabilities that the classifier within gives."""
         return self.view.predict_proba(X)
+
+    def predict_log_proba(self, X: Tensor) -> Tensor:
+        """Return the logarithm of these probabilities."""
+        return log_proba(self.view, X)
 
     def decision_function(self, X: Tensor) -> Tensor:
         """Return the decision function of the classifier within."""

@@ -8,7 +8,7 @@ import torch
 from sklearn.multiclass import OneVsOneClassifier, OneVsRestClassifier
 from torch import Tensor, nn
 
-from skjacobian.differentiable._meta_classifiers import inner_view, log_proba, together
+from skjacobian.differentiable._meta_classifiers import inner_view, log_proba, safe_log, together
 from skjacobian.differentiable._registry import ClassifierView, binary_logits, view_of
 from skjacobian.exceptions import NotDifferentiableError
 
@@ -37,7 +37,12 @@ class OneVsRest(ClassifierView):
             decision = self.decision_function(X)
             return binary_logits(decision) if decision.ndim == 1 else decision
         log_P = [log_proba(view, X) for view in self._views()]
-        return log_P[0] if len(log_P) == 1 else together(log_P, 0)[:, :, 1].T
+        if len(log_P) == 1:
+            return log_P[0]
+        logits = together(log_P, 0)[:, :, 1].T
+        # `predict` compares probabilities, where those of several classes may be rounded to 0
+        # or 1 and tie. The gradient is that of before the rounding.
+        return safe_log(logits.exp()).detach() + (logits - logits.detach())
 
     def predict_proba(self, X: Tensor) -> Tensor:
         """Return the probabilities, divided by their sum where that is not 0."""

@@ -60,7 +60,7 @@ def some():
     return [
         ("logistic", logistic()),
         ("pipeline", scaled(GaussianNB())),
-        ("network", network()),
+        ("weak", logistic(C=100.0)),
         ("strong", logistic(C=0.01)),
     ]
 
@@ -81,6 +81,7 @@ CALIBRATED = {
 OF_ANY_NUMBER_OF_CLASSES = {
     **CALIBRATED,
     "calibrated by default": CalibratedClassifierCV(cv=2),
+    "calibrated network": CalibratedClassifierCV(network(), cv=2),
     "voting": VotingClassifier(some(), voting="soft"),
     "voting with weights": VotingClassifier(some(), voting="soft", weights=[3, 1, 0, 0.5]),
     "voting without one": VotingClassifier(some(), voting="soft", weights=[3, 1, 2, 5]).set_params(
@@ -178,6 +179,10 @@ def fixed(classifier, threshold, pos_label=None, response_method="auto"):
     )
 
 
+def tuned(classifier, **params):
+    return TunedThresholdClassifierCV(classifier, thresholds=9, cv=2, **params)
+
+
 THRESHOLDS = {
     "automatic": FixedThresholdClassifier(logistic()),
     "automatic of decisions": FixedThresholdClassifier(LinearSVC()),
@@ -187,14 +192,13 @@ THRESHOLDS = {
     "of decisions for the first class": fixed(LinearSVC(), 0.2, "ash"),
     "always": fixed(logistic(), 0.0),
     "never": fixed(GaussianNB(), 1.5, "ash"),
-    "tuned": TunedThresholdClassifierCV(logistic(), cv=2),
-    "tuned on decisions": TunedThresholdClassifierCV(LinearSVC(), cv=2),
-    "tuned for one class": TunedThresholdClassifierCV(logistic(), scoring=FOR_OAK, cv=2),
-    "tuned for the first class": TunedThresholdClassifierCV(logistic(), scoring=FOR_ASH, cv=2),
-    "tuned network": TunedThresholdClassifierCV(network(), cv=2),
+    "tuned": tuned(logistic()),
+    "tuned on decisions": tuned(LinearSVC()),
+    "tuned for one class": tuned(logistic(), scoring=FOR_OAK),
+    "tuned for the first class": tuned(logistic(), scoring=FOR_ASH),
+    "tuned network": tuned(network()),
     "in an ensemble": VotingClassifier(
-        [("tuned", TunedThresholdClassifierCV(logistic(), cv=2)), ("nb", GaussianNB())],
-        voting="soft",
+        [("tuned", tuned(logistic())), ("nb", GaussianNB())], voting="soft"
     ),
 }
 
@@ -339,6 +343,30 @@ def test_ties_of_isotonic_plateaus_go_to_the_first_class():
     np.testing.assert_array_equal(classifier.classes_[logits.argmax(1)], classifier.predict(values))
 
 
+def test_probabilities_of_several_classes_that_are_rounded_to_0_go_to_the_first():
+    labels = np.where(X[:, 0] > 1, "beta", LABELS)
+    classifier = OneVsRestClassifier(GaussianNB()).fit(X, labels)
+    view, far = as_torch(classifier), torch.from_numpy(60 * SPREAD).requires_grad_()
+    logits = view(far)
+    assert (view.predict_proba(far).sum(1) == 0).any()
+    np.testing.assert_array_equal(
+        classifier.classes_[logits.argmax(1)], classifier.predict(far.detach().numpy())
+    )
+    logits.sum().backward()
+    assert far.grad.isfinite().all()
+    assert (far.grad.abs().sum(1) > 0).all()
+
+
+def test_probabilities_that_do_not_sum_to_1_are_averaged_as_they_are():
+    voting = VotingClassifier(
+        [("rest", OneVsRestClassifier(GaussianNB())), ("logistic", logistic())], voting="soft"
+    ).fit(X, np.where(X[:, 0] > 1, "beta", LABELS))
+    wanted = voting.predict_proba(60 * SPREAD)
+    assert np.isclose(wanted.sum(1), 0.5).any()
+    seen = as_torch(voting).predict_proba(torch.from_numpy(60 * SPREAD))
+    np.testing.assert_allclose(seen, wanted, atol=1e-10)
+
+
 def test_an_ensemble_of_classifiers_without_probabilities_has_none():
     for classifier in (
         OneVsRestClassifier(LinearSVC()),
@@ -421,7 +449,7 @@ def test_what_has_no_gradient_is_rejected_and_named(name):
     ("classifier", "match"),
     [
         (FixedThresholdClassifier(TREE), "In the estimator of the FixedThresholdClassifier: "),
-        (TunedThresholdClassifierCV(TREE), "In the estimator of the TunedThresholdClassifierCV"),
+        (tuned(TREE), "In the estimator of the TunedThresholdClassifierCV"),
     ],
 )
 def test_a_threshold_on_what_has_no_view_is_rejected(classifier, match):
