@@ -106,8 +106,8 @@ class SigmoidCalibrated(ClassifierView):
         z = -(self.a * scores[:, : len(self.a)] + self.b)
         if self.n_classes == 2:
             return torch.cat([F.logsigmoid(-z), F.logsigmoid(z)], dim=1)
+        log_P = columns_of_classes(F.logsigmoid(z), self.index, self.n_classes, -np.inf)
         smallest = np.log(torch.finfo(z.dtype).tiny)
-        log_P = columns_of_classes(F.logsigmoid(z), self.index, self.n_classes, smallest)
         # Where all probabilities are 0 to numpy, scikit-learn makes them uniform.
         return torch.where((log_P <= smallest).all(1, keepdim=True), smallest, log_P)
 

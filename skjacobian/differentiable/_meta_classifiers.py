@@ -62,6 +62,15 @@ def safe_log(P: Tensor) -> Tensor:
     return P.clamp_min(torch.finfo(P.dtype).tiny).log()
 
 
+def rounded(log_P: Tensor, P: Tensor) -> Tensor:
+    """Return the logarithm of `P`, with the gradient of `log_P`.
+
+    Both are the same but for rounding. Where probabilities are rounded to 0 or 1 they tie, and
+    `predict` takes the first, but the gradient is that of before the rounding.
+    """
+    return safe_log(P).detach() + (log_P - log_P.detach())
+
+
 def together(tensors: Sequence[Tensor], dim: int) -> Tensor:
     """Stack what several views return, on the device of the first."""
     return torch.stack([tensor.to(tensors[0].device) for tensor in tensors], dim)
@@ -78,7 +87,8 @@ def log_mean(log_P: Sequence[Tensor], weights: Any = None) -> Tensor:
     """Return log Σᵢ wᵢ exp(log Pᵢ) / Σᵢ wᵢ."""
     stacked = together(log_P, 0)
     w = _as_weights(weights, stacked)
-    return torch.logsumexp(stacked + (w / w.sum()).log(), 0)
+    log_of_mean = torch.logsumexp(stacked + (w / w.sum()).log(), 0)
+    return rounded(log_of_mean, mean(stacked.exp().unbind(), weights))
 
 
 def _as_weights(weights: Any, stacked: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from sklearn.multiclass import OneVsOneClassifier, OneVsRestClassifier
 from torch import Tensor, nn
 
-from skjacobian.differentiable._meta_classifiers import inner_view, log_proba, safe_log, together
+from skjacobian.differentiable._meta_classifiers import inner_view, log_proba, rounded, together
 from skjacobian.differentiable._registry import ClassifierView, binary_logits, view_of
 from skjacobian.exceptions import NotDifferentiableError
 
@@ -40,9 +40,7 @@ class OneVsRest(ClassifierView):
         if len(log_P) == 1:
             return log_P[0]
         logits = together(log_P, 0)[:, :, 1].T
-        # `predict` compares probabilities, where those of several classes may be rounded to 0
-        # or 1 and tie. The gradient is that of before the rounding.
-        return safe_log(logits.exp()).detach() + (logits - logits.detach())
+        return rounded(logits, logits.exp())
 
     def predict_proba(self, X: Tensor) -> Tensor:
         """Return the probabilities, divided by their sum where that is not 0."""
