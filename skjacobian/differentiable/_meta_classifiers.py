@@ -39,8 +39,8 @@ def inner_view(estimator: Any, place: str, needs_proba: bool = False) -> Classif
     view = module if isinstance(module, ClassifierView) else Function(module)
     if needs_proba and not (view.has_proba and hasattr(estimator, "predict_proba")):
         raise NotDifferentiableError(
-            f"In {place}: Got {type(estimator).__name__}, but expected a classifier whose view "
-            "gives predict_proba: votes have no gradient."
+            f"In {place}: Got {type(estimator).__name__}, but expected a classifier with a "
+            "predict_proba that is differentiable: votes are not."
         )
     return view
 

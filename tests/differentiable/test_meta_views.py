@@ -402,7 +402,7 @@ ERRORS = {
     "bagged votes": (
         BaggingClassifier(LinearSVC(), 2),
         "In the estimator of the BaggingClassifier: Got LinearSVC, but expected a classifier "
-        "whose view gives predict_proba: votes have no gradient",
+        "with a predict_proba that is differentiable: votes are not",
     ),
     "calibration": (
         CalibratedClassifierCV(KNeighborsClassifier(), cv=2),
