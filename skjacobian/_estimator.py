@@ -24,6 +24,7 @@ from skjacobian._net import (
     train,
 )
 from skjacobian._net_owner import NetOwner
+from skjacobian._preprocessing import TransformerInstance, fit_preprocessor
 from skjacobian._rng import own_entropy
 from skjacobian._training_data import (
     apply_class_weight,
@@ -46,6 +47,7 @@ PREDICTION_BATCH_SIZE = 1024
 
 TRAINING_CONSTRAINTS: dict[str, list[Any]] = {
     "module": [StrOptions(set(MODULES)), callable],
+    "preprocessor": [TransformerInstance(), None],
     "lr": [ScalarInterval(Real, 0, None, closed="neither")],
     "max_epochs": [StrOptions({"auto"}), ScalarInterval(Integral, 1, None, closed="left")],
     "batch_size": [StrOptions({"auto"}), ScalarInterval(Integral, 1, None, closed="left")],
@@ -78,6 +80,7 @@ class RobustClassifier(ClassifierMixin, NetOwner):
         self,
         module: Any,
         *,
+        preprocessor: Any,
         lr: float,
         max_epochs: int | str,
         batch_size: int | str,
@@ -98,6 +101,7 @@ class RobustClassifier(ClassifierMixin, NetOwner):
         nested: dict[str, Any],
     ) -> None:
         self.module = module
+        self.preprocessor = preprocessor
         self.lr = lr
         self.max_epochs = max_epochs
         self.batch_size = batch_size
@@ -160,9 +164,9 @@ class RobustClassifier(ClassifierMixin, NetOwner):
         return self
 
     def __sklearn_tags__(self) -> Tags:
-        """Say that images, arrays of more than two dimensions, are accepted."""
+        """Say that images, arrays of more than two dimensions, are accepted if not preprocessed."""
         tags = super().__sklearn_tags__()
-        tags.input_tags.three_d_array = True
+        tags.input_tags.three_d_array = self.preprocessor is None
         return tags
 
     # --- fitting ------------------------------------------------------------------------
@@ -224,16 +228,11 @@ class RobustClassifier(ClassifierMixin, NetOwner):
         weight, rows = training_weights(values, sample_weight)
         self._learn_classes(y[rows], classes, fresh)
         random_state = check_random_state(own_entropy(self.random_state))
-        if fresh:
-            self._init_net(values.dtype, seed=int(random_state.randint(2**31 - 1)))
-        held_out = rows[:0]
-        if self.early_stopping:
-            rows, held_out = train_test_split(
-                rows,
-                test_size=float(unwrap_scalar(self.validation_fraction)),
-                stratify=y[rows],
-                random_state=random_state,
-            )
+        seed = int(random_state.randint(2**31 - 1)) if fresh else None
+        rows, held_out = self._hold_out(rows, y, random_state)
+        if seed is not None:
+            preprocessor = fit_preprocessor(self.preprocessor, values, y, weight, rows)
+            self._init_net(preprocessor, values, seed)
         samples = self._samples(values, y, weight, rows)
         objective = self._make_objective(samples.X)
         scores = self._validation_callbacks(X, y, sample_weight, held_out)
@@ -250,6 +249,20 @@ class RobustClassifier(ClassifierMixin, NetOwner):
             verbose=int(self.verbose),
         )
         return self
+
+    def _hold_out(
+        self, rows: np.ndarray, y: np.ndarray, random_state: np.random.RandomState
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the rows to train on, and those that early stopping watches."""
+        if not self.early_stopping:
+            return rows, rows[:0]
+        trained, held_out = train_test_split(
+            rows,
+            test_size=float(unwrap_scalar(self.validation_fraction)),
+            stratify=y[rows],
+            random_state=random_state,
+        )
+        return trained, held_out
 
     def _validate_training_data(
         self, X: Any, y: Any, *, reset: bool

@@ -8,6 +8,7 @@ from sklearn.base import BaseEstimator
 from torch import nn
 
 from skjacobian._net import ObjectiveNet, make_net, net_state, restore_net
+from skjacobian._preprocessing import behind_preprocessor, output_shape
 from skjacobian._training_data import resolve_device
 from skjacobian._validation import unwrap_scalar
 from skjacobian.modules import make_module, module_params
@@ -16,13 +17,15 @@ from skjacobian.modules import make_module, module_params
 class NetOwner(BaseEstimator):
     """Base of an estimator that has a skorch net in `net_`, and knows how it was made.
 
-    `_net_args` holds what it takes to make the net again: a pickle carries it and the
-    weights, and no torch object. `_nested` holds the parameters in skorch's spelling.
+    `_net_args` and `preprocessor_` are what it takes to make the net again: a pickle carries
+    them and the weights, and no torch object. `_nested` holds the parameters in skorch's
+    spelling.
     """
 
     net_: ObjectiveNet
     classes_: np.ndarray
     input_shape_: tuple[int, ...]
+    preprocessor_: Any
     module: Any
     optimizer: Any
     weight_decay: Any
@@ -30,15 +33,19 @@ class NetOwner(BaseEstimator):
     dtype: str
     _nested: dict[str, Any]
 
-    def _init_net(self, data_dtype: np.dtype[Any], seed: int) -> None:
-        """Make the network for the data, and remember how, for pickling."""
+    def _init_net(self, preprocessor: Any, X: np.ndarray, seed: int) -> None:
+        """Make the network for X behind a fitted preprocessor, and remember how, for pickling."""
         device = resolve_device(self.device)
         dtype = self.dtype
         if dtype == "auto":
-            dtype = str(data_dtype) if device.type == "cpu" else "float32"
+            dtype = str(X.dtype) if device.type == "cpu" else "float32"
         own = {n: v for n, v in self._nested.items() if n.startswith("module__")}
         given = {name.removeprefix("module__"): value for name, value in own.items()}
-        sizes: dict[str, Any] = {"input_shape": self.input_shape_, "n_classes": len(self.classes_)}
+        input_shape = (
+            self.input_shape_ if preprocessor is None else output_shape(preprocessor, X[:1])
+        )
+        sizes: dict[str, Any] = {"input_shape": input_shape, "n_classes": len(self.classes_)}
+        self.preprocessor_ = preprocessor
         self._net_args = {
             "module": self.module,
             "params": module_params(self.module, given, **sizes),
@@ -59,10 +66,14 @@ class NetOwner(BaseEstimator):
         device = torch.device(args["device"])
         if device.type == "cuda" and not torch.cuda.is_available():
             device = torch.device("cpu")
+
+        def module() -> nn.Module:
+            dtype = self._torch_dtype
+            made = make_module(args["module"], args["params"], dtype=dtype, **args["sizes"])
+            return behind_preprocessor(self.preprocessor_, made, dtype)
+
         return make_net(
-            lambda: make_module(
-                args["module"], args["params"], dtype=self._torch_dtype, **args["sizes"]
-            ),
+            module,
             seed=args["seed"],
             device=device,
             n_classes=len(self.classes_),
@@ -76,7 +87,7 @@ class NetOwner(BaseEstimator):
 
     @property
     def module_(self) -> nn.Module:
-        """The trained torch module, which returns logits."""
+        """The trained torch module, from X, preprocessed by its first layers, to logits."""
         return self.net_.module_
 
     @property

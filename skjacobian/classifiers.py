@@ -37,6 +37,13 @@ class JacobianRegularizedClassifier(RobustClassifier):
         What makes the network. "mlp" and "cnn" (`skjacobian.modules`) are sized from the
         data. A class or function of yours is given `n_features`, `n_classes` and
         `input_shape` as far as its signature names them, and must return logits.
+    preprocessor : transformer, optional
+        Any that `as_torch` knows, or a `Pipeline` of such: `fit` clones it, fits it on the
+        rows trained on (with their weights where its `fit` takes them) and makes it the
+        first layers of the network. So the Jacobian is by the raw X, as in scoring, and
+        `lam` is for its units; behind a scaler in a pipeline both are for scaled ones.
+        `module` is sized from what it returns. `warm_start` and `partial_fit` keep it as
+        first fitted.
     lam : float, default=0.005
         λ >= 0, the strength of the penalty. 0 is plain training at its cost. The default
         suits "l2" and features of about unit scale (docs/benchmarks.md says how it was
@@ -115,6 +122,8 @@ class JacobianRegularizedClassifier(RobustClassifier):
         Names of the columns, where X had string names.
     input_shape_ : tuple of int
         Shape of a sample.
+    preprocessor_ : transformer or None
+        The fitted `preprocessor`.
     history_ : list of dict
         Per epoch: "train_loss", "train_penalty" (the norm without λ), "valid_…", "dur".
     n_parameters_ : int
@@ -122,7 +131,7 @@ class JacobianRegularizedClassifier(RobustClassifier):
     net_ : skorch.NeuralNetClassifier
         The net that was trained.
     module_ : nn.Module
-        The trained network, which returns logits.
+        The trained network, from X to logits; its first layers are the preprocessor's.
 
     See Also
     --------
@@ -170,6 +179,7 @@ class JacobianRegularizedClassifier(RobustClassifier):
         self,
         module: Any = "mlp",
         *,
+        preprocessor: Any = None,
         lam: float = 0.005,
         norm: str = "l2",
         output: str = "logits",
@@ -197,6 +207,7 @@ class JacobianRegularizedClassifier(RobustClassifier):
     ) -> None:
         super().__init__(
             module,
+            preprocessor=preprocessor,
             lr=lr,
             max_epochs=max_epochs,
             batch_size=batch_size,
@@ -243,6 +254,13 @@ class AdversarialClassifier(RobustClassifier):
         What makes the network. "mlp" and "cnn" (`skjacobian.modules`) are sized from the
         data. A class or function of yours is given `n_features`, `n_classes` and
         `input_shape` as far as its signature names them, and must return logits.
+    preprocessor : transformer, optional
+        Any that `as_torch` knows, or a `Pipeline` of such: `fit` clones it, fits it on the
+        rows trained on (with their weights where its `fit` takes them) and makes it the
+        first layers of the network. So `eps`, `feature_scale`, `bounds` and the Jacobian
+        are in the units of the raw X, as in scoring; behind a scaler in a pipeline they are
+        in scaled ones. `module` is sized from what it returns. `warm_start` and
+        `partial_fit` keep it as first fitted.
     method : {"pgd", "fgsm", "trades"}, default="pgd"
         "pgd" trains on the samples that projected gradient descent finds (Madry et al.,
         arXiv 1706.06083), "fgsm" on those of one step from a random start (Wong, Rice &
@@ -251,8 +269,9 @@ class AdversarialClassifier(RobustClassifier):
     norm : {"linf", "l2"}, default="linf"
         Norm of the attack.
     eps : float, default=0.1
-        Radius of the attack, in the units of the X that `fit` receives: behind a scaler,
-        scaled units. 0 is plain training at its cost.
+        Radius of the attack, in the units of the X that `fit` receives: behind a scaler in a
+        pipeline scaled units, with the scaler as `preprocessor` raw ones. 0 is plain
+        training at its cost.
     feature_scale : None, "std", "range" or array of shape (n_features,), default=None
         Unit of each feature, ‖delta / feature_scale‖ <= eps. "std" and "range" are those
         of the training data.
@@ -323,6 +342,8 @@ class AdversarialClassifier(RobustClassifier):
         Names of the columns, where X had string names.
     input_shape_ : tuple of int
         Shape of a sample.
+    preprocessor_ : transformer or None
+        The fitted `preprocessor`.
     history_ : list of dict
         Per epoch: "train_loss", "train_penalty" (the norm without λ), "valid_…", "dur".
     n_parameters_ : int
@@ -330,7 +351,7 @@ class AdversarialClassifier(RobustClassifier):
     net_ : skorch.NeuralNetClassifier
         The net that was trained.
     module_ : nn.Module
-        The trained network, which returns logits.
+        The trained network, from X to logits; its first layers are the preprocessor's.
 
     See Also
     --------
@@ -370,6 +391,7 @@ class AdversarialClassifier(RobustClassifier):
         self,
         module: Any = "mlp",
         *,
+        preprocessor: Any = None,
         method: str = "pgd",
         norm: str = "linf",
         eps: float = 0.1,
@@ -402,6 +424,7 @@ class AdversarialClassifier(RobustClassifier):
     ) -> None:
         super().__init__(
             module,
+            preprocessor=preprocessor,
             lr=lr,
             max_epochs=max_epochs,
             batch_size=batch_size,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from skjacobian._validation import check_option, did_you_mean, reject
+from skjacobian.jacobian._stack import Rescaling
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -142,7 +143,7 @@ _DETERMINISTIC = (
     ),
     *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.LayerNorm),
     *(nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool2d),
-    *(nn.Identity, nn.LeakyReLU, nn.Sigmoid, *ACTIVATIONS.values()),
+    *(nn.Identity, Rescaling, nn.LeakyReLU, nn.Sigmoid, *ACTIVATIONS.values()),
 )
 
 

@@ -39,6 +39,7 @@ LAYERS = {
     "_net": 4,
     "_net_owner": 4,
     "_optimizer": 4,
+    "_preprocessing": 4,
     "_training_data": 4,
     "differentiable": 4,
     "modules": 4,

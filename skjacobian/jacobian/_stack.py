@@ -34,15 +34,45 @@ ACTIVATIONS = (
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 POOLINGS = (nn.MaxPool2d, nn.AvgPool2d)
-ALWAYS_KNOWN = frozenset((nn.Linear, nn.ReLU, nn.Identity, *DROPOUTS))
+
+
+class Rescaling(nn.Module):
+    """x ↦ (x - before)·scale + after, each feature by fixed numbers: a scaler's layer.
+
+    Parameters
+    ----------
+    before, scale, after : Tensor of shape (n_features,) or (), optional
+        None leaves the step out.
+    """
+
+    before: Tensor | None
+    scale: Tensor | None
+    after: Tensor | None
+
+    def __init__(
+        self, before: Tensor | None = None, scale: Tensor | None = None, after: Tensor | None = None
+    ) -> None:
+        super().__init__()
+        self.register_buffer("before", before)
+        self.register_buffer("scale", scale)
+        self.register_buffer("after", after)
+
+    def forward(self, X: Tensor) -> Tensor:
+        """Return the rescaled `X`."""
+        X = X if self.before is None else X - self.before
+        X = X if self.scale is None else X * self.scale
+        return X if self.after is None else X + self.after
+
+
+ALWAYS_KNOWN = frozenset((nn.Linear, nn.ReLU, nn.Identity, Rescaling, *DROPOUTS))
 
 
 def chain_of(model: object) -> list[nn.Module] | None:
     """Return the layers of a model whose Jacobian has a closed form here; else None.
 
     That is an `nn.Sequential`, or a subclass with its `forward`, nested as deep as may be,
-    of linear, convolution, batch normalization (in eval mode), pooling without overlap,
-    dropout, flattening and elementwise activation layers, without hooks and without
+    of linear, convolution, batch normalization (in eval mode), rescaling, pooling without
+    overlap, dropout, flattening and elementwise activation layers, without hooks and without
     autocast.
     """
     if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
@@ -164,7 +194,22 @@ class Stack:
                 before = None
             elif (made := _MAPS[kind](record, pick)) is not None:
                 maps.append(made)
+        if self.records and type(self.records[0].layer) is Rescaling:
+            n_samples = len(self.logits) if index is None else len(index)
+            maps = _merged(maps, n_samples * self.logits.shape[1])
         return StackLinearization(maps[::-1], self.logits, index)
+
+
+def _merged(maps: list[Map], n_rows: int) -> list[Map]:
+    """Return the maps, the scale of the input in the weight behind it if that has fewer rows.
+
+    Besides, the Gram matrix of that weight can then take the place of the product with it.
+    """
+    match maps:
+        case [ChannelScale(input_shape=(_,), scale=scale), Dense(weight=weight), *behind]:
+            if len(weight) <= n_rows:
+                return [Dense(maps[0].input_shape, weight * scale), *behind]
+    return maps
 
 
 def _forward(layer: Any, value: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -215,6 +260,11 @@ def _channel_scale(record: Record, pick: Pick) -> Map:
     return ChannelScale(tuple(record.input.shape[1:]), scale)
 
 
+def _rescaling(record: Record, pick: Pick) -> Map | None:
+    scale = record.layer.scale
+    return None if scale is None else ChannelScale(tuple(record.input.shape[1:]), scale)
+
+
 def _reshape(record: Record, pick: Pick) -> Map | None:
     before, after = record.input.shape[1:], record.output.shape[1:]
     return None if before == after else Reshape(tuple(before), tuple(after))
@@ -259,6 +309,7 @@ def _max_pooling(record: Record, pick: Pick, before: Record | None = None) -> Ma
 _MAPS: dict[type, Callable[[Record, Pick], Map | None]] = {
     nn.Linear: _dense,
     nn.Identity: lambda record, pick: None,
+    Rescaling: _rescaling,
     nn.Flatten: _reshape,
     nn.Unflatten: _reshape,
     nn.AvgPool2d: _average_pooling,
