@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from skjacobian.differentiable._meta_classifiers import (
-    AveragedView,
+    LogProbaView,
     columns_of_classes,
     inner_view,
     log_mean,
@@ -25,7 +25,7 @@ from skjacobian.differentiable._registry import ClassifierView, View, as_precise
 TEMPERATURE_EPS = 1e-12
 
 
-class Calibrated(AveragedView):
+class Calibrated(LogProbaView):
     """The mean of the probabilities of classifiers, each calibrated by itself.
 
     Parameters
@@ -189,7 +189,9 @@ class TemperatureCalibrated(ClassifierView):
         if not self.response.by_decision:
             log_P = log_proba(view, X)
             eps = torch.full_like(log_P, np.log(TEMPERATURE_EPS))
-            return self.beta * torch.logaddexp(log_P, eps)
+            # Rows that do not sum to 1 are logits to scikit-learn, if it gets them alone.
+            is_logits = (log_P.exp().sum(1, keepdim=True) - 1).abs() > 1e-5
+            return self.beta * torch.where(is_logits, log_P.exp(), torch.logaddexp(log_P, eps))
         decision = view.decision_function(X)
         if decision.ndim == 1:
             decision = torch.stack([-decision, decision], dim=1)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from skjacobian.differentiable._composition import Chain
 from skjacobian.differentiable._meta_classifiers import (
-    AveragedView,
+    LogProbaView,
     columns_of_classes,
     inner_view,
     log_mean,
@@ -22,7 +22,7 @@ from skjacobian.differentiable._registry import ClassifierView, View, view_of
 from skjacobian.exceptions import NotDifferentiableError
 
 
-class MeanProbability(AveragedView):
+class MeanProbability(LogProbaView):
     """The weighted mean of the probabilities of several classifiers.
 
     Parameters

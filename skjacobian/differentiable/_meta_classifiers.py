@@ -49,7 +49,7 @@ def log_proba(view: ClassifierView, X: Tensor) -> Tensor:
     """Return the logarithm of `predict_proba`, whose gradient does not end where that is 0 or 1."""
     if isinstance(view, Chain):
         return log_proba(view.last, view.transform(X))
-    if isinstance(view, AveragedView | Thresholded):
+    if isinstance(view, LogProbaView):
         return view.predict_log_proba(X)
     if type(view).predict_proba is not ClassifierView.predict_proba:
         return safe_log(view.predict_proba(X))
@@ -103,15 +103,15 @@ def columns_of_classes(values: Tensor, index: Tensor, n_classes: int, missing: f
     return columns.index_copy(1, index.to(values.device), values)
 
 
-class AveragedView(ClassifierView):
-    """The view of a classifier whose probabilities are a mean over others."""
+class LogProbaView(ClassifierView):
+    """A view that knows the logarithm of its probabilities, though they are no softmax."""
 
     def predict_log_proba(self, X: Tensor) -> Tensor:
-        """Return the logarithm of the probabilities, from those of the others."""
+        """Return the logarithm of the probabilities; unless overridden it is the logits."""
         return self(X)
 
 
-class Thresholded(ClassifierView):
+class Thresholded(LogProbaView):
     """A classifier of two classes with a threshold of its own.
 
     The logits are 0 and how far the score is above the threshold. Of probabilities that is
@@ -204,6 +204,11 @@ def _thresholded(classifier: Any, threshold: float, pos_label: Any) -> Classifie
         classifier.estimator_, f"the estimator of the {type(classifier).__name__}", on_proba
     )
     labels = classifier.classes_.tolist()
+    if pos_label is not None and pos_label not in labels:
+        raise NotDifferentiableError(
+            f"Got {type(classifier).__name__} with pos_label {pos_label!r}, but expected one of "
+            f"{labels}."
+        )
     positive = 1 if pos_label is None else labels.index(pos_label)
     return Thresholded(view, on_proba, threshold, positive)
 

@@ -8,12 +8,18 @@ import torch
 from sklearn.multiclass import OneVsOneClassifier, OneVsRestClassifier
 from torch import Tensor, nn
 
-from skjacobian.differentiable._meta_classifiers import inner_view, log_proba, rounded, together
+from skjacobian.differentiable._meta_classifiers import (
+    LogProbaView,
+    inner_view,
+    log_proba,
+    rounded,
+    together,
+)
 from skjacobian.differentiable._registry import ClassifierView, binary_logits, view_of
 from skjacobian.exceptions import NotDifferentiableError
 
 
-class OneVsRest(ClassifierView):
+class OneVsRest(LogProbaView):
     """One classifier for each class against all others; of two classes one classifier.
 
     Parameters
@@ -36,21 +42,32 @@ class OneVsRest(ClassifierView):
         if self.by_decision:
             decision = self.decision_function(X)
             return binary_logits(decision) if decision.ndim == 1 else decision
-        log_P = [log_proba(view, X) for view in self._views()]
-        if len(log_P) == 1:
-            return log_P[0]
-        logits = together(log_P, 0)[:, :, 1].T
+        if len(self.views) == 1:
+            return log_proba(self._views()[0], X)
+        logits = self._log_proba_of_each(X)
         return rounded(logits, logits.exp())
 
     def predict_proba(self, X: Tensor) -> Tensor:
         """Return the probabilities, divided by their sum where that is not 0."""
         if not self.has_proba:
             return super().predict_proba(X)
-        P = together([view.predict_proba(X)[:, 1] for view in self._views()], 1)
-        if P.shape[1] == 1:
-            P = torch.cat([1 - P, P], dim=1)
-        total = P.sum(1, keepdim=True)
-        return P / total.where(total != 0, 1.0)
+        if len(self.views) == 1:
+            P = self._views()[0].predict_proba(X)[:, 1:]
+            return torch.cat([1 - P, P], dim=1)
+        log_P = self._log_proba_of_each(X)
+        return torch.where(_are_zeros(log_P), 0.0, log_P.softmax(1))
+
+    def predict_log_proba(self, X: Tensor) -> Tensor:
+        """Return the logarithm of the probabilities."""
+        if len(self.views) == 1:
+            return log_proba(self._views()[0], X)
+        log_P = self._log_proba_of_each(X)
+        smallest = np.log(torch.finfo(log_P.dtype).tiny)
+        return torch.where(_are_zeros(log_P), smallest, log_P.log_softmax(1))
+
+    def _log_proba_of_each(self, X: Tensor) -> Tensor:
+        """Return the logarithm of the probability of each class against all others."""
+        return together([log_proba(view, X)[:, 1] for view in self._views()], 1)
 
     def decision_function(self, X: Tensor) -> Tensor:
         """Return the decision functions of the classifiers, of two classes one value each."""
@@ -61,6 +78,11 @@ class OneVsRest(ClassifierView):
 
     def _views(self) -> list[Any]:
         return list(self.views)
+
+
+def _are_zeros(log_P: Tensor) -> Tensor:
+    """Tell of which rows all probabilities are 0 to numpy."""
+    return (log_P.exp() <= torch.finfo(log_P.dtype).tiny * (1 + 1e-9)).all(1, keepdim=True)
 
 
 @view_of(OneVsRestClassifier, settings=("estimator", "n_jobs", "verbose"))

@@ -367,6 +367,19 @@ def test_probabilities_that_do_not_sum_to_1_are_averaged_as_they_are():
     np.testing.assert_allclose(seen, wanted, atol=1e-10)
 
 
+def test_rows_of_zeros_keep_gradients_finite_and_are_calibrated_as_when_alone():
+    labels = np.where(X[:, 0] > 1, "beta", LABELS)
+    calibrated = CalibratedClassifierCV(
+        OneVsRestClassifier(GaussianNB()), method="temperature", cv=2
+    ).fit(X, labels)
+    far = torch.from_numpy(60 * SPREAD).requires_grad_()
+    P = as_torch(calibrated).predict_proba(far)
+    alone = [calibrated.predict_proba(sample[None])[0] for sample in 60 * SPREAD]
+    np.testing.assert_allclose(P.detach(), alone, atol=1e-10)
+    P[:, 0].sum().backward()
+    assert far.grad.isfinite().all()
+
+
 def test_an_ensemble_of_classifiers_without_probabilities_has_none():
     for classifier in (
         OneVsRestClassifier(LinearSVC()),
@@ -455,6 +468,16 @@ def test_what_has_no_gradient_is_rejected_and_named(name):
 def test_a_threshold_on_what_has_no_view_is_rejected(classifier, match):
     with pytest.raises(NotDifferentiableError, match=match):
         as_torch(classifier.fit(X, BINARY))
+
+
+def test_a_positive_label_that_is_no_class_is_rejected():
+    # Ensembles encode the labels, and do not call `predict`, which would fail.
+    voting = VotingClassifier([("fixed", fixed(logistic(), 0.5, "oak"))], voting="soft")
+    with pytest.raises(
+        NotDifferentiableError,
+        match=r"Got FixedThresholdClassifier with pos_label 'oak', but expected one of \[0, 1\]",
+    ):
+        as_torch(voting.fit(X, BINARY))
 
 
 def test_self_training_of_what_has_no_view_is_rejected():
