@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from skjacobian.differentiable._meta_classifiers import (
     LogProbaView,
+    are_zeros,
     columns_of_classes,
     inner_view,
     log_mean,
@@ -107,9 +108,8 @@ class SigmoidCalibrated(ClassifierView):
         if self.n_classes == 2:
             return torch.cat([F.logsigmoid(-z), F.logsigmoid(z)], dim=1)
         log_P = columns_of_classes(F.logsigmoid(z), self.index, self.n_classes, -np.inf)
-        smallest = np.log(torch.finfo(z.dtype).tiny)
         # Where all probabilities are 0 to numpy, scikit-learn makes them uniform.
-        return torch.where((log_P <= smallest).all(1, keepdim=True), smallest, log_P)
+        return torch.where(are_zeros(log_P), 0.0, log_P)
 
 
 class IsotonicCalibrated(ClassifierView):

@@ -14,6 +14,7 @@ from skjacobian.differentiable._meta_classifiers import (
     inner_view,
     log_mean,
     log_proba,
+    log_zero,
     mean,
     together,
 )
@@ -50,8 +51,8 @@ class MeanProbability(LogProbaView):
     def forward(self, X: Tensor) -> Tensor:
         """Return the logarithm of the mean probability."""
         log_P = [log_proba(view, X) for view in self._views()]
-        smallest = np.log(torch.finfo(log_P[0].dtype).tiny)
-        return log_mean(self._of_all_classes(log_P, missing=smallest), self.weights)
+        missing = log_zero(log_P[0].dtype)
+        return log_mean(self._of_all_classes(log_P, missing), self.weights)
 
     def predict_proba(self, X: Tensor) -> Tensor:
         """Return the mean probability; its rows sum to 1 only if those of the members do."""

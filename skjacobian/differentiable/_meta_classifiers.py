@@ -57,9 +57,15 @@ def log_proba(view: ClassifierView, X: Tensor) -> Tensor:
     return view(X).log_softmax(1).clamp_min(-1e30)
 
 
+def log_zero(dtype: torch.dtype) -> float:
+    """Return what stands for log 0: finite, but its exponential is 0."""
+    return 2 * float(np.log(torch.finfo(dtype).tiny))
+
+
 def safe_log(P: Tensor) -> Tensor:
-    """Return the logarithm of probabilities, of 0 that of the smallest normal number."""
-    return P.clamp_min(torch.finfo(P.dtype).tiny).log()
+    """Return the logarithm of probabilities, whose gradient is finite also where they are 0."""
+    tiny = torch.finfo(P.dtype).tiny
+    return torch.where(P.lt(tiny), log_zero(P.dtype), P.clamp_min(tiny).log())
 
 
 def rounded(log_P: Tensor, P: Tensor) -> Tensor:
@@ -68,7 +74,13 @@ def rounded(log_P: Tensor, P: Tensor) -> Tensor:
     Both are the same but for rounding. Where probabilities are rounded to 0 or 1 they tie, and
     `predict` takes the first, but the gradient is that of before the rounding.
     """
-    return safe_log(P).detach() + (log_P - log_P.detach())
+    value = P.detach().log().clamp_min(log_zero(P.dtype))
+    return value + (log_P - log_P.detach())
+
+
+def are_zeros(log_P: Tensor) -> Tensor:
+    """Tell of which rows all probabilities are 0 to numpy."""
+    return (log_P.exp() == 0).all(1, keepdim=True)
 
 
 def together(tensors: Sequence[Tensor], dim: int) -> Tensor:

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from skjacobian.differentiable._meta_classifiers import (
     LogProbaView,
+    are_zeros,
     inner_view,
     log_proba,
+    log_zero,
     rounded,
     together,
 )
@@ -55,15 +57,14 @@ class OneVsRest(LogProbaView):
             P = self._views()[0].predict_proba(X)[:, 1:]
             return torch.cat([1 - P, P], dim=1)
         log_P = self._log_proba_of_each(X)
-        return torch.where(_are_zeros(log_P), 0.0, log_P.softmax(1))
+        return torch.where(are_zeros(log_P), 0.0, log_P.softmax(1))
 
     def predict_log_proba(self, X: Tensor) -> Tensor:
         """Return the logarithm of the probabilities."""
         if len(self.views) == 1:
             return log_proba(self._views()[0], X)
         log_P = self._log_proba_of_each(X)
-        smallest = np.log(torch.finfo(log_P.dtype).tiny)
-        return torch.where(_are_zeros(log_P), smallest, log_P.log_softmax(1))
+        return torch.where(are_zeros(log_P), log_zero(log_P.dtype), log_P.log_softmax(1))
 
     def _log_proba_of_each(self, X: Tensor) -> Tensor:
         """Return the logarithm of the probability of each class against all others."""
@@ -78,11 +79,6 @@ class OneVsRest(LogProbaView):
 
     def _views(self) -> list[Any]:
         return list(self.views)
-
-
-def _are_zeros(log_P: Tensor) -> Tensor:
-    """Tell of which rows all probabilities are 0 to numpy."""
-    return (log_P.exp() <= torch.finfo(log_P.dtype).tiny * (1 + 1e-9)).all(1, keepdim=True)
 
 
 @view_of(OneVsRestClassifier, settings=("estimator", "n_jobs", "verbose"))
