@@ -148,17 +148,41 @@ def best_table(results: list[dict]) -> str:
 
 
 def gaps_table(results: list[dict]) -> str:
-    """Return standard and robust gap of plain training and of each paired penalty at its best."""
+    """Return standard and robust gaps along λ: of accuracy, with intervals, and of the loss."""
     rows = []
     for threat, penalty in PAIRED.items():
         for (n,), same in grouped(of_method(results, penalty), "n_train").items():
-            for strength, of_strength in grouped(same, "strength").items():
-                standard = _pooled_gap(of_strength, None)
-                under_attack = _pooled_gap(of_strength, threat)
-                rows.append(
-                    [f"{penalty} / {threat}", n, f"{strength[0]:g}", standard, under_attack]
-                )
-    return table(["penalty / attack", "n", "λ", "standard gap", "robust gap (PGD)"], rows)
+            for (strength,), of_strength in grouped(same, "strength").items():
+                accuracies = [_pooled_gap(of_strength, attack) for attack in (None, threat)]
+                losses = [
+                    mean_and_spread([-gap(r, "loss") for r in of_strength]),
+                    mean_and_spread([-gap(r, "adversarial_loss", threat) for r in of_strength]),
+                ]
+                rows.append([f"{penalty} / {threat}", n, f"{strength:g}", *accuracies, *losses])
+    header = ["penalty / attack", "n", "λ", "standard gap", "robust gap (PGD)"]
+    return table([*header, "standard gap of the loss", "robust gap of the loss"], rows)
+
+
+def gap_correlation_table(results: list[dict]) -> str:
+    """Return the rank correlation of the training data's Jacobian norm with both loss gaps."""
+    rows = []
+    for threat, penalty in PAIRED.items():
+        for (n,), same in grouped(of_method(results, penalty), "n_train").items():
+            if len(same) < 4:
+                continue
+            norms = [r["train"]["jacobian"][penalty] for r in same]
+            gaps = [
+                [-gap(r, "loss") for r in same],
+                [-gap(r, "adversarial_loss", threat) for r in same],
+            ]
+            rows.append([f"{penalty} / {threat}", n, len(same), *(_rho(norms, g) for g in gaps)])
+    header = ["penalty / attack", "n", "networks", "ρ of norm and standard gap of the loss"]
+    return table([*header, "ρ of norm and robust gap of the loss"], rows)
+
+
+def _rho(x: list[float], y: list[float]) -> str:
+    rho, low, high = spearman_interval(x, y)
+    return f"{rho:.2f} ({low:.2f} to {high:.2f})"
 
 
 def _pooled_gap(same: list[dict], threat: str | None) -> str:
@@ -217,6 +241,7 @@ def write_report(results: list[dict], folder: Path) -> Path:
         "Every setting": results_table,
         "Each method at its most robust strength": best_table,
         "Generalization gaps": gaps_table,
+        "Rank correlation of Jacobian norm and generalization gap": gap_correlation_table,
         "Tightness of the surrogates": tightness_table,
         "Rank correlation of surrogate and adversarial risk": correlation_table,
     }
@@ -287,10 +312,10 @@ def draw_gaps(ax, results, threat, penalty) -> None:
             np.mean([gap(r, "robust_accuracy_pgd", threat) for r in group])
             for group in groups.values()
         ]
-        (line,) = ax.plot(places, under_attack, marker="o", label=f"n = {n}, under {threat}")
+        (line,) = ax.plot(places, under_attack, marker="o", label=f"n = {n}, under attack")
         ax.plot(places, standard, ":", color=line.get_color(), label=f"n = {n}, clean")
         ax.set_xticks(places, [f"{strength:g}" for (strength,) in groups])
-    ax.set(xlabel="λ", ylabel="training minus test accuracy", title=f"{penalty} penalty")
+    ax.set(xlabel="λ", ylabel="training minus test accuracy", title=f"{penalty}, {threat}")
 
 
 def draw_surrogates(ax, results, threat, penalty) -> None:

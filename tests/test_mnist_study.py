@@ -119,6 +119,14 @@ def test_the_most_valuable_networks_come_first():
     first = settings[:26]
     assert {(s.part, s.seed) for s in first} == {("A", 0)}
     assert [s.n_train for s in first] == [60000] * 13 + [5000] * 13
+    assert first[0].method == "plain"
+
+
+def test_adversarial_training_is_also_run_for_as_long_as_a_penalty():
+    long, short = (study.Setting(m, 0.1, 60000, 0) for m in ("pgd_linf", "pgd_linf_quarter"))
+    assert study.epochs_of(long, study.MNIST, None) == 20
+    assert study.epochs_of(short, study.MNIST, None) == 5
+    assert study.make_model(short, study.MNIST, 5).norm == "linf"
 
 
 def test_results_are_plain_json(folder):
