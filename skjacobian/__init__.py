@@ -3,6 +3,7 @@
 from skjacobian._version import __version__
 from skjacobian.adversarial_examples import plot_adversarial_examples
 from skjacobian.classifiers import AdversarialClassifier, JacobianRegularizedClassifier
+from skjacobian.constraints import FeatureConstraints
 from skjacobian.curve import adversarial_distances, robustness_curve
 from skjacobian.curve_display import RobustnessCurveDisplay
 from skjacobian.displays import JacobianNormDisplay
@@ -14,6 +15,7 @@ from skjacobian.tightness import surrogate_gap
 
 __all__ = [
     "AdversarialClassifier",
+    "FeatureConstraints",
     "JacobianNormDisplay",
     "JacobianRegularizedClassifier",
     "RobustScorer",

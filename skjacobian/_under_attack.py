@@ -1,6 +1,7 @@
 """A fitted classifier under attack: from arrays to tensors, batch by batch, and back."""
 
 import time
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -8,17 +9,27 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.base import clone
-from sklearn.utils import check_array, check_consistent_length, check_random_state
+from sklearn.utils import check_consistent_length, check_random_state
 from sklearn.utils.validation import column_or_1d
 from torch import Tensor, nn
 
 from skjacobian._rng import own_entropy
-from skjacobian._validation import check_number
-from skjacobian.attacks import Attack, Found, Stage
-from skjacobian.differentiable import TensorFunction, as_torch, black_box
-from skjacobian.exceptions import NotDifferentiableError
+from skjacobian._table import Table
+from skjacobian._validation import check_number, check_option
+from skjacobian.attacks import FGSM, PGD, Attack, Cascade, Found, Stage
+from skjacobian.constraints import FeatureConstraints, check_constraints
+from skjacobian.differentiable import (
+    TensorFunction,
+    as_torch,
+    bind_samples,
+    black_box,
+    encoded_columns,
+)
+from skjacobian.exceptions import AttackWarning, NotDifferentiableError
 from skjacobian.model_modes import frozen, output_kind, to_logits
-from skjacobian.threat_model import fit_feature_scale, mutable_by_name
+from skjacobian.threat_model import fit_feature_scale, mutable_by_name, resolve_mutable
+
+ATTACKS: dict[str, type[Attack]] = {"pgd": PGD, "fgsm": FGSM, "strong": Cascade}
 
 # Least and most samples of a batch, and how many numbers it should hold: on the CPU what
 # its caches can, on CUDA what keeps the card busy.
@@ -68,6 +79,8 @@ class UnderAttack:
     view : callable
         What is attacked: the torch view, or scores without gradients.
     is_black_box : bool
+    categories : list of int
+        Columns that an adversary cannot change, because they hold no numbers or are encoded.
     """
 
     def __init__(
@@ -82,29 +95,93 @@ class UnderAttack:
         verbose: bool = False,
     ) -> None:
         self.estimator, self.X, self.verbose = estimator, X, verbose
-        self.view, self.is_black_box = _view(estimator, X, needs)
-        _check_is_classifier(estimator)
-        values = check_array(X, dtype=[np.float64, np.float32], allow_nd=True, input_name="X")
+        _check_has(estimator, "predict")
+        self.table = Table(X)
+        self.X_tensor = self.table.tensor
+        self.view, self.is_black_box = _view(estimator, self.table, needs)
+        _check_has(estimator, "classes_")
         self.y = column_or_1d(y)
-        check_consistent_length(values, self.y)
-        self.X_tensor = torch.from_numpy(np.array(values))
+        check_consistent_length(self.X_tensor, self.y)
+        self.categories = sorted({*self.table.categories, *encoded_columns(estimator)})
         self.device = _device_of(self.view)
         self.batch_size = check_batch_size(batch_size) or _batch_size(self.X_tensor, self.device)
         self.seed = int(check_random_state(own_entropy(random_state)).randint(2**31 - 1))
+
+    @property
+    def view_name(self) -> str:
+        """What is attacked, in words."""
+        if not self.is_black_box:
+            return "torch view"
+        for method in ("predict_proba", "decision_function"):
+            if hasattr(self.estimator, method):
+                return f"black box, {method}"
+        return "black box, predict"
+
+    def names_of(self, columns: list[int]) -> list[Any]:
+        """Return the names of columns, or their indices where they have none."""
+        names = self.table.columns
+        return columns if names is None else [names[j] for j in columns]
 
     @cached_property
     def right(self) -> np.ndarray:
         """Whether `predict` is right about the clean samples."""
         return np.asarray(self.estimator.predict(self.X) == self.y)
 
+    def arm(self, attack: Attack, **threat_model: Any) -> Attack:
+        """Return an attack with a threat model, as `threat_model` takes it, that X obeys."""
+        armed = attack.with_threat(self.threat_model(**threat_model))
+        armed.check_params()
+        armed.check_clean(self.X_tensor)
+        return armed
+
     def threat_model(
-        self, norm: str, eps: float, scale: Any, bounds: Any, mutable: Any
+        self,
+        norm: str,
+        eps: float,
+        feature_scale: Any,
+        bounds: Any,
+        mutable: Any,
+        constraints: Any,
     ) -> dict[str, Any]:
         """Return the parameters of an attack, what depends on the data taken from all of X."""
-        if hasattr(self.X, "columns"):
-            mutable = mutable_by_name(mutable, self.X.columns)
-        scale = fit_feature_scale(scale, self.X_tensor, mutable)
-        return {"norm": norm, "eps": eps, "feature_scale": scale, "bounds": bounds}
+        check_constraints(constraints, feature_scale, bounds)
+        if self.table.columns is not None:
+            mutable = mutable_by_name(mutable, self.table.columns)
+        self._check_not_categories(mutable)
+        return {
+            "norm": norm,
+            "eps": eps,
+            "feature_scale": fit_feature_scale(feature_scale, self.X_tensor, mutable),
+            "bounds": bounds,
+            "constraints": self._constraints(constraints),
+        }
+
+    def _check_not_categories(self, mutable: Any) -> None:
+        mask = resolve_mutable(mutable, self.X_tensor)
+        chosen = [] if mask is None else [j for j in self.categories if mask.flatten()[j]]
+        if chosen:
+            raise ValueError(
+                f"Got mutable with the columns {self.names_of(chosen)}, but expected columns of "
+                "numbers that no encoder reads: others cannot be attacked."
+            )
+
+    def unsaid_categories(self, mutable: Any, constraints: FeatureConstraints | None) -> list[Any]:
+        """Return the names of the columns held fixed although nobody said that they are."""
+        if mutable is not None:
+            return []
+        said = [] if constraints is None else constraints.by_index(self._names()).immutable
+        return self.names_of([j for j in self.categories if j not in said])
+
+    def _names(self) -> Any:
+        return self.table.columns or range(self.X_tensor[0].numel())
+
+    def _constraints(self, constraints: FeatureConstraints | None) -> FeatureConstraints | None:
+        """Return the constraints by index, with those that the types of the columns make."""
+        if constraints is None and not self.categories and not self.table.integer:
+            return None
+        return (constraints or FeatureConstraints()).by_index(
+            self._names(), immutable=self.categories, integer=self.table.integer
+        )
 
     @cached_property
     def logits_view(self) -> TensorFunction:
@@ -124,13 +201,13 @@ class UnderAttack:
 
     def rows(self, index: np.ndarray) -> Any:
         """Return chosen samples, in the container that was given."""
-        return _in_container_of(self.X, index, self.X_tensor[index].numpy())
+        return self.table.rows(index, self.X_tensor[index].numpy())
 
     def with_rows(self, index: np.ndarray, X_adv: Tensor) -> Any:
         """Return all samples, those of `index` replaced, in the container that was given."""
         values = self.X_tensor.clone()
         values[index] = X_adv
-        return _in_container_of(self.X, np.arange(len(values)), values.numpy())
+        return self.table.rows(np.arange(len(values)), values.numpy())
 
     def perturb(self, attack: Attack, index: np.ndarray) -> Perturbed:
         """Attack the samples of `index`, whose labels the classifier knows."""
@@ -152,7 +229,8 @@ class UnderAttack:
             if self.verbose:
                 _report_progress(attack, found, len(index), time.perf_counter() - start)
         whole = _concatenate(found)
-        X_adv = _in_container_of(self.X, index, whole.X_adv.numpy())
+        _check_is_valid(attack, X, whole.X_adv)
+        X_adv = self.table.rows(index, whole.X_adv.numpy())
         right = np.asarray(self.estimator.predict(X_adv) == self.y[index])
         return Perturbed(X_adv, right, whole, seconds=time.perf_counter() - start)
 
@@ -182,24 +260,69 @@ def check_threat_model_is_unset(attack: Attack, owner: str) -> None:
             )
 
 
-def _view(estimator: Any, X: Any, needs: str) -> tuple[TensorFunction, bool]:
+def make_attack(attack: str | Attack, owner: str, **search: Any) -> Attack:
+    """Return the attack that a name stands for, or an object that says nothing twice.
+
+    Parameters
+    ----------
+    attack : {"pgd", "fgsm", "strong"} or Attack
+    owner : str
+        Who says the threat model.
+    **search
+        Parameters of "pgd".
+    """
+    if isinstance(attack, Attack):
+        check_threat_model_is_unset(attack, owner)
+        return attack
+    check_option("attack", attack, ATTACKS)
+    return PGD(**search) if attack == "pgd" else ATTACKS[attack]()
+
+
+def warn_of_disagreement(perturbed: Perturbed) -> None:
+    """Warn where the torch view is fooled by a perturbation and `predict` is not."""
+    n_different = int((perturbed.found.fooled.numpy() & perturbed.right).sum())
+    if n_different:
+        warnings.warn(
+            f"The torch view of the estimator is fooled by {n_different} perturbed samples of "
+            f"{len(perturbed.right)} that its predict gets right. predict decides, so robustness "
+            "may be overstated by as much.",
+            AttackWarning,
+            stacklevel=4,
+        )
+
+
+def _view(estimator: Any, table: Table, needs: str) -> tuple[TensorFunction, bool]:
     """Return what an attack that needs so much of a model attacks, and if it is a black box."""
     try:
-        return as_torch(estimator), False
+        view = as_torch(estimator)
+        bind_samples(view, table)
     except NotDifferentiableError:
         if needs == "gradients":
             raise
-        return black_box(estimator, X), True
+        return black_box(estimator, table), True
+    return view, False
 
 
-def _check_is_classifier(estimator: Any) -> None:
+def _check_has(estimator: Any, name: str) -> None:
     """Raise if an estimator cannot be asked for a class."""
-    for name in ("predict", "classes_"):
-        if not hasattr(estimator, name):
-            raise TypeError(
-                f"Got an estimator of type {type(estimator).__name__} without {name}, but "
-                "expected a fitted classifier, which has predict and classes_."
-            )
+    if not hasattr(estimator, name):
+        raise TypeError(
+            f"Got an estimator of type {type(estimator).__name__} without {name}, but "
+            "expected a fitted classifier, which has predict and classes_."
+        )
+
+
+def _check_is_valid(attack: Attack, X: Tensor, X_adv: Tensor) -> None:
+    """Make sure that what an attack returned is what the threat model allows."""
+    ball = attack.ball(X)
+    allowed = ball.contains(X_adv) & (X_adv.isnan() == X.isnan()).flatten(1).all(1)
+    if ball.rules is not None:
+        allowed &= ball.rules.hold(X_adv)
+    if not bool(allowed.all()):
+        raise RuntimeError(
+            f"{attack!r} returned {int((~allowed).sum())} of {len(X)} samples outside the threat "
+            "model. This is a fault of the attack; please report it."
+        )
 
 
 def _device_of(view: TensorFunction) -> torch.device:
@@ -272,10 +395,3 @@ def _joined_stage(name: str, found: list[Found]) -> Stage:
         complete &= stage is not None and stage.complete
     whole = {field: torch.cat(values) for field, values in columns.items()}
     return Stage(name, **whole, seconds=seconds, complete=complete)
-
-
-def _in_container_of(X: Any, index: np.ndarray, X_adv: np.ndarray) -> Any:
-    """Give perturbed samples the column names and the index of a DataFrame `X`."""
-    if not hasattr(X, "iloc"):
-        return X_adv
-    return type(X)(X_adv, columns=X.columns, index=X.index[index])

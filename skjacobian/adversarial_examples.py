@@ -7,11 +7,11 @@ from typing import Any, Self
 import numpy as np
 from sklearn.utils._optional_dependencies import check_matplotlib_support
 
-from skjacobian._under_attack import UnderAttack
+from skjacobian._under_attack import UnderAttack, make_attack
 from skjacobian._validation import check_count, check_non_negative, reject
 from skjacobian.attacks import Attack
-from skjacobian.metrics import RobustScorer
-from skjacobian.threat_model import check_inside, resolve_bounds
+from skjacobian.constraints import FeatureConstraints
+from skjacobian.threat_model import resolve_bounds
 
 ROWS = ("clean", "perturbation", "adversarial")
 
@@ -126,6 +126,7 @@ def plot_adversarial_examples(
     feature_scale: Any = None,
     bounds: Any = None,
     mutable: Any = None,
+    constraints: FeatureConstraints | None = None,
     n_samples: int = 5,
     image_shape: tuple[int, ...] | None = None,
     axes: Any = None,
@@ -141,7 +142,7 @@ def plot_adversarial_examples(
         Images, flat or not, in the units that the estimator receives.
     y : array-like of shape (n_samples,)
         True labels.
-    norm, eps, attack, feature_scale, bounds, mutable
+    norm, eps, attack, feature_scale, bounds, mutable, constraints
         As in `RobustScorer`; one radius. Finite `bounds` are drawn black and white.
     n_samples : int, default=5
         How many to draw: the first that are classified right.
@@ -173,27 +174,27 @@ def plot_adversarial_examples(
     check_matplotlib_support("plot_adversarial_examples")
     n_samples = check_count("n_samples", n_samples)
     check_non_negative("eps", eps)
-    scorer = RobustScorer(
+    attack = make_attack(attack, "plot_adversarial_examples")
+    subject = UnderAttack(estimator, X, y, needs=attack.needs, random_state=random_state)
+    image_shape = _image_shape(tuple(subject.X_tensor.shape[1:]), image_shape)
+    attack = subject.arm(
+        attack,
         norm=norm,
         eps=eps,
-        attack=attack,
         feature_scale=feature_scale,
         bounds=bounds,
         mutable=mutable,
+        constraints=constraints,
     )
-    scorer._check_params()
-    subject = UnderAttack(estimator, X, y, needs=scorer._needs(), random_state=random_state)
-    image_shape = _image_shape(tuple(subject.X_tensor.shape[1:]), image_shape)
-    resolved = resolve_bounds(bounds, subject.X_tensor)
-    check_inside(subject.X_tensor, resolved)
     chosen = np.flatnonzero(subject.right)[:n_samples]
     if len(chosen) == 0:
         raise ValueError(
             "Got an estimator that is wrong about every sample of X, but expected some that an "
             "attack could change."
         )
-    perturbed = subject.perturb(scorer._make_attack(eps, subject), chosen)
+    perturbed = subject.perturb(attack, chosen)
     limits = None
+    resolved = resolve_bounds(bounds, subject.X_tensor)
     if resolved is not None:
         low, high = float(resolved[0].min()), float(resolved[1].max())
         limits = (low, high) if math.isfinite(high - low) else None

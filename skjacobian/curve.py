@@ -5,11 +5,10 @@ from typing import Any
 import numpy as np
 from sklearn.utils.validation import _check_sample_weight
 
-from skjacobian._under_attack import UnderAttack
+from skjacobian._under_attack import UnderAttack, warn_of_disagreement
 from skjacobian._validation import reject
-from skjacobian.attacks import FMN
-from skjacobian.metrics import _warn_of_disagreement
-from skjacobian.threat_model import check_inside, resolve_bounds
+from skjacobian.attacks import FMN, Attack
+from skjacobian.constraints import FeatureConstraints
 
 
 def adversarial_distances(
@@ -24,6 +23,7 @@ def adversarial_distances(
     feature_scale: Any = None,
     bounds: Any = None,
     mutable: Any = None,
+    constraints: FeatureConstraints | None = None,
     batch_size: int | str = "auto",
     random_state: Any = 0,
     verbose: bool = False,
@@ -60,6 +60,9 @@ def adversarial_distances(
     mutable : array of bool, of int or of str, optional
         Features that may change: a mask, indices, or the column names of a DataFrame. None
         is all.
+    constraints : FeatureConstraints, optional
+        What else makes a sample valid: immutable, whole, one-directional and one-hot columns,
+        and scale and bounds by column.
     batch_size : int or "auto", default="auto"
         Samples attacked at once.
     random_state : int, RandomState instance or None, default=0
@@ -104,8 +107,15 @@ def adversarial_distances(
         random_state=random_state,
         verbose=verbose,
     )
-    check_inside(subject.X_tensor, resolve_bounds(bounds, subject.X_tensor))
-    attack.set_params(**subject.threat_model(norm, eps, feature_scale, bounds, mutable))
+    attack = subject.arm(
+        attack,
+        norm=norm,
+        eps=eps,
+        feature_scale=feature_scale,
+        bounds=bounds,
+        mutable=mutable,
+        constraints=constraints,
+    )
     distances = np.zeros(len(subject.y))
     right = np.flatnonzero(subject.right)
     if len(right):
@@ -113,9 +123,9 @@ def adversarial_distances(
     return distances
 
 
-def _distances_of(subject: UnderAttack, attack: FMN, index: np.ndarray) -> np.ndarray:
+def _distances_of(subject: UnderAttack, attack: Attack, index: np.ndarray) -> np.ndarray:
     perturbed = subject.perturb(attack, index)
-    _warn_of_disagreement(perturbed.found.fooled.numpy(), perturbed.right)
+    warn_of_disagreement(perturbed)
     X = subject.X_tensor[index]
     distances = attack.ball(X).distance(perturbed.found.X_adv).numpy()
     return np.where(perturbed.right, np.inf, distances)
@@ -133,6 +143,7 @@ def robustness_curve(
     feature_scale: Any = None,
     bounds: Any = None,
     mutable: Any = None,
+    constraints: FeatureConstraints | None = None,
     batch_size: int | str = "auto",
     random_state: Any = 0,
     verbose: bool = False,
@@ -157,7 +168,8 @@ def robustness_curve(
     eps : array-like of float, optional
         Radii. None takes 0 and every radius at which the curve falls, so that all of it is
         returned.
-    n_steps, n_restarts, feature_scale, bounds, mutable, batch_size, random_state, verbose
+    n_steps, n_restarts, feature_scale, bounds, mutable, constraints, batch_size, \
+random_state, verbose
         As in `adversarial_distances`.
     sample_weight : array-like of shape (n_samples,), optional
 
@@ -203,6 +215,7 @@ def robustness_curve(
         feature_scale=feature_scale,
         bounds=bounds,
         mutable=mutable,
+        constraints=constraints,
         batch_size=batch_size,
         random_state=random_state,
         verbose=verbose,

@@ -5,11 +5,12 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any, Self
 
 import numpy as np
-import torch
-from sklearn.utils import _safe_indexing, check_array, check_consistent_length
+from sklearn.utils import _safe_indexing, check_consistent_length
 from sklearn.utils._optional_dependencies import check_matplotlib_support
 
+from skjacobian._table import Table
 from skjacobian._validation import check_option, reject
+from skjacobian.constraints import FeatureConstraints
 from skjacobian.curve import adversarial_distances, curve_of_distances
 from skjacobian.geometry import BALL_NORMS
 from skjacobian.intervals import wilson_interval
@@ -83,6 +84,7 @@ class RobustnessCurveDisplay:
         feature_scale: Any = None,
         bounds: Any = None,
         mutable: Any = None,
+        constraints: FeatureConstraints | None = None,
         name: str | None = None,
         ax: Any = None,
         confidence: float | None = 0.95,
@@ -96,7 +98,7 @@ class RobustnessCurveDisplay:
         estimator : fitted classifier
         X : array-like of shape (n_samples, *features)
         y : array-like of shape (n_samples,)
-        norm, eps, feature_scale, bounds, mutable
+        norm, eps, feature_scale, bounds, mutable, constraints
             As in `robustness_curve`.
         name : str, optional
             Label in the legend; None takes the class of the estimator.
@@ -119,6 +121,7 @@ class RobustnessCurveDisplay:
             feature_scale=feature_scale,
             bounds=bounds,
             mutable=mutable,
+            constraints=constraints,
             **search_params,
         )
         return cls.from_predictions(
@@ -179,6 +182,7 @@ class RobustnessCurveDisplay:
         feature_scale: Any = None,
         bounds: Any = None,
         mutable: Any = None,
+        constraints: FeatureConstraints | None = None,
         name: Any = None,
         ax: Any = None,
         confidence: float | None = None,
@@ -195,7 +199,7 @@ class RobustnessCurveDisplay:
         X : array-like of shape (n_samples, *features)
         y : array-like of shape (n_samples,)
             What was cross-validated.
-        norm, eps, feature_scale, bounds, mutable
+        norm, eps, feature_scale, bounds, mutable, constraints
             As in `robustness_curve`; the "std" and "range" of `feature_scale` are those of
             all of X.
         name : str or list of str, optional
@@ -215,8 +219,7 @@ class RobustnessCurveDisplay:
         """
         check_matplotlib_support(f"{cls.__name__}.from_cv_results")
         _check_cv_results(cv_results, X, y)
-        values = check_array(X, dtype=[np.float64, np.float32], allow_nd=True, input_name="X")
-        scale = fit_feature_scale(feature_scale, torch.from_numpy(np.array(values)))
+        scale = fit_feature_scale(feature_scale, Table(X).tensor)
         curves = []
         for estimator, test in zip(
             cv_results["estimator"], cv_results["indices"]["test"], strict=True
@@ -229,6 +232,7 @@ class RobustnessCurveDisplay:
                 feature_scale=scale,
                 bounds=bounds,
                 mutable=mutable,
+                constraints=constraints,
                 **search_params,
             )
             curves.append((*curve_of_distances(distances, eps=eps), len(distances)))

@@ -12,11 +12,12 @@ from torch import Tensor
 from skjacobian._under_attack import Perturbed, UnderAttack, check_threat_model_is_unset
 from skjacobian._validation import check_non_negative, check_option, reject
 from skjacobian.attacks import PGD, Attack, Cascade, Square
+from skjacobian.constraints import FeatureConstraints
 from skjacobian.exceptions import AttackWarning
 from skjacobian.geometry import BALL_NORMS, vector_norm
 from skjacobian.model_modes import frozen, output_kind
 from skjacobian.report import Flag, RobustnessReport, StageResult
-from skjacobian.threat_model import resolve_bounds, resolve_feature_scale
+from skjacobian.threat_model import resolve_feature_scale
 
 # What the checks behind the flags are made on, at most.
 N_CHECKED = 200
@@ -45,6 +46,8 @@ MEANINGS = {
     "attacked is wrong. predict decides, so robustness may be overstated by as many.",
     "output": "Raised if the model returns probabilities or decisions. Probabilities are "
     "attacked through their logarithm; where they have been rounded to 0 or 1, gradients vanish.",
+    "categories": "Raised if columns hold categories that were not said to be immutable. They "
+    "were held fixed: an adversary who can change them may do better.",
     "weak attack": "Raised if less than the strong cascade with gradients was run, or a budget "
     "cut it short. Robust accuracy is an upper bound; a stronger attack gives a lower one.",
 }
@@ -61,6 +64,7 @@ def evaluate_robustness(
     feature_scale: Any = None,
     bounds: Any = None,
     mutable: Any = None,
+    constraints: FeatureConstraints | None = None,
     n_queries: int | None = None,
     time_limit: float | None = None,
     batch_size: int | str = "auto",
@@ -92,6 +96,9 @@ def evaluate_robustness(
     mutable : array of bool, of int or of str, optional
         Features that may change: a mask, indices, or the column names of a DataFrame. None
         is all.
+    constraints : FeatureConstraints, optional
+        What else makes a sample valid: immutable, whole, one-directional and one-hot columns,
+        and scale and bounds by column.
     n_queries : int, optional
         How often "strong" shows a sample to the model at most.
     time_limit : float, optional
@@ -143,15 +150,18 @@ def evaluate_robustness(
         random_state=random_state,
         verbose=verbose,
     )
-    threat_model = subject.threat_model(norm, eps, feature_scale, bounds, mutable)
+    threat_model = subject.threat_model(norm, eps, feature_scale, bounds, mutable, constraints)
     attack = attack.with_threat(threat_model)
     attack.check_params()
-    inside = _inside(subject.X_tensor, bounds)
+    attack.check_valid(subject.X_tensor)
+    inside = ~attack.outside(subject.X_tensor).numpy()
     attacked = np.flatnonzero(subject.right & inside)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AttackWarning)  # the flags say it
         perturbed = subject.perturb(attack, attacked)
-        flags = _Checks(subject, attack, threat_model, attacked, perturbed).flags(inside)
+        flags = _Checks(subject, attack, threat_model, attacked, perturbed).flags(
+            inside, subject.unsaid_categories(mutable, constraints)
+        )
     robust = np.zeros(len(subject.y), dtype=bool)
     robust[attacked] = perturbed.right
     report = RobustnessReport(
@@ -166,6 +176,7 @@ def evaluate_robustness(
         stages=_stages(attack, subject, inside, perturbed),
         flags=flags,
         seconds=time.perf_counter() - start,
+        view=subject.view_name,
     )
     _warn_of_flags(report)
     return report
@@ -181,16 +192,6 @@ def _attack(attack: str | Attack, **budgets: Any) -> Attack:
         if value is not None:
             reject(name, value, f"None: it is a budget of 'strong', and attack={attack!r}")
     return attack
-
-
-def _inside(X: Tensor, bounds: Any) -> np.ndarray:
-    """Tell which samples lie inside their bounds, up to rounding."""
-    resolved = resolve_bounds(bounds, X)
-    if resolved is None:
-        return np.ones(len(X), dtype=bool)
-    slack = 16 * torch.finfo(X.dtype).eps * X.abs().clamp(min=1.0)
-    within = (resolved[0] - slack <= X) & (resolved[1] + slack >= X)
-    return within.flatten(1).all(1).numpy()
 
 
 def _stages(
@@ -246,7 +247,7 @@ class _Checks:
             with frozen(subject.view), torch.no_grad():
                 self.outputs = [subject.view(X).cpu() for _ in range(2)]
 
-    def flags(self, inside: np.ndarray) -> tuple[Flag, ...]:
+    def flags(self, inside: np.ndarray, unsaid: list[Any]) -> tuple[Flag, ...]:
         """Return all flags, raised or not."""
         flags = [
             self.gradients(),
@@ -258,6 +259,7 @@ class _Checks:
             _flag("bounds", int((~inside).sum()), f"{(~inside).sum()} of {len(inside)} samples"),
             self.torch_view(),
             self.output(),
+            _flag("categories", unsaid, f"held fixed: {', '.join(map(str, unsaid)) or 'none'}"),
             self.weak_attack(),
         ]
         return tuple(flags)
@@ -346,7 +348,7 @@ class _Checks:
         """Robust accuracy where nothing should stand."""
         if len(self.checked) == 0:
             return _flag("huge radius", 0, NOTHING_ATTACKED)
-        eps = huge_radius(self.subject.X_tensor, self.threat_model)
+        eps = huge_radius(self.subject.X_tensor, self.attack)
         attack = PGD(n_steps=20) if self.has_gradients else Square(n_queries=200)
         share = self._robust_share(attack, eps=eps)
         counts = np.unique(self.subject.y[self.checked], return_counts=True)[1]
@@ -384,20 +386,20 @@ def _flag(name: str, raised: Any, detail: str) -> Flag:
     return Flag(name, bool(raised), detail, MEANINGS[name])
 
 
-def huge_radius(X: Tensor, threat_model: dict[str, Any]) -> float:
+def huge_radius(X: Tensor, attack: Attack) -> float:
     """Return a radius at which every sample can become any other.
 
     The length of the diagonal of the bounds, or ten times that of the data.
     """
-    bounds = resolve_bounds(threat_model["bounds"], X)
-    width = 10 * (X.amax(0) - X.amin(0))
+    width = resolve_feature_scale("range", X)
+    assert width is not None
+    width, bounds, scale = 10 * width, attack.bounds_of(X), attack.scale_of(X)
     if bounds is not None:
         diagonal = (bounds[1] - bounds[0]).expand_as(width)
         width = torch.where(diagonal.isfinite(), diagonal, width)
-    scale = resolve_feature_scale(threat_model["feature_scale"], X)
     if scale is not None:
         width = torch.where(scale > 0, width / scale, 0.0)
-    return float(vector_norm(width.unsqueeze(0), threat_model["norm"]))
+    return float(vector_norm(width.unsqueeze(0), attack.norm))
 
 
 def _warn_of_flags(report: RobustnessReport) -> None:

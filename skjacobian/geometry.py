@@ -6,11 +6,13 @@ scaled coordinates u = delta / s. Features of scale 0 are held fixed.
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from skjacobian._validation import check_non_negative, check_option
+from skjacobian.constraints import Rules
 from skjacobian.projections import best_l1_vertex, project_l1, project_l1_box, project_l2_box
 
 BALL_NORMS = ("l2", "linf", "l1")
@@ -67,7 +69,7 @@ class Ball:
     Attributes
     ----------
     X : Tensor of shape (n_samples, *features)
-        The clean samples, the centers.
+        The clean samples, the centers; 0 where a value is missing.
     norm : {"l2", "linf", "l1"}
     eps : float or Tensor of shape (n_samples, 1, ...)
     scale : Tensor or None
@@ -76,6 +78,11 @@ class Ball:
         The box; for linf it already holds the ball.
     u_low, u_high : Tensor of shape (n_samples, n_features) or None
         For l1 and l2 the box around the origin of the scaled coordinates.
+    rules : Rules or None
+        What makes a sample valid. The attacks search the convex set; `valid` tells which
+        samples its points stand for.
+    missing : Tensor of bool of shape (n_samples, *features) or None
+        Where the samples have no value, which stays so.
     """
 
     X: Tensor
@@ -86,6 +93,8 @@ class Ball:
     high: Tensor | None
     u_low: Tensor | None = None
     u_high: Tensor | None = None
+    rules: Rules | None = None
+    missing: Tensor | None = None
 
     @classmethod
     def around(
@@ -96,6 +105,7 @@ class Ball:
         eps: float | Tensor,
         scale: Tensor | None = None,
         bounds: tuple[Tensor, Tensor] | None = None,
+        rules: Rules | None = None,
     ) -> "Ball":
         """Build the sets around the rows of `X`.
 
@@ -109,6 +119,8 @@ class Ball:
             As `threat_model.resolve_feature_scale` returns it.
         bounds : pair of Tensor or None
             As `threat_model.resolve_bounds` returns it; `X` lies inside.
+        rules : Rules or None
+            As `FeatureConstraints.resolve` returns them.
 
         Examples
         --------
@@ -124,16 +136,17 @@ class Ball:
             eps = eps.to(X.dtype).clamp(max=most)
         else:
             eps = min(check_non_negative("eps", eps), most)
-        low = high = None
-        if bounds is not None:
-            # A sample that rounding put past its bound keeps its own value as the bound.
-            low, high = torch.minimum(bounds[0], X), torch.maximum(bounds[1], X)
-        ball = cls(X, norm, rows(eps, X) if isinstance(eps, Tensor) else eps, scale, low, high)
+        X, missing = _without_missing(X)
+        low, high = valid_range(X, bounds, rules, missing) or (None, None)
+        eps = rows(eps, X) if isinstance(eps, Tensor) else eps
+        ball = cls(X, norm, eps, scale, low, high, rules=rules, missing=missing)
         return ball._with_linf_box() if norm == "linf" else ball._with_scaled_box()
 
     def _with_linf_box(self) -> "Ball":
         """Intersect the box with the linf ball, rounded inward so that it is never left."""
         radius = self._rounded_inward(self._radius())
+        if self.rules is not None:
+            radius = torch.where(self.rules.is_whole, self._whole_radius(), radius)
         low, high = self.X - radius, self.X + radius
         if self.low is not None and self.high is not None:
             low, high = torch.maximum(low, self.low), torch.minimum(high, self.high)
@@ -166,6 +179,17 @@ class Ball:
         shortened = self.eps * (1 - 4 * torch.finfo(self.X.dtype).eps)
         return shortened if self.scale is None else shortened * self.scale
 
+    def _whole_radius(self) -> Tensor:
+        """Return the largest whole number n with n / scale <= eps."""
+        scale = 1.0 if self.scale is None else self.scale.double()
+        eps = torch.as_tensor(self.eps, dtype=torch.float64, device=self.X.device)
+        n = (eps * scale).round()
+        return torch.where(self._over(n, scale) <= eps, n, n - 1).clamp(min=0.0).to(self.X)
+
+    def _over(self, delta: Tensor, scale: float | Tensor) -> Tensor:
+        """Return delta / scale, 0 for no change of a feature that is held fixed."""
+        return torch.where(delta == 0, 0.0, delta / scale)
+
     def _rounded_inward(self, distance: float | Tensor) -> Tensor:
         """Shorten distances from X by the rounding error that adding them to X can make.
 
@@ -176,17 +200,21 @@ class Ball:
 
     def _scaled(self, X_adv: Tensor) -> Tensor:
         """Return (X_adv - X) / scale in float64."""
-        delta = X_adv.double() - self.X.double()
+        delta = self._present(X_adv).double() - self.X.double()
         if self.scale is None:
             return delta
         # A feature held fixed (scale 0) is at distance 0, and infinitely far once moved.
-        return torch.where(delta == 0, 0.0, delta / self.scale.double())
+        return self._over(delta, self.scale.double())
+
+    def _present(self, X_adv: Tensor) -> Tensor:
+        """Return `X_adv` with 0 in the place of what is missing in the clean samples."""
+        return X_adv if self.missing is None else torch.where(self.missing, 0.0, X_adv)
 
     def __getitem__(self, index: Tensor) -> "Ball":
         """Return the sets of the chosen rows."""
         sides = {
             name: None if (side := getattr(self, name)) is None else side[index]
-            for name in ("low", "high", "u_low", "u_high")
+            for name in ("low", "high", "u_low", "u_high", "missing")
         }
         eps = self.eps
         return Ball(
@@ -194,6 +222,7 @@ class Ball:
             self.norm,
             eps[index] if isinstance(eps, Tensor) and eps.ndim else eps,
             self.scale,
+            rules=self.rules,
             **sides,
         )
 
@@ -203,11 +232,43 @@ class Ball:
 
     def contains(self, X_adv: Tensor) -> Tensor:
         """Tell of each row whether it lies inside ball and box, with no tolerance."""
-        eps = self.eps.flatten() if isinstance(self.eps, Tensor) else self.eps
-        inside = self.distance(X_adv) <= eps
+        X_adv = self._present(X_adv)
+        inside = self.distance(X_adv) <= self._flat_eps()
         if self.low is not None and self.high is not None:
             inside &= ((X_adv >= self.low) & (X_adv <= self.high)).flatten(1).all(1)
         return inside
+
+    def _flat_eps(self) -> float | Tensor:
+        return self.eps.flatten() if isinstance(self.eps, Tensor) else self.eps
+
+    def valid(self, X_adv: Tensor) -> Tensor:
+        """Return the valid samples that points of the sets stand for; gradients pass through.
+
+        Nearest is best, where that is no farther from X than eps or the point itself; then
+        the nearest with the categories of X; then whole numbers on the way to X. Missing
+        values are put back.
+        """
+        if self.rules is None and self.missing is None:
+            return X_adv
+        valid = X_adv.detach()
+        if self.rules is not None:
+            limit = self.distance(valid).clamp(min=self._flat_eps())
+            nearest = self.rules.nearest(valid)
+            kept = self.rules.with_groups_of(self.X, nearest)
+            valid = self.rules.toward(self.X, valid)
+            for better in (kept, nearest):
+                valid = torch.where(rows(self._reaches(better, limit), valid), better, valid)
+        if self.missing is not None:
+            valid = torch.where(self.missing, torch.nan, valid)
+        passed: Tensor = _PassThrough.apply(X_adv, valid, self.missing)  # type: ignore[no-untyped-call]
+        return passed
+
+    def _reaches(self, X_adv: Tensor, limit: Tensor) -> Tensor:
+        """Tell of each row whether it lies in the box, within a distance of X."""
+        assert self.low is not None
+        assert self.high is not None
+        in_box = ((X_adv >= self.low) & (X_adv <= self.high)).flatten(1).all(1)
+        return in_box & (self.distance(X_adv) <= limit)
 
     def random_start(self, generator: torch.Generator | None = None) -> Tensor:
         """Draw a perturbation of each row uniformly from its ball, then project it.
@@ -376,3 +437,46 @@ class Ball:
         # Who is inside stays: a point just across the decision boundary must not be moved.
         X_adv = moved.where(length > limit, X_adv)
         return X_adv if self.low is None else X_adv.clamp(self.low, self.high)
+
+
+class _PassThrough(torch.autograd.Function):
+    """Another tensor in the place of X, with the gradient of X; 0 where a value is missing."""
+
+    @staticmethod
+    def forward(ctx: Any, X: Tensor, valid: Tensor, missing: Tensor | None) -> Tensor:
+        ctx.missing = missing
+        return valid.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        if ctx.missing is not None:
+            gradient = torch.where(ctx.missing, 0.0, gradient)
+        return gradient, None, None
+
+
+def _without_missing(X: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return samples with 0 in the place of NaN, and where that is; None for nowhere."""
+    missing = X.isnan()
+    if not bool(missing.any()):
+        return X, None
+    return torch.where(missing, 0.0, X), missing
+
+
+def valid_range(
+    X: Tensor,
+    bounds: tuple[Tensor, Tensor] | None,
+    rules: Rules | None = None,
+    missing: Tensor | None = None,
+) -> tuple[Tensor, Tensor] | None:
+    """Return the range of the valid features around each sample, None for unbounded ones."""
+    if bounds is None and rules is None and missing is None:
+        return None
+    infinite = X.new_tensor(torch.inf)
+    low, high = (-infinite, infinite) if bounds is None else bounds
+    if rules is not None:
+        low, high = rules.box(X, bounds)
+    # A sample that rounding put past its bound keeps its own value as the bound.
+    low, high = torch.minimum(low, X), torch.maximum(high, X)
+    if missing is not None:
+        low, high = torch.where(missing, X, low), torch.where(missing, X, high)
+    return low, high

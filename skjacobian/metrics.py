@@ -1,6 +1,5 @@
 """Accuracy under attack, as a scorer and as a function."""
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,21 +7,22 @@ import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import _check_sample_weight
 
-from skjacobian._under_attack import UnderAttack, check_batch_size, check_threat_model_is_unset
+from skjacobian._under_attack import (
+    UnderAttack,
+    check_batch_size,
+    make_attack,
+    warn_of_disagreement,
+)
 from skjacobian._validation import (
-    check_count,
     check_non_negative,
     check_option,
-    check_positive,
     reject,
     unwrap_scalar,
 )
-from skjacobian.attacks import FGSM, PGD, Attack, Cascade
-from skjacobian.exceptions import AttackWarning
+from skjacobian.attacks import PGD, Attack
+from skjacobian.constraints import FeatureConstraints
 from skjacobian.geometry import BALL_NORMS
-from skjacobian.threat_model import check_inside, resolve_bounds
 
-ATTACKS = ("pgd", "fgsm", "strong")
 SEARCH = ("n_steps", "step_size", "n_restarts")
 AVERAGES = ("mean", "worst_class", "tail30", "disparity")
 
@@ -48,8 +48,8 @@ class RobustScorer(BaseEstimator):
     attack : {"pgd", "fgsm", "strong"} or Attack, default="pgd"
         How to search. "pgd" is quick, as a search over parameters needs; "strong" is a
         cascade of attacks for a figure to report (`skjacobian.attacks.Cascade`). The threat
-        model (`norm`, `eps`, `feature_scale`, `bounds`, `mutable`) is the scorer's; an
-        `Attack` object brings the rest.
+        model (`norm`, `eps`, `feature_scale`, `bounds`, `mutable`, `constraints`) is the
+        scorer's; an `Attack` object brings the rest.
     n_steps : int, default=40
         Gradient steps of "pgd", which climbs the soft margin.
     step_size : float, optional
@@ -65,6 +65,9 @@ class RobustScorer(BaseEstimator):
     mutable : array of bool, of int or of str, optional
         Features that may change: a mask, indices, or the column names of a DataFrame. None
         is all.
+    constraints : FeatureConstraints, optional
+        What else makes a sample valid: immutable, whole, one-directional and one-hot columns,
+        and scale and bounds by column.
     average : {"mean", "worst_class", "tail30", "disparity"}, default="mean"
         Over what the accuracy is taken: all samples; the class where it is lowest; the
         worst 30 % of the classes, rounded up; or minus the difference between the best class
@@ -119,6 +122,7 @@ class RobustScorer(BaseEstimator):
         feature_scale: Any = None,
         bounds: Any = None,
         mutable: Any = None,
+        constraints: FeatureConstraints | None = None,
         average: str = "mean",
         batch_size: int | str = "auto",
         random_state: Any = 0,
@@ -133,6 +137,7 @@ class RobustScorer(BaseEstimator):
         self.feature_scale = feature_scale
         self.bounds = bounds
         self.mutable = mutable
+        self.constraints = constraints
         self.average = average
         self.batch_size = batch_size
         self.random_state = random_state
@@ -175,21 +180,21 @@ class RobustScorer(BaseEstimator):
         -------
         float, or dict of float when `eps` is a sequence
         """
-        radii = self._check_params()
+        radii, attack = self._check_params()
         subject = UnderAttack(
             estimator,
             X,
             y,
-            needs=self._needs(),
+            needs=attack.needs,
             batch_size=self.batch_size,
             random_state=self.random_state,
             verbose=self.verbose,
         )
         weight = None
         if sample_weight is not None:
-            weight = _check_sample_weight(sample_weight, subject.X_tensor.numpy())
-        check_inside(subject.X_tensor, resolve_bounds(self.bounds, subject.X_tensor))
-        attacks = {eps: self._make_attack(eps, subject) for eps in sorted(radii)}
+            weight = _check_sample_weight(sample_weight, subject.y)
+        own = {name: getattr(self, name) for name in Attack.THREAT_MODEL}
+        attacks = {eps: subject.arm(attack, **{**own, "eps": eps}) for eps in sorted(radii)}
         right = subject.right.copy()
         scores = {"accuracy": average_accuracy(right, subject.y, weight, self.average)}
         for eps, attack in attacks.items():
@@ -197,7 +202,7 @@ class RobustScorer(BaseEstimator):
             if eps > 0 and len(standing):
                 perturbed = subject.perturb(attack, standing)
                 right[standing] = perturbed.right
-                _warn_of_disagreement(perturbed.found.fooled.numpy(), perturbed.right)
+                warn_of_disagreement(perturbed)
             scores[_key(eps)] = average_accuracy(right, subject.y, weight, self.average)
         return scores if _is_sequence(self.eps) else scores[_key(radii[0])]
 
@@ -205,8 +210,8 @@ class RobustScorer(BaseEstimator):
         """Tell scikit-learn's search objects that `sample_weight` may be passed."""
         return True
 
-    def _check_params(self) -> list[float]:
-        """Validate what the attack does not, before anything is computed; return the radii."""
+    def _check_params(self) -> tuple[list[float], Attack]:
+        """Validate before anything is computed; return the radii and the attack."""
         check_option("norm", self.norm, BALL_NORMS)
         values = list(self.eps) if _is_sequence(self.eps) else [self.eps]  # type: ignore[arg-type]
         if not values:
@@ -214,18 +219,14 @@ class RobustScorer(BaseEstimator):
         check_option("average", self.average, AVERAGES)
         check_batch_size(self.batch_size)
         if isinstance(self.attack, Attack):
-            self._check_attack(self.attack)
-        else:
-            check_option("attack", self.attack, ATTACKS)
-            check_count("n_steps", self.n_steps)
-            check_count("n_restarts", self.n_restarts)
-            if self.step_size is not None:
-                check_positive("step_size", self.step_size)
-        return [check_non_negative("eps", value) for value in values]
+            self._check_search_is_unset(self.attack)
+        search = {name: unwrap_scalar(getattr(self, name)) for name in SEARCH}
+        attack = make_attack(self.attack, "RobustScorer", **search)
+        PGD(**search).check_params()
+        return [check_non_negative("eps", value) for value in values], attack
 
-    def _check_attack(self, attack: Attack) -> None:
-        """Raise where attack object and scorer say different things of the same matter."""
-        check_threat_model_is_unset(attack, "RobustScorer")
+    def _check_search_is_unset(self, attack: Attack) -> None:
+        """Raise where attack object and scorer say different things of the search."""
         own = RobustScorer().get_params(deep=False)
         for name in SEARCH:
             if getattr(self, name) != own[name]:
@@ -233,32 +234,6 @@ class RobustScorer(BaseEstimator):
                     f"Got {name}={getattr(self, name)!r} and an attack object, but expected "
                     f"{name} to be set on the object: attack={type(attack).__name__}({name}=...)."
                 )
-
-    def _needs(self) -> str:
-        """Return what the attack must know of a model."""
-        attack = {"pgd": PGD, "fgsm": FGSM, "strong": Cascade}.get(str(self.attack), self.attack)
-        return attack.needs  # type: ignore[union-attr]
-
-    def _make_attack(self, eps: float, subject: UnderAttack) -> Attack:
-        """Return the attack at `eps`, with what depends on the data taken from all of `X`."""
-        threat_model = subject.threat_model(
-            self.norm, eps, self.feature_scale, self.bounds, self.mutable
-        )
-        if isinstance(self.attack, Attack):
-            attack = self.attack.with_threat(threat_model)
-        elif self.attack == "fgsm":
-            attack = FGSM(**threat_model)
-        elif self.attack == "strong":
-            attack = Cascade(**threat_model)
-        else:
-            attack = PGD(
-                **threat_model,
-                n_steps=unwrap_scalar(self.n_steps),
-                step_size=unwrap_scalar(self.step_size),
-                n_restarts=unwrap_scalar(self.n_restarts),
-            )
-        attack.check_params()
-        return attack
 
 
 def robust_accuracy_score(
@@ -275,6 +250,7 @@ def robust_accuracy_score(
     feature_scale: Any = None,
     bounds: Any = None,
     mutable: Any = None,
+    constraints: FeatureConstraints | None = None,
     average: str = "mean",
     batch_size: int | str = "auto",
     random_state: Any = 0,
@@ -291,8 +267,8 @@ def robust_accuracy_score(
         Clean samples, in the units that the estimator receives.
     y : array-like of shape (n_samples,)
         True labels.
-    norm, eps, attack, n_steps, step_size, n_restarts, feature_scale, bounds, mutable, average, \
-batch_size, random_state, verbose
+    norm, eps, attack, n_steps, step_size, n_restarts, feature_scale, bounds, mutable, \
+constraints, average, batch_size, random_state, verbose
         As in `RobustScorer`.
     sample_weight : array-like of shape (n_samples,), optional
 
@@ -319,6 +295,7 @@ batch_size, random_state, verbose
         feature_scale=feature_scale,
         bounds=bounds,
         mutable=mutable,
+        constraints=constraints,
         average=average,
         batch_size=batch_size,
         random_state=random_state,
@@ -360,16 +337,3 @@ def average_accuracy(right: np.ndarray, y: np.ndarray, weight: Any, average: str
 
 def _share(right: np.ndarray, weight: np.ndarray | None) -> float:
     return float(np.average(right, weights=weight))
-
-
-def _warn_of_disagreement(fooled: np.ndarray, right: np.ndarray) -> None:
-    """Warn where the torch view is fooled by a perturbation and `predict` is not."""
-    n_different = int((fooled & right).sum())
-    if n_different:
-        warnings.warn(
-            f"The torch view of the estimator is fooled by {n_different} perturbed samples of "
-            f"{len(right)} that its predict gets right. predict decides, so robustness may be "
-            "overstated by as much.",
-            AttackWarning,
-            stacklevel=4,
-        )

@@ -75,6 +75,8 @@ class RobustnessReport:
     stages : tuple of StageResult
     flags : tuple of Flag
     seconds : float
+    view : str
+        What was attacked: "torch view", or "black box" and the method that was asked.
     """
 
     estimator_name: str
@@ -88,6 +90,7 @@ class RobustnessReport:
     stages: tuple[StageResult, ...]
     flags: tuple[Flag, ...]
     seconds: float
+    view: str = "torch view"
 
     @property
     def n_samples(self) -> int:
@@ -142,7 +145,12 @@ class RobustnessReport:
         )
 
     def __str__(self) -> str:
-        lines = [self._title(), "", *_text_table(*self._stage_table())]
+        lines = [
+            self._title(),
+            f"attacked by {self.attack} through: {self.view}",
+            "",
+            *_text_table(*self._stage_table()),
+        ]
         lines += ["", *_text_table(*self._class_table()), "", self._verdict()]
         for flag in self.raised:
             lines += [f"  ! {flag.name}: {flag.detail}", f"    {flag.meaning}"]
@@ -154,7 +162,8 @@ class RobustnessReport:
             for flag in self.raised
         )
         return (
-            f"<div><p><b>{escape(self._title())}</b></p>{_html_table(*self._stage_table())}"
+            f"<div><p><b>{escape(self._title())}</b><br>{escape(self._attacked())}</p>"
+            f"{_html_table(*self._stage_table())}"
             f"<details><summary>By class</summary>{_html_table(*self._class_table())}</details>"
             f"<p>{escape(self._verdict())}</p><ul>{flags}</ul></div>"
         )
@@ -166,6 +175,9 @@ class RobustnessReport:
             f"accuracy {self.accuracy:.3f}, robust accuracy {self.robust_accuracy:.3f} "
             f"(95 % interval {low:.3f} to {high:.3f})"
         )
+
+    def _attacked(self) -> str:
+        return f"attacked by {self.attack} through: {self.view}"
 
     def _verdict(self) -> str:
         if not self.raised:

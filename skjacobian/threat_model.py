@@ -90,11 +90,25 @@ def _resolve_scale(feature_scale: Any, X: Tensor) -> Tensor | None:
         return feature_scale.values.to(X)
     if isinstance(feature_scale, str):
         check_option("feature_scale", feature_scale, ["std", "range"])
-        return X.std(0, correction=0) if feature_scale == "std" else X.amax(0) - X.amin(0)
+        return _std(X) if feature_scale == "std" else _range(X)
     scale = _per_feature("feature_scale", feature_scale, X)
     if not bool((torch.isfinite(scale) & (scale > 0)).all()):
         reject("feature_scale", feature_scale, "positive finite numbers")
     return scale.to(X.device)
+
+
+def _std(X: Tensor) -> Tensor:
+    """Return the standard deviation of each feature, missing values left out."""
+    if not bool(X.isnan().any()):
+        return X.std(0, correction=0)
+    return (X - X.nanmean(0)).square_().nanmean(0).sqrt_().nan_to_num_(nan=0.0)
+
+
+def _range(X: Tensor) -> Tensor:
+    """Return the range of each feature, missing values left out."""
+    missing = X.isnan()
+    low, high = (X.masked_fill(missing, end) for end in (torch.inf, -torch.inf))
+    return (high.amax(0) - low.amin(0)).clamp_(min=0.0)
 
 
 def resolve_mutable(mutable: Any, X: Tensor) -> Tensor | None:
@@ -232,6 +246,15 @@ def _per_feature(name: str, value: Any, X: Tensor) -> Tensor:
     return tensor.reshape(X.shape[1:])
 
 
+def outside(X: Tensor, bounds: tuple[Tensor, Tensor] | None) -> Tensor:
+    """Tell which samples lie outside their bounds, by more than rounding."""
+    if bounds is None or X.numel() == 0:
+        return torch.zeros(len(X), dtype=torch.bool, device=X.device)
+    excess = torch.maximum(bounds[0] - X, X - bounds[1])
+    ulps = _ROUNDING_ULPS * torch.finfo(X.dtype).eps
+    return (excess > ulps * X.abs().clamp(min=1.0)).flatten(1).any(1)
+
+
 def check_inside(X: Tensor, bounds: tuple[Tensor, Tensor] | None) -> None:
     """Raise a ValueError unless every sample of `X` lies inside `bounds`, up to rounding."""
     if bounds is None or X.numel() == 0:
@@ -239,13 +262,12 @@ def check_inside(X: Tensor, bounds: tuple[Tensor, Tensor] | None) -> None:
     low, high = bounds
     if bool(((low - X).amax() <= 0) & ((X - high).amax() <= 0)):
         return
-    excess = torch.maximum(low - X, X - high)
-    ulps = _ROUNDING_ULPS * torch.finfo(X.dtype).eps
-    outside = (excess > ulps * X.abs().clamp(min=1.0)).flatten(1).any(1)
-    if bool(outside.any()):
+    is_outside = outside(X, bounds)
+    if bool(is_outside.any()):
+        excess = torch.maximum(low - X, X - high)[is_outside]
         shown = tuple(round(float(b.min() if b is low else b.max()), 6) for b in bounds)
         raise ValueError(
-            f"Got X with {int(outside.sum())} of {len(X)} samples outside bounds={shown}, by up "
-            f"to {float(excess.max()):.4g}, but expected every clean sample inside its bounds. "
-            "Bounds are in the units of the array that is attacked."
+            f"Got X with {int(is_outside.sum())} of {len(X)} samples outside bounds={shown}, by "
+            f"up to {float(excess.nan_to_num(nan=0.0).max()):.4g}, but expected every clean "
+            "sample inside its bounds. Bounds are in the units of the array that is attacked."
         )

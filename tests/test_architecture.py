@@ -23,9 +23,11 @@ ROOT = Path(skjacobian.__file__).parent
 LAYERS = {
     "exceptions": 0,
     "_rng": 0,
+    "_table": 0,
     "_validation": 0,
     "_version": 0,
     "datasets": 1,
+    "constraints": 1,
     "geometry": 1,
     "intervals": 1,
     "losses": 1,

@@ -10,9 +10,15 @@ from torch import Tensor
 from skjacobian._rng import seeded
 from skjacobian._validation import check_non_negative, check_option, reject
 from skjacobian.attacks._search import Found, Search
+from skjacobian.constraints import FeatureConstraints, Rules, check_constraints
 from skjacobian.geometry import BALL_NORMS, Ball
 from skjacobian.model_modes import PredictLogits, frozen
-from skjacobian.threat_model import check_inside, resolve_bounds, resolve_feature_scale
+from skjacobian.threat_model import (
+    check_inside,
+    outside,
+    resolve_bounds,
+    resolve_feature_scale,
+)
 
 
 class Attack(BaseEstimator):
@@ -35,7 +41,7 @@ class Attack(BaseEstimator):
         The parameters that say what an adversary may do; the others say how it searches.
     """
 
-    THREAT_MODEL: ClassVar = ("norm", "eps", "feature_scale", "bounds", "mutable")
+    THREAT_MODEL: ClassVar = ("norm", "eps", "feature_scale", "bounds", "mutable", "constraints")
 
     needs: ClassVar[str] = "gradients"
     norms: ClassVar[tuple[str, ...]] = BALL_NORMS
@@ -45,6 +51,7 @@ class Attack(BaseEstimator):
     feature_scale: Any
     bounds: Any
     mutable: Any
+    constraints: FeatureConstraints | None
 
     def _search(self, search: Search, generator: torch.Generator) -> None:
         """Search all samples, recording in `search` what is found."""
@@ -62,6 +69,7 @@ class Attack(BaseEstimator):
             check_non_negative("eps", self.eps)
         elif not bool((self.eps.isfinite() & (self.eps >= 0)).all()):
             reject("eps", self.eps, "non-negative finite numbers")
+        check_constraints(self.constraints, self.feature_scale, self.bounds)
 
     def __call__(
         self,
@@ -124,7 +132,7 @@ class Attack(BaseEstimator):
         self.check_params()
         _check_tensors(X, y)
         X = X.detach()
-        check_inside(X, resolve_bounds(self.bounds, X))
+        self.check_clean(X)
         with frozen(predict_logits), torch.set_grad_enabled(self.needs == "gradients"):
             search = Search(predict_logits, self.ball(X), y)
             if self.eps_is_zero:
@@ -140,14 +148,49 @@ class Attack(BaseEstimator):
         """Whether the radius is 0 for every sample."""
         return bool((torch.as_tensor(self.eps) == 0).all())
 
+    def _rules(self, X: Tensor) -> Rules | None:
+        return None if self.constraints is None else self.constraints.resolve(X)
+
+    def bounds_of(self, X: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return the bounds for samples `X`, wherever they were said; None for unbounded."""
+        rules = self._rules(X)
+        return resolve_bounds(self.bounds, X) or (None if rules is None else rules.bounds)
+
+    def scale_of(self, X: Tensor) -> Tensor | None:
+        """Return the feature scale for samples `X`, 0 where a feature is fixed; None for 1."""
+        rules = self._rules(X)
+        scale = resolve_feature_scale(self.feature_scale, X, self.mutable)
+        return scale if rules is None else rules.scaled(scale).to(X)
+
+    def _own_bounds(self, X: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return the bounds that clean samples keep, too."""
+        rules = self._rules(X)
+        return None if rules is not None and rules.extends else self.bounds_of(X)
+
+    def outside(self, X: Tensor) -> Tensor:
+        """Tell which clean samples lie outside their bounds, by more than rounding."""
+        return outside(X, self._own_bounds(X))
+
+    def check_valid(self, X: Tensor) -> None:
+        """Raise a ValueError unless clean samples are whole or one-hot where they must be."""
+        rules = self._rules(X)
+        if rules is not None:
+            rules.check_clean(X)
+
+    def check_clean(self, X: Tensor) -> None:
+        """Raise a ValueError unless clean samples obey bounds and constraints themselves."""
+        self.check_valid(X)
+        check_inside(X, self._own_bounds(X))
+
     def ball(self, X: Tensor) -> Ball:
         """Return the sets that this adversary may choose from, around the rows of `X`."""
         return Ball.around(
             X.detach(),
             norm=self.norm,
             eps=self.eps,
-            scale=resolve_feature_scale(self.feature_scale, X, self.mutable),
-            bounds=resolve_bounds(self.bounds, X),
+            scale=self.scale_of(X),
+            bounds=self.bounds_of(X),
+            rules=self._rules(X),
         )
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from skjacobian.attacks._search import Search
-from skjacobian.geometry import rows, unit_rows, vector_norm
+from skjacobian.geometry import rows, unit_rows, valid_range, vector_norm
 
 
 class Rays:
@@ -53,7 +53,9 @@ class Rays:
         self.free = scale.flatten().nonzero().squeeze(1)
         self.scale = scale.flatten()[self.free]
         self.start = X.flatten(1)[:, self.free]
-        self.low, self.high = _box(X, bounds, self.free)
+        box = valid_range(X, bounds, search.ball.rules, search.ball.missing)
+        low, high = box or (X - torch.inf, X + torch.inf)
+        self.low, self.high = (side.flatten(1)[:, self.free] for side in (low, high))
         eps = torch.as_tensor(search.ball.eps, dtype=X.dtype, device=X.device)
         self.eps = eps.reshape(-1, 1).expand(len(X), 1)
         self.u = torch.zeros_like(self.start)
@@ -252,16 +254,6 @@ class Rays:
             weighted, unweighted, total = weighted + sign * step, unweighted + step, total + sign
         one_sided = total.abs() == n_decisions
         return weighted - torch.where(one_sided, 0.0, total / n_decisions) * unweighted
-
-
-def _box(X: Tensor, bounds: tuple[Tensor, Tensor] | None, free: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the bounds of the free features of each sample, infinite where there are none."""
-    if bounds is None:
-        bounds = X.new_tensor(-torch.inf), X.new_tensor(torch.inf)
-    low, high = (side.expand_as(X) for side in bounds)
-    # A sample that rounding put past its bound keeps its own value as the bound.
-    low, high = torch.minimum(low, X), torch.maximum(high, X)
-    return low.flatten(1)[:, free], high.flatten(1)[:, free]
 
 
 def _halved_blocks(n_features: int) -> Tensor:

@@ -148,6 +148,7 @@ class Search:
 
     def _all_logits(self, X_adv: Tensor) -> Tensor:
         self.active, self.y = torch.arange(len(X_adv), device=X_adv.device), self.all_y
+        self.ball = self.all_balls
         return self.logits(X_adv)
 
     def logits(self, X_adv: Tensor) -> Tensor:
@@ -160,7 +161,7 @@ class Search:
         """
         self._spend()
         self.n_queries[self.active] += 1
-        output = self.model(X_adv)
+        output = self.model(self.ball.valid(X_adv))
         if self._to_logits is None:
             self.output_kind = output_kind(output)
             self._to_logits = to_logits(self.output_kind, output)
@@ -242,12 +243,14 @@ class Search:
 
     def result(self) -> Found:
         """Return what was found, exactly inside the sets."""
-        X_adv, best = self.all_balls.enforce(self.X_best), self.best
-        moved = (X_adv != self.X_best).flatten(1).any(1)
+        enforced, best = self.all_balls.enforce(self.X_best), self.best
+        X_adv = self.all_balls.valid(enforced)
+        seen = self.all_balls.valid(self.X_best)
+        moved = ((X_adv != seen) & ~seen.isnan()).flatten(1).any(1)
         if bool(moved.any()):  # by a rounding error, which may decide
             self.calls_left = self.deadline = None
             with torch.no_grad():
-                best = best.where(~moved, self.safe_margin(self._all_logits(X_adv)))
+                best = best.where(~moved, self.safe_margin(self._all_logits(enforced)))
         no_gradient = self.is_zero | self.is_not_finite
         return Found(X_adv, best > 0, self.n_queries, no_gradient, tuple(self.stages))
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from skjacobian._validation import check_count
 from skjacobian.attacks._ascent import LossAttack
 from skjacobian.attacks._search import Search
+from skjacobian.constraints import FeatureConstraints
 from skjacobian.geometry import Ball, rows
 
 
@@ -31,6 +32,8 @@ class APGD(LossAttack):
         Numbers or one value per feature. None means unbounded; there is no implicit clip.
     mutable : array of bool or of int, optional
         Mask or indices of the features that may change, one per feature; None is all.
+    constraints : FeatureConstraints, optional
+        What else makes a sample valid, columns given by index.
     n_steps : int, default=100
         Gradient steps of one restart.
     n_restarts : int, default=1
@@ -66,6 +69,7 @@ class APGD(LossAttack):
         feature_scale: Any = None,
         bounds: Any = None,
         mutable: Any = None,
+        constraints: FeatureConstraints | None = None,
         n_steps: int = 100,
         n_restarts: int = 1,
         loss: str = "soft_margin",
@@ -76,6 +80,7 @@ class APGD(LossAttack):
         self.feature_scale = feature_scale
         self.bounds = bounds
         self.mutable = mutable
+        self.constraints = constraints
         self.n_steps = n_steps
         self.n_restarts = n_restarts
         self.loss = loss

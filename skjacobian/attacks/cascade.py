@@ -15,6 +15,7 @@ from skjacobian.attacks._search import BudgetSpentError, Found, Search, Stage
 from skjacobian.attacks.pgd import PGD
 from skjacobian.attacks.rays import RayS
 from skjacobian.attacks.square import Square
+from skjacobian.constraints import FeatureConstraints
 from skjacobian.exceptions import AttackWarning, NoGradientError
 from skjacobian.model_modes import PredictLogits
 
@@ -77,7 +78,7 @@ PLANS: dict[str, tuple[Plan, ...]] = {
     ),
     "gradients of few features": (
         Plan("PGD", PGD(n_steps=40), everyone),
-        Plan("PGD, targeted", PGD(n_steps=40, n_targets=9), nearly_fooled(0.5)),
+        Plan("PGD, targeted", PGD(n_steps=40, n_targets=9), everyone),  # exact if linear
         Plan("PGD, restarted", PGD(n_steps=40, n_restarts=20), nearly_fooled(0.5)),
         Plan("PGD, on the margin", PGD(n_restarts=20, loss="margin"), nearly_fooled(0.5)),
         Plan(PROBE, Square(n_queries=100), everyone),
@@ -105,9 +106,9 @@ class Cascade(Attack):
     6. Square with 5,000 queries, on the samples whose gradient was zero or not finite, and on
        those where step 5 came closer than all gradients: signs that the gradients mislead.
 
-    With at most 100 features, step 4 attacks all that have no more than half left, from 20
-    starts on the soft margin and from 20 on the margin, and Square follows on them with 1,000
-    queries.
+    With at most 100 features, step 3 takes 40 steps on all that stand, which is exact for a
+    linear model; step 4 attacks all that have no more than half left, from 20 starts on the
+    soft margin and from 20 on the margin; and Square follows on them with 1,000 queries.
 
     Samples that steps 3 and 4 leave out were hardly ever fooled by them (docs/benchmarks.md).
     A model without gradients gets Square with 5,000 queries, one that returns only decisions
@@ -128,6 +129,8 @@ class Cascade(Attack):
         Numbers or one value per feature. None means unbounded; there is no implicit clip.
     mutable : array of bool or of int, optional
         Mask or indices of the features that may change, one per feature; None is all.
+    constraints : FeatureConstraints, optional
+        What else makes a sample valid, columns given by index.
     n_queries : int, optional
         How often a sample is shown to the model at most. None is no limit. All samples of a
         batch stop together, so results under a limit depend on what else is in the batch.
@@ -158,6 +161,7 @@ class Cascade(Attack):
         feature_scale: Any = None,
         bounds: Any = None,
         mutable: Any = None,
+        constraints: FeatureConstraints | None = None,
         n_queries: int | None = None,
         time_limit: float | None = None,
     ) -> None:
@@ -166,6 +170,7 @@ class Cascade(Attack):
         self.feature_scale = feature_scale
         self.bounds = bounds
         self.mutable = mutable
+        self.constraints = constraints
         self.n_queries = n_queries
         self.time_limit = time_limit
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from skjacobian.attacks._ascent import GradientAscent
+from skjacobian.constraints import FeatureConstraints
 from skjacobian.geometry import Ball
 
 
@@ -28,6 +29,8 @@ class FGSM(GradientAscent):
         Numbers or one value per feature. None means unbounded; there is no implicit clip.
     mutable : array of bool or of int, optional
         Mask or indices of the features that may change, one per feature; None is all.
+    constraints : FeatureConstraints, optional
+        What else makes a sample valid, columns given by index.
     random_start : bool, default=False
         Start at a random point of the ball and step by 1.25·eps, as fast adversarial
         training does (Wong, Rice & Kolter, arXiv 2001.03994, algorithm 3).
@@ -55,6 +58,7 @@ class FGSM(GradientAscent):
         feature_scale: Any = None,
         bounds: Any = None,
         mutable: Any = None,
+        constraints: FeatureConstraints | None = None,
         random_start: bool = False,
         loss: str = "cross_entropy",
     ) -> None:
@@ -63,6 +67,7 @@ class FGSM(GradientAscent):
         self.feature_scale = feature_scale
         self.bounds = bounds
         self.mutable = mutable
+        self.constraints = constraints
         self.random_start = random_start
         self.loss = loss
 

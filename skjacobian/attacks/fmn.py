@@ -12,6 +12,7 @@ from torch import Tensor
 from skjacobian._validation import check_count, unwrap_scalar
 from skjacobian.attacks._base import Attack
 from skjacobian.attacks._search import Search
+from skjacobian.constraints import FeatureConstraints
 from skjacobian.geometry import Ball, rows, vector_norm
 from skjacobian.losses import soft_margin
 from skjacobian.model_modes import PredictLogits
@@ -58,6 +59,8 @@ class FMN(Attack):
         Numbers or one value per feature. None means unbounded; there is no implicit clip.
     mutable : array of bool or of int, optional
         Mask or indices of the features that may change, one per feature; None is all.
+    constraints : FeatureConstraints, optional
+        What else makes a sample valid, columns given by index.
     n_steps : int, default=14
         Gradient steps of one restart.
     n_restarts : int, default=2
@@ -87,6 +90,7 @@ class FMN(Attack):
         feature_scale: Any = None,
         bounds: Any = None,
         mutable: Any = None,
+        constraints: FeatureConstraints | None = None,
         n_steps: int = 14,
         n_restarts: int = 2,
     ) -> None:
@@ -95,6 +99,7 @@ class FMN(Attack):
         self.feature_scale = feature_scale
         self.bounds = bounds
         self.mutable = mutable
+        self.constraints = constraints
         self.n_steps = n_steps
         self.n_restarts = n_restarts
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from skjacobian._validation import check_count, check_non_negative, check_positive, unwrap_scalar
 from skjacobian.attacks._ascent import GradientAscent
+from skjacobian.constraints import FeatureConstraints
 from skjacobian.geometry import Ball
 
 
@@ -28,6 +29,8 @@ class PGD(GradientAscent):
         Numbers or one value per feature. None means unbounded; there is no implicit clip.
     mutable : array of bool or of int, optional
         Mask or indices of the features that may change, one per feature; None is all.
+    constraints : FeatureConstraints, optional
+        What else makes a sample valid, columns given by index.
     n_steps : int, default=40
         Gradient steps of one restart.
     step_size : float, optional
@@ -65,6 +68,7 @@ class PGD(GradientAscent):
         feature_scale: Any = None,
         bounds: Any = None,
         mutable: Any = None,
+        constraints: FeatureConstraints | None = None,
         n_steps: int = 40,
         step_size: float | None = None,
         random_start: bool = True,
@@ -78,6 +82,7 @@ class PGD(GradientAscent):
         self.feature_scale = feature_scale
         self.bounds = bounds
         self.mutable = mutable
+        self.constraints = constraints
         self.n_steps = n_steps
         self.step_size = step_size
         self.random_start = random_start

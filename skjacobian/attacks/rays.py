@@ -8,7 +8,7 @@ from skjacobian._validation import check_count
 from skjacobian.attacks._base import Attack
 from skjacobian.attacks._rays import Rays
 from skjacobian.attacks._search import Search
-from skjacobian.threat_model import resolve_bounds
+from skjacobian.constraints import FeatureConstraints
 
 
 class RayS(Attack):
@@ -42,6 +42,8 @@ class RayS(Attack):
         Numbers or one value per feature. None means unbounded; there is no implicit clip.
     mutable : array of bool or of int, optional
         Mask or indices of the features that may change, one per feature; None is all.
+    constraints : FeatureConstraints, optional
+        What else makes a sample valid, columns given by index.
     n_queries : int, default=1000
         How often at most the model is asked about each sample.
 
@@ -67,6 +69,7 @@ class RayS(Attack):
         feature_scale: Any = None,
         bounds: Any = None,
         mutable: Any = None,
+        constraints: FeatureConstraints | None = None,
         n_queries: int = 1000,
     ) -> None:
         self.norm = norm
@@ -74,6 +77,7 @@ class RayS(Attack):
         self.feature_scale = feature_scale
         self.bounds = bounds
         self.mutable = mutable
+        self.constraints = constraints
         self.n_queries = n_queries
 
     def check_params(self) -> None:
@@ -86,7 +90,7 @@ class RayS(Attack):
             return
         # Whether what is returned fools may be asked once more at the end, but for linf.
         budget = max(1, check_count("n_queries", self.n_queries) - (self.norm != "linf"))
-        rays = Rays(search, resolve_bounds(self.bounds, search.ball.X), generator, budget)
+        rays = Rays(search, self.bounds_of(search.ball.X), generator, budget)
         if rays.left > 0:
             rays.ask_clean()
         while rays.left > 1 and rays.drop():

@@ -9,6 +9,7 @@ from skjacobian._validation import check_count, check_number
 from skjacobian.attacks._base import Attack
 from skjacobian.attacks._search import Search
 from skjacobian.attacks._square_moves import CornerMoves, MassMoves, Moves
+from skjacobian.constraints import FeatureConstraints
 
 # The share of the features that one proposal changes is halved at each of these of 10,000
 # steps (section 4.1).
@@ -36,6 +37,8 @@ class Square(Attack):
         Numbers or one value per feature. None means unbounded; there is no implicit clip.
     mutable : array of bool or of int, optional
         Mask or indices of the features that may change, one per feature; None is all.
+    constraints : FeatureConstraints, optional
+        What else makes a sample valid, columns given by index.
     n_queries : int, default=1000
         How often each sample is shown to the model in one restart, at most. The clean
         sample is the first; for l1 and l2 one query more may confirm the result.
@@ -69,6 +72,7 @@ class Square(Attack):
         feature_scale: Any = None,
         bounds: Any = None,
         mutable: Any = None,
+        constraints: FeatureConstraints | None = None,
         n_queries: int = 1000,
         p_init: float = 0.8,
         n_restarts: int = 1,
@@ -78,6 +82,7 @@ class Square(Attack):
         self.feature_scale = feature_scale
         self.bounds = bounds
         self.mutable = mutable
+        self.constraints = constraints
         self.n_queries = n_queries
         self.p_init = p_init
         self.n_restarts = n_restarts

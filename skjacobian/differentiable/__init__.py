@@ -1,14 +1,19 @@
 """The torch view of fitted scikit-learn objects: what a gradient attack goes through."""
 
 from skjacobian.differentiable._black_box import black_box
+from skjacobian.differentiable._calibration import Calibrated
+from skjacobian.differentiable._columns import Columns, bind_samples, encoded_columns
 from skjacobian.differentiable._composition import Chain
 from skjacobian.differentiable._elementwise import TORCH_FUNCTIONS, Power
+from skjacobian.differentiable._ensembles import MeanProbability
 from skjacobian.differentiable._expansions import Monomials, Splines
 from skjacobian.differentiable._gaussian_process import LatentProcess
 from skjacobian.differentiable._generative_classifiers import Gaussians
 from skjacobian.differentiable._kernels import KernelMap
 from skjacobian.differentiable._linear_classifiers import LinearLogits
+from skjacobian.differentiable._meta_classifiers import Thresholded
 from skjacobian.differentiable._mlp import Perceptrons
+from skjacobian.differentiable._multiclass import OneVsRest
 from skjacobian.differentiable._networks import Network
 from skjacobian.differentiable._projections import Linear
 from skjacobian.differentiable._registry import ClassifierView, TensorFunction, View, as_torch
@@ -18,21 +23,28 @@ from skjacobian.differentiable._support_vectors import SupportVectors
 __all__ = [
     "TORCH_FUNCTIONS",
     "Affine",
+    "Calibrated",
     "Chain",
     "ClassifierView",
+    "Columns",
     "Gaussians",
     "KernelMap",
     "LatentProcess",
     "Linear",
     "LinearLogits",
+    "MeanProbability",
     "Monomials",
     "Network",
+    "OneVsRest",
     "Perceptrons",
     "Power",
     "Splines",
     "SupportVectors",
     "TensorFunction",
+    "Thresholded",
     "View",
     "as_torch",
+    "bind_samples",
     "black_box",
+    "encoded_columns",
 ]

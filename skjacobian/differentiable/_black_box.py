@@ -7,10 +7,11 @@ import torch
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
+from skjacobian._table import Table
 from skjacobian.differentiable._registry import TensorFunction
 
 
-def black_box(estimator: Any, X: Any) -> TensorFunction:
+def black_box(estimator: Any, table: Table) -> TensorFunction:
     """Return what a fitted classifier says of tensors, as scores without gradients.
 
     Probabilities where it gives them, else the decision function, else rows of 0 and 1 for
@@ -19,8 +20,8 @@ def black_box(estimator: Any, X: Any) -> TensorFunction:
     Parameters
     ----------
     estimator : fitted classifier
-    X : array-like of shape (n_samples, *features)
-        The container that the estimator receives; of a DataFrame the columns are kept.
+    table : Table
+        The samples; those asked about get their container, columns and types.
 
     Returns
     -------
@@ -30,19 +31,18 @@ def black_box(estimator: Any, X: Any) -> TensorFunction:
     Examples
     --------
     >>> import torch
+    >>> from skjacobian._table import Table
     >>> from sklearn.datasets import load_iris
     >>> from sklearn.tree import DecisionTreeClassifier
     >>> X, y = load_iris(return_X_y=True)
-    >>> scores = black_box(DecisionTreeClassifier(random_state=0).fit(X, y), X)
+    >>> scores = black_box(DecisionTreeClassifier(random_state=0).fit(X, y), Table(X))
     >>> scores(torch.from_numpy(X[:1]))
     tensor([[1., 0., 0.]], dtype=torch.float64)
     """
     check_is_fitted(estimator)
 
     def scores(samples: Tensor) -> Tensor:
-        values = samples.detach().cpu().numpy()
-        if hasattr(X, "columns"):
-            values = type(X)(values, columns=X.columns)
+        values = table.decode(samples.detach().cpu().numpy())
         return torch.from_numpy(_class_scores(estimator, values)).to(samples)
 
     return scores

@@ -7,6 +7,7 @@
         return lambda X: ...  # a differentiable function of a tensor
 """
 
+import inspect
 from collections.abc import Callable
 from functools import singledispatch
 from typing import Any
@@ -100,7 +101,9 @@ def view_of(
 def _check_computes_as(estimator: Any, kind: type) -> None:
     """Raise if a fitted estimator may compute something else than those of a known type."""
     for method in _METHODS:
-        if getattr(type(estimator), method, None) is not getattr(kind, method, None):
+        # Not getattr: what sklearn makes available on a condition is another object each time.
+        own = inspect.getattr_static(type(estimator), method, None)
+        if own is not inspect.getattr_static(kind, method, None):
             raise NotDifferentiableError(
                 f"Got an estimator of type {type(estimator).__name__}, which has its own "
                 f"{method}, but expected that of {kind.__name__}. Teach as_torch the new type "

@@ -29,6 +29,7 @@ from skorch import NeuralNetBinaryClassifier, NeuralNetClassifier, NeuralNetRegr
 from torch import nn
 
 from skjacobian import AdversarialClassifier, JacobianRegularizedClassifier
+from skjacobian._table import Table
 from skjacobian.differentiable import as_torch, black_box
 from skjacobian.differentiable._registry import SETTINGS
 from skjacobian.exceptions import NotDifferentiableError
@@ -425,7 +426,7 @@ def test_the_scores_of_a_black_box_are_those_of_scikit_learn(name):
     model, wanted = BLACK_BOXES[name]
     labels = np.where(X[:, 0] > 1, "yew", LABELS) if name == "pairs of four classes" else LABELS
     model = model.fit(X, labels)
-    seen = black_box(model, X)(torch.from_numpy(SPREAD))
+    seen = black_box(model, Table(X))(torch.from_numpy(SPREAD))
     assert seen.dtype == torch.float64
     np.testing.assert_array_equal(seen, wanted(model, SPREAD))
 
@@ -439,21 +440,21 @@ def test_the_scores_of_a_black_box_are_those_of_scikit_learn(name):
 def test_the_highest_score_of_a_black_box_is_its_prediction(model, n_classes):
     labels = np.where(LABELS == "oak", "ash", LABELS) if n_classes == 2 else LABELS
     model = model.fit(X, labels)
-    seen = black_box(model, X)(torch.from_numpy(SPREAD))
+    seen = black_box(model, Table(X))(torch.from_numpy(SPREAD))
     assert seen.shape == (len(X), n_classes)
     np.testing.assert_array_equal(model.classes_[seen.argmax(1)], model.predict(SPREAD))
 
 
 def test_the_two_columns_of_a_binary_decision_function_differ_by_it():
     model = LinearSVC().fit(X, LABELS == "oak")
-    seen = black_box(model, X)(torch.from_numpy(X)).numpy()
+    seen = black_box(model, Table(X))(torch.from_numpy(X)).numpy()
     np.testing.assert_array_equal(seen[:, 1] - seen[:, 0], model.decision_function(X))
 
 
 def test_a_black_box_gives_data_frames_to_what_was_fitted_on_them():
     frame = pd.DataFrame(X, columns=list("abcdef"), index=np.arange(len(X)) + 7)
     model = LinearSVC().fit(frame, y)  # warns, which fails, if it gets an array
-    seen = black_box(model, frame)(torch.from_numpy(SPREAD))
+    seen = black_box(model, Table(frame))(torch.from_numpy(SPREAD))
     np.testing.assert_array_equal(
         seen, model.decision_function(pd.DataFrame(SPREAD, columns=list("abcdef")))
     )
@@ -462,7 +463,7 @@ def test_a_black_box_gives_data_frames_to_what_was_fitted_on_them():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_scores_of_a_black_box_have_the_dtype_of_the_samples_and_no_gradient(dtype):
     samples = torch.from_numpy(X).to(dtype).requires_grad_()
-    seen = black_box(KNeighborsClassifier(3).fit(X, y), X)(samples)
+    seen = black_box(KNeighborsClassifier(3).fit(X, y), Table(X))(samples)
     assert seen.dtype == dtype
     assert not seen.requires_grad
 
@@ -470,4 +471,4 @@ def test_the_scores_of_a_black_box_have_the_dtype_of_the_samples_and_no_gradient
 @pytest.mark.parametrize("unfitted", [LinearSVC(), make_pipeline(StandardScaler(), LinearSVC())])
 def test_an_unfitted_black_box_is_rejected(unfitted):
     with pytest.raises(NotFittedError, match="not fitted yet"):
-        black_box(unfitted, X)
+        black_box(unfitted, Table(X))

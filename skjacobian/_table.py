@@ -1,0 +1,106 @@
+"""Tables as tensors: numbers as they are, anything else as codes, and back."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.utils import check_array
+
+
+class Table:
+    """Samples as a tensor with one feature for each column, and the way back.
+
+    Columns of a DataFrame that hold no numbers become codes, which an adversary cannot
+    change. What comes back has the columns and the types of what was given.
+
+    Parameters
+    ----------
+    X : DataFrame or array-like of shape (n_samples, *features)
+        Missing values are NaN.
+
+    Attributes
+    ----------
+    tensor : Tensor of shape (n_samples, *features)
+        float32 if all floating numbers are, else float64.
+    columns : list or None
+        The names of the columns of a DataFrame.
+    integer : list of int
+        Columns of an integer type.
+    categories : dict of int to Index
+        What the codes of a column stand for.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> table = Table(pd.DataFrame({"age": [30, 50], "sex": ["f", "m"]}))
+    >>> table.tensor.tolist(), table.integer
+    ([[30.0, 0.0], [50.0, 1.0]], [0])
+    >>> table.decode(table.tensor.numpy() + [2.0, 0.0])
+       age sex
+    0   32   f
+    1   52   m
+    """
+
+    def __init__(self, X: Any) -> None:
+        self.X = X
+        self.columns = list(X.columns) if hasattr(X, "iloc") else None
+        self.categories: dict[int, Any] = {}
+        self.integer: list[int] = []
+        values = check_array(
+            X if self.columns is None else self._encoded(),
+            dtype=[np.float64, np.float32],
+            allow_nd=True,
+            ensure_all_finite="allow-nan",
+            input_name="X",
+        )
+        self.tensor = torch.from_numpy(np.array(values))
+
+    def _encoded(self) -> Any:
+        """Return the columns as numbers; a DataFrame of nothing else as it is."""
+        series = [self.X.iloc[:, j] for j in range(self.X.shape[1])]
+        kinds = [getattr(column.dtype, "kind", "O") for column in series]
+        self.integer = [j for j, kind in enumerate(kinds) if kind in "iu"]
+        for j, kind in enumerate(kinds):
+            if kind not in "fiu":
+                codes, self.categories[j] = series[j].factorize(use_na_sentinel=False)
+                series[j] = type(series[j])(codes, dtype=np.float32)
+        if not series:
+            return self.X
+        types = {str(column.dtype).lower() for column in series if column.dtype.kind == "f"}
+        dtype = np.float32 if types == {"float32"} and not self.integer else np.float64
+        return np.stack([c.to_numpy(dtype=dtype, na_value=np.nan) for c in series], axis=1)
+
+    def decode(self, values: np.ndarray, index: Any = None) -> Any:
+        """Return numbers of shape (n_samples, *features) in the container that was given.
+
+        Parameters
+        ----------
+        values : array
+            Codes where there were categories, and whole numbers where there were integers.
+        index : pandas Index, optional
+            That of the rows.
+        """
+        if self.columns is None:
+            return values
+        decoded = {}
+        for j, column in enumerate(values.T):
+            series = self.X.iloc[:, j]
+            if j in self.categories:
+                decoded[j] = type(series)(self.categories[j].take(column.astype(int)))
+            else:
+                decoded[j] = type(series)(column, dtype=_type_of(series, column))
+        frame = type(self.X)(decoded).set_axis(self.columns, axis=1)
+        return frame if index is None else frame.set_axis(index, axis=0)
+
+    def rows(self, chosen: np.ndarray, values: np.ndarray) -> Any:
+        """Return numbers in the place of those of chosen rows, whose index they get."""
+        return self.decode(values, None if self.columns is None else self.X.index[chosen])
+
+
+def _type_of(series: Any, values: np.ndarray) -> Any:
+    """Return the type of a column, if it can hold the numbers as they are."""
+    if str(series.dtype).lower() == "float32" and not np.array_equal(
+        values.astype(np.float32), values, equal_nan=True
+    ):
+        return values.dtype
+    return series.dtype

@@ -1,0 +1,358 @@
+"""What makes a sample valid: columns that are fixed, whole, one-directional, or one-hot."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+
+from skjacobian._validation import check_option, did_you_mean, reject
+
+COLUMNS = ("immutable", "integer", "increasing", "decreasing")
+
+
+class FeatureConstraints(BaseEstimator):
+    """What an adversary cannot do to the columns of a table.
+
+    Columns are named by the names of a DataFrame or by indices. Whatever an attack tries and
+    returns obeys all constraints, exactly. Missing values (NaN) are left alone, with or
+    without constraints.
+
+    Parameters
+    ----------
+    immutable : sequence of str or int, optional
+        Columns that cannot change.
+    integer : sequence of str or int, optional
+        Columns of whole numbers. `RobustScorer` and the like take the columns of a DataFrame
+        that have an integer type for such anyway.
+    increasing, decreasing : sequence of str or int, optional
+        Columns that can only grow, or only fall: age, years left.
+    one_hot : sequence of sequences of str or int, optional
+        Groups of columns of which exactly one is 1 and the others are 0. Another category is
+        a perturbation of two columns by 1.
+    scale : mapping of column to number, "std" or "range", optional
+        Unit of columns, ‖delta / scale‖ <= eps; 1 for those not named. "std" and "range" are
+        those of the data that `fit` sees.
+    bounds : mapping of column to (low, high), or "train", optional
+        Range of valid values; columns not named are unbounded. "train" takes the range that
+        `fit` sees, and a sample that lies outside cannot go farther out.
+
+    Attributes
+    ----------
+    n_features_in_ : int
+        Number of columns that `fit` saw.
+    low_, high_ : array of shape (n_features_in_,)
+        Range of each column; NaN for those that hold no numbers.
+    scale_ : array of shape (n_features_in_,)
+        Scale of each column, where `scale` is "std" or "range".
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> from skjacobian import FeatureConstraints, RobustScorer
+    >>> X, y = np.array([[20.0, 1.0], [30.0, 3.0], [40.0, 2.0], [50.0, 5.0]]), [0, 0, 1, 1]
+    >>> model = LogisticRegression().fit(X, y)
+    >>> RobustScorer(norm="linf", eps=8)(model, X, y)
+    0.5
+    >>> constraints = FeatureConstraints(increasing=[0], immutable=[1])
+    >>> RobustScorer(norm="linf", eps=8, constraints=constraints)(model, X, y)
+    0.75
+    """
+
+    def __init__(
+        self,
+        *,
+        immutable: Any = None,
+        integer: Any = None,
+        increasing: Any = None,
+        decreasing: Any = None,
+        one_hot: Any = None,
+        scale: Any = None,
+        bounds: Any = None,
+    ) -> None:
+        self.immutable = immutable
+        self.integer = integer
+        self.increasing = increasing
+        self.decreasing = decreasing
+        self.one_hot = one_hot
+        self.scale = scale
+        self.bounds = bounds
+
+    def fit(self, X: Any, y: Any = None) -> Self:
+        """Learn the range and the scale of the columns; missing values are left out.
+
+        Parameters
+        ----------
+        X : DataFrame or array-like of shape (n_samples, n_features)
+            Columns that hold no numbers are skipped.
+        y : ignored
+
+        Returns
+        -------
+        self
+        """
+        columns = [_numbers(column) for column in _columns_of(X)]
+        self.n_features_in_ = len(columns)
+        self.low_ = np.array([column.min() if len(column) else np.nan for column in columns])
+        self.high_ = np.array([column.max() if len(column) else np.nan for column in columns])
+        if isinstance(self.scale, str):
+            check_option("scale", self.scale, ["std", "range"])
+            std = np.array([column.std() if len(column) else 0.0 for column in columns])
+            self.scale_ = std if self.scale == "std" else np.nan_to_num(self.high_ - self.low_)
+        return self
+
+    def __sklearn_clone__(self) -> "FeatureConstraints":
+        # What was learned is a fact about the data, as are the constraints: it is part of
+        # them, where a search copies the scorer that holds them.
+        return self
+
+    def by_index(self, names: Sequence[Any], **more: Sequence[int]) -> "FeatureConstraints":
+        """Return the same constraints with indices in the place of column names.
+
+        Parameters
+        ----------
+        names : sequence
+            The names of all columns, in order.
+        **more : sequence of int
+            Further columns that are `immutable`, `integer`, `increasing` or `decreasing`.
+        """
+        copy = FeatureConstraints()
+        copy.__dict__.update(self.__dict__)
+        for name in COLUMNS:
+            given = _indices(name, getattr(self, name), names)
+            setattr(copy, name, sorted({*given, *more.get(name, ())}))
+        copy.one_hot = [_indices("one_hot", group, names) for group in self.one_hot or ()]
+        for name in ("scale", "bounds"):
+            value = getattr(self, name)
+            if isinstance(value, Mapping):
+                index = _indices(name, list(value), names)
+                setattr(copy, name, dict(zip(index, value.values(), strict=True)))
+        return copy
+
+    def resolve(self, X: Tensor) -> "Rules":
+        """Return the constraints as tensors, for samples `X` of shape (n_samples, *features).
+
+        Raises
+        ------
+        ValueError
+            For a column that is not there and a value that makes no sense.
+        """
+        n_features = X.shape[1:].numel()
+        if getattr(self, "n_features_in_", n_features) != n_features:
+            raise ValueError(
+                f"Got X with {n_features} features, but expected {self.n_features_in_}, as "
+                "FeatureConstraints was fitted on."
+            )
+        names = range(n_features)
+        groups = [_indices("one_hot", group, names) for group in self.one_hot or ()]
+        masks = {}
+        for name in COLUMNS:
+            mask = torch.zeros(n_features, dtype=torch.bool)
+            mask[_indices(name, getattr(self, name), names)] = True
+            masks[name] = mask.reshape(X.shape[1:]).to(X.device)
+        return Rules(
+            **masks,
+            groups=tuple(torch.tensor(group, device=X.device) for group in groups),
+            scale=self._per_feature(self._scales(n_features), X),
+            low=self._per_feature(self._bounds(n_features, 0), X),
+            high=self._per_feature(self._bounds(n_features, 1), X),
+            extends=isinstance(self.bounds, str),
+        )
+
+    def _per_feature(self, values: np.ndarray | None, X: Tensor) -> Tensor | None:
+        return None if values is None else torch.from_numpy(values).to(X).reshape(X.shape[1:])
+
+    def _scales(self, n_features: int) -> np.ndarray | None:
+        if self.scale is None:
+            return None
+        if isinstance(self.scale, str):
+            check_is_fitted(self, "scale_")
+            return self.scale_
+        scales = np.ones(n_features)
+        scales[_indices("scale", list(self.scale), range(n_features))] = list(self.scale.values())
+        if not (np.isfinite(scales) & (scales > 0)).all():
+            reject("scale", self.scale, "a mapping of columns to positive finite numbers")
+        return scales
+
+    def _bounds(self, n_features: int, side: int) -> np.ndarray | None:
+        """Return the lower or the upper bounds."""
+        infinite = (-np.inf, np.inf)[side]
+        if self.bounds is None:
+            return None
+        if isinstance(self.bounds, str):
+            check_option("bounds", self.bounds, ["train"])
+            check_is_fitted(self, "low_")
+            return np.nan_to_num((self.low_, self.high_)[side], nan=infinite)
+        if not all(np.shape(pair) == (2,) and pair[0] <= pair[1] for pair in self.bounds.values()):
+            reject("bounds", self.bounds, "a mapping of columns to (low, high) with low <= high")
+        bounds = np.full(n_features, infinite)
+        index = _indices("bounds", list(self.bounds), range(n_features))
+        bounds[index] = [pair[side] for pair in self.bounds.values()]
+        return bounds
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Constraints of samples as tensors; masks and numbers in the shape of one sample.
+
+    Attributes
+    ----------
+    immutable, integer, increasing, decreasing : Tensor of bool
+    groups : tuple of Tensor of int
+        Indices of flattened features of which one is 1 and the others are 0.
+    scale, low, high : Tensor or None
+    extends : bool
+        Whether samples may lie outside `low` and `high`.
+    """
+
+    immutable: Tensor
+    integer: Tensor
+    increasing: Tensor
+    decreasing: Tensor
+    groups: tuple[Tensor, ...]
+    scale: Tensor | None
+    low: Tensor | None
+    high: Tensor | None
+    extends: bool
+
+    @property
+    def is_whole(self) -> Tensor:
+        """Whether a feature is a whole number, one-hot ones included."""
+        mask = self.integer.clone()
+        for group in self.groups:
+            mask.view(-1)[group] = True
+        return mask
+
+    @property
+    def bounds(self) -> tuple[Tensor, Tensor] | None:
+        """The range of valid features, if there is one."""
+        return None if self.low is None or self.high is None else (self.low, self.high)
+
+    def scaled(self, scale: Tensor | None) -> Tensor:
+        """Return the feature scale, 0 where a feature cannot change."""
+        factors = [factor for factor in (scale, self.scale) if factor is not None]
+        return math.prod(factors, start=~self.immutable)
+
+    def box(self, X: Tensor, bounds: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+        """Return the range of the valid features around each sample."""
+        infinite = torch.full_like(X, torch.inf)
+        low, high = (-infinite, infinite) if bounds is None else bounds
+        low, high = torch.where(self.increasing, X, low), torch.where(self.decreasing, X, high)
+        for group in self.groups:
+            low.view(len(X), -1)[:, group] = 0.0
+            high.view(len(X), -1)[:, group] = 1.0
+        whole = self.is_whole
+        return torch.where(whole, low.ceil(), low), torch.where(whole, high.floor(), high)
+
+    def nearest(self, X_adv: Tensor) -> Tensor:
+        """Return the nearest samples with whole numbers, and the largest of a group as its 1."""
+        valid = torch.where(self.integer, X_adv.round(), X_adv)
+        flat = valid.flatten(1)
+        for group in self.groups:
+            of_group = X_adv.flatten(1)[:, group]
+            flat[:, group] = torch.zeros_like(of_group).scatter_(
+                1, of_group.argmax(1, keepdim=True), 1.0
+            )
+        return flat.reshape(X_adv.shape)
+
+    def with_groups_of(self, X: Tensor, X_adv: Tensor) -> Tensor:
+        """Return `X_adv` with the one-hot groups of the clean samples."""
+        flat = X_adv.flatten(1).clone()
+        for group in self.groups:
+            flat[:, group] = X.flatten(1)[:, group]
+        return flat.reshape(X_adv.shape)
+
+    def toward(self, X: Tensor, X_adv: Tensor) -> Tensor:
+        """Return whole numbers between those of `X` and of `X_adv`, and the groups of `X`.
+
+        No farther from `X` than `X_adv` in any feature, so never outside a ball.
+        """
+        return self.with_groups_of(X, torch.where(self.integer, X + (X_adv - X).trunc(), X_adv))
+
+    def hold(self, X_adv: Tensor) -> Tensor:
+        """Tell of each sample whether it has whole numbers, and one 1 in each group."""
+        flat = X_adv.nan_to_num(nan=0.0).flatten(1)
+        whole = ((flat == flat.round()) | ~self.is_whole.flatten()).all(1)
+        for group in self.groups:
+            whole &= (flat[:, group].sum(1) == 1) & (flat[:, group] >= 0).all(1)
+        return whole
+
+    def check_clean(self, X: Tensor) -> None:
+        """Raise a ValueError unless the samples themselves are valid."""
+        flat = X.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).flatten(1)
+        broken = ((flat != flat.round()) & self.integer.flatten()).any(0).nonzero().flatten()
+        if len(broken):
+            raise ValueError(
+                f"Got X with fractions in columns {broken.tolist()}, but expected whole numbers: "
+                "FeatureConstraints says integer."
+            )
+        for group in self.groups:
+            ones = flat[:, group]
+            wrong = (ones.sum(1) != 1) | ((ones != 0) & (ones != 1)).any(1)
+            if bool(wrong.any()):
+                raise ValueError(
+                    f"Got X with {int(wrong.sum())} samples that are not one-hot in columns "
+                    f"{group.tolist()}, but expected one 1 and zeros: FeatureConstraints says "
+                    "one_hot."
+                )
+
+
+def check_constraints(constraints: Any, feature_scale: Any, bounds: Any) -> None:
+    """Raise if `constraints` are none, or say what another parameter says, too."""
+    if constraints is None:
+        return
+    if not isinstance(constraints, FeatureConstraints):
+        reject("constraints", constraints, "None or FeatureConstraints")
+    for name, other, value in (
+        ("scale", "feature_scale", feature_scale),
+        ("bounds", "bounds", bounds),
+    ):
+        if getattr(constraints, name) is not None and value is not None:
+            raise ValueError(
+                f"Got {other}={value!r} and FeatureConstraints with {name}, but expected one of "
+                "both."
+            )
+
+
+def _columns_of(X: Any) -> list[np.ndarray]:
+    """Return the columns of a table, or of an array whose samples are flattened."""
+    if hasattr(X, "iloc"):
+        return [np.asarray(X.iloc[:, j]) for j in range(X.shape[1])]
+    return list(np.asarray(X).reshape(len(X), -1).T)
+
+
+def _numbers(column: np.ndarray) -> np.ndarray:
+    """Return the values of a column that are numbers; none if it holds something else."""
+    try:
+        values = column.astype(np.float64)
+    except (TypeError, ValueError):
+        return np.zeros(0)
+    return values[~np.isnan(values)]
+
+
+def _indices(name: str, columns: Any, names: Sequence[Any]) -> list[int]:
+    """Return the indices of columns given by name or index, or raise."""
+    expected = f"names or indices of the {len(names)} columns"
+    if columns is None:
+        return []
+    if isinstance(columns, str) or not hasattr(columns, "__iter__"):
+        reject(name, columns, f"a sequence of {expected}")
+    return [_index(name, column, list(names), expected) for column in columns]
+
+
+def _index(name: str, column: Any, names: list[Any], expected: str) -> int:
+    if column in names and not isinstance(column, bool):
+        return names.index(column)
+    is_number = isinstance(column, int | np.integer) and not isinstance(column, bool)
+    if is_number and -len(names) <= column < len(names):
+        return int(column) % len(names)
+    hint = did_you_mean(column, [n for n in names if isinstance(n, str)])
+    if isinstance(column, str) and not any(isinstance(n, str) for n in names):
+        hint = "; names need a DataFrame passed to RobustScorer"
+    reject(name, column, f"{expected}{hint}")

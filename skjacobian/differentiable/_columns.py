@@ -1,0 +1,202 @@
+"""The view of a ColumnTransformer: columns that are transformed, and columns that are encoded."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.calibration import _CalibratedClassifier
+from sklearn.compose import ColumnTransformer
+from sklearn.frozen import FrozenEstimator
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, TargetEncoder
+from torch import Tensor, nn
+
+from skjacobian._table import Table
+from skjacobian.differentiable._projections import transform_view
+from skjacobian.differentiable._registry import View, view_of
+from skjacobian.exceptions import NotDifferentiableError
+
+ENCODERS = (OneHotEncoder, OrdinalEncoder, TargetEncoder)
+
+
+class Columns(View):
+    """The outputs of transformers of some columns each, side by side.
+
+    Parameters
+    ----------
+    branches : list of (list of int, nn.Module, float)
+        Indices of columns, what is made of them, and a factor of that.
+    """
+
+    def __init__(self, branches: list[tuple[list[int], nn.Module, float]]) -> None:
+        super().__init__()
+        self.columns = [columns for columns, _, _ in branches]
+        self.weights = [weight for _, _, weight in branches]
+        self.views = nn.ModuleList(view for _, view, _ in branches)
+
+    def forward(self, X: Tensor) -> Tensor:
+        """Return the transformed columns of `X`."""
+        branches = zip(self.columns, self.views, self.weights, strict=True)
+        return torch.cat([w * view(X[:, columns]) for columns, view, w in branches], dim=1)
+
+
+class Encoded(View):
+    """What an encoder makes of columns that cannot change: looked up, not computed.
+
+    It knows the samples that `bind` has shown it, and no others.
+
+    Parameters
+    ----------
+    encoder : fitted transformer
+    columns : list of int
+        The columns of the table that it is given.
+    as_series : bool
+        Whether it is given a single column as such.
+    """
+
+    outputs: Tensor
+
+    def __init__(self, encoder: Any, columns: list[int], as_series: bool) -> None:
+        super().__init__()
+        self.encoder, self.columns, self.as_series = encoder, columns, as_series
+        # The values of each column, and the combinations of those of the columns before it
+        # with its own.
+        self.values: list[Tensor] = []
+        self.combinations: list[Tensor] = []
+
+    def bind(self, table: Table) -> None:
+        """Encode the samples of a table.
+
+        Raises
+        ------
+        NotDifferentiableError
+            If that would fix columns of numbers, which no encoder of categories reads.
+        """
+        numbers = [j for j in self.columns if j not in table.categories]
+        if numbers and not is_encoder(self.encoder):
+            raise NotDifferentiableError(
+                f"Got columns {numbers} of numbers behind {type(self.encoder).__name__}, of which "
+                "no differentiable view is known."
+            )
+        self.values, self.combinations = [], []
+        place = torch.zeros(len(table.tensor), dtype=torch.int64)
+        for column in _comparable(table.tensor[:, self.columns]).T:
+            self.values.append(torch.unique(column))
+            pair = self._pair(place, column, self.values[-1])
+            self.combinations.append(torch.unique(pair))
+            place = torch.searchsorted(self.combinations[-1], pair)
+        _, first = np.unique(place.numpy(), return_index=True)
+        self.hold(outputs=self._encode(table, first))
+
+    def _encode(self, table: Table, rows: np.ndarray) -> np.ndarray:
+        columns = self.columns[0] if self.as_series else self.columns
+        if table.columns is None:
+            encoded = self.encoder.transform(np.asarray(table.X)[rows][:, columns])
+        else:
+            encoded = self.encoder.transform(table.X.iloc[rows, columns])
+        return np.asarray(encoded.toarray() if hasattr(encoded, "toarray") else encoded)
+
+    def _pair(self, place: Tensor, column: Tensor, values: Tensor) -> Tensor:
+        """Return a number for each pair of a place and a value."""
+        return place * len(values) + self._found(values, column.contiguous())
+
+    def _found(self, known: Tensor, wanted: Tensor) -> Tensor:
+        """Return the places of what is wanted in sorted, known values."""
+        place = torch.searchsorted(known, wanted).clamp_(max=len(known) - 1)
+        if not bool((known[place] == wanted).all()):
+            raise ValueError(
+                f"Got values in columns {self.columns} that are not those of the samples: "
+                "columns behind an encoder cannot change."
+            )
+        return place
+
+    def forward(self, X: Tensor) -> Tensor:
+        """Return the encoded `X`, which has no gradient."""
+        if not self.values:
+            raise ValueError(
+                "Got a view with encoded columns that knows no samples yet, but expected "
+                "bind_samples(view, X) before it is called."
+            )
+        place = torch.zeros(len(X), dtype=torch.int64)
+        columns = _comparable(X.detach().cpu()).T
+        for column, values, known in zip(columns, self.values, self.combinations, strict=True):
+            place = self._found(known, self._pair(place, column, values))
+        return self.outputs.to(X)[place.to(X.device)]
+
+
+def bind_samples(view: Any, X: Any) -> None:
+    """Show a view the samples that it will be asked about, if it has encoded columns.
+
+    Parameters
+    ----------
+    view : what `as_torch` returned
+    X : array-like of shape (n_samples, n_features) or Table
+    """
+    if isinstance(view, nn.Module):
+        table = X if isinstance(X, Table) else Table(X)
+        for part in view.modules():
+            if isinstance(part, Encoded):
+                part.bind(table)
+
+
+def is_encoder(transformer: Any) -> bool:
+    """Tell whether a transformer encodes categories, after imputing them perhaps."""
+    if isinstance(transformer, Pipeline):
+        return any(is_encoder(step) for _, step in transformer.steps)
+    return isinstance(transformer, ENCODERS)
+
+
+def encoded_columns(estimator: Any) -> list[int]:
+    """Return the columns of X that a fitted estimator takes for categories."""
+    if is_encoder(estimator):
+        return list(range(estimator.n_features_in_))
+    if isinstance(estimator, Pipeline):
+        return encoded_columns(estimator.steps[0][1])
+    found: set[int] = set()
+    if isinstance(estimator, ColumnTransformer):
+        inputs = estimator._transformer_to_input_indices
+        for name, transformer, _ in estimator.transformers_:
+            found.update(inputs[name] if is_encoder(transformer) else ())
+    if isinstance(estimator, FrozenEstimator | _CalibratedClassifier):
+        found.update(encoded_columns(estimator.estimator))
+    for name in ("best_estimator_", "estimator_", "estimators_", "calibrated_classifiers_"):
+        inner = getattr(estimator, name, None)
+        for one in inner if isinstance(inner, list) else [inner]:
+            found.update(() if one is None else encoded_columns(one))
+    return sorted(found)
+
+
+@view_of(
+    ColumnTransformer,
+    settings=(
+        *("transformers", "remainder", "sparse_threshold", "n_jobs", "transformer_weights"),
+        *("verbose", "verbose_feature_names_out", "force_int_remainder_cols"),
+    ),
+)
+def _(transformer: ColumnTransformer) -> View:
+    inputs = transformer._transformer_to_input_indices
+    weights = transformer.transformer_weights or {}
+    branches = [
+        (list(inputs[name]), _branch(name, part, columns, inputs[name]), weights.get(name, 1.0))
+        for name, part, columns in transformer.transformers_
+        if not (isinstance(part, str) and part == "drop") and len(inputs[name])
+    ]
+    return Columns(branches)
+
+
+def _branch(name: str, transformer: Any, columns: Any, indices: list[int]) -> nn.Module:
+    """Return the view of the transformer of some columns, or look its outputs up."""
+    if isinstance(transformer, str):  # "passthrough"
+        return nn.Identity()
+    as_series = isinstance(columns, str | int)
+    if not is_encoder(transformer) and not as_series:
+        try:
+            return transform_view(transformer)
+        except NotDifferentiableError:
+            pass  # which may still be looked up, if it reads no numbers
+    return Encoded(transformer, list(indices), as_series)
+
+
+def _comparable(values: Tensor) -> Tensor:
+    """Return values as float64, with inf for the missing ones, which equal each other then."""
+    return torch.where(values.isnan(), torch.inf, values.double())

@@ -1,0 +1,250 @@
+"""FeatureConstraints: what attacks try and return obeys them, exactly."""
+
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
+
+from skjacobian import FeatureConstraints, RobustScorer, adversarial_distances
+from skjacobian._under_attack import UnderAttack
+from skjacobian.attacks import APGD, FGSM, FMN, PGD, Cascade, RayS, Square
+from skjacobian.geometry import Ball
+
+RNG = np.random.default_rng(0)
+N = 40
+FRAME = pd.DataFrame(
+    {
+        "age": RNG.integers(18, 80, N),
+        "income": RNG.normal(3, 1, N),
+        "debt": RNG.normal(0, 2, N),
+        **{f"job_{k}": 0.0 for k in "abc"},
+        "children": RNG.integers(0, 4, N).astype(float),
+    }
+)
+JOB = RNG.integers(0, 3, N)
+for k, name in enumerate("abc"):
+    FRAME[f"job_{name}"] = (k == JOB).astype(float)
+JOBS = ["job_a", "job_b", "job_c"]
+Y = (FRAME.age / 30 + FRAME.income + FRAME.job_b - FRAME.debt / 2 > 5).astype(int).to_numpy()
+MODEL = LogisticRegression(max_iter=2000).fit(FRAME, Y)
+ALL = FeatureConstraints(
+    immutable=["debt"],
+    integer=["children"],
+    increasing=["age"],
+    decreasing=["income"],
+    one_hot=[JOBS],
+    scale={"age": 5, "income": 0.5},
+    bounds={"children": (0, 10), "age": (0, 75)},
+)
+INSIDE = FRAME[FRAME.age <= 75]
+
+
+def attacked(attack, X, y, constraints, norm, eps, model=MODEL):
+    """The samples that an attack returns through everything that a scorer does."""
+    subject = UnderAttack(model, X, y, needs=attack.needs)
+    armed = subject.arm(
+        attack,
+        norm=norm,
+        eps=eps,
+        feature_scale=None,
+        bounds=None,
+        mutable=None,
+        constraints=constraints,
+    )
+    return subject.perturb(armed, np.arange(len(X))).X_adv
+
+
+ATTACKS = {
+    "FGSM": FGSM(),
+    "PGD": PGD(n_steps=10),
+    "APGD": APGD(n_steps=10),
+    "FMN": FMN(),
+    "Square": Square(n_queries=50),
+    "RayS": RayS(n_queries=60),
+}
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.filterwarnings("ignore::skjacobian.exceptions.AttackWarning")
+def test_every_attack_obeys_every_constraint(name, norm):
+    attack = ATTACKS[name]
+    if norm not in attack.norms:
+        pytest.skip(f"{name} knows no {norm}")
+    y = Y[INSIDE.index]
+    X_adv = attacked(attack, INSIDE, y, ALL, norm, 1.0)
+    assert (X_adv.dtypes == INSIDE.dtypes).all()
+    assert (X_adv.debt == INSIDE.debt).all()
+    assert (X_adv.age >= INSIDE.age).all()
+    assert (X_adv.age <= 75).all()
+    assert (X_adv.income <= INSIDE.income).all()
+    assert X_adv.children.between(0, 10).all()
+    assert (X_adv.children == X_adv.children.round()).all()
+    assert (X_adv[JOBS].sum(axis=1) == 1).all()
+    assert X_adv[JOBS].isin([0, 1]).all(axis=None)
+    delta = (X_adv - INSIDE).to_numpy() / [5, 0.5, 1, 1, 1, 1, 1]
+    order = {"linf": np.inf, "l2": 2, "l1": 1}[norm]
+    assert (np.linalg.norm(delta, order, axis=1) <= 1).all()
+    assert np.abs(delta).max() > 0
+
+
+def brute_force(model, x, y, norm, eps, reach, group):
+    """Whether any valid sample of whole numbers and one category within eps fools."""
+    whole = [np.arange(v - reach, v + reach + 1) for v in x[: len(x) - group]]
+    for values in itertools.product(*whole, range(group)):
+        candidate = np.r_[values[:-1], np.eye(group)[values[-1]]]
+        order = {"linf": np.inf, "l2": 2, "l1": 1}[norm]
+        if np.linalg.norm(candidate - x, order) <= eps and model.predict([candidate])[0] != y:
+            return True
+    return False
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 1), ("l1", 2), ("l2", 1.5)])
+def test_of_whole_numbers_and_categories_the_strong_attack_finds_what_brute_force_finds(norm, eps):
+    rng = np.random.default_rng(1)
+    X = np.column_stack([rng.integers(-4, 5, (60, 3)), np.eye(2)[rng.integers(0, 2, 60)]])
+    X = X.astype(float)
+    y = (X @ [1.0, -2.0, 0.7, 1.3, 0.0] + 0.3 > 0).astype(int)
+    model = LogisticRegression(C=100).fit(X, y)
+    constraints = FeatureConstraints(integer=[0, 1, 2], one_hot=[[3, 4]])
+    scorer = RobustScorer(norm=norm, eps=eps, attack="strong", constraints=constraints)
+    right = model.predict(X) == y
+    fooled = [brute_force(model, x, k, norm, eps, int(eps), 2) for x, k in zip(X, y, strict=True)]
+    assert scorer(model, X, y) == np.mean(right & ~np.array(fooled))
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_one_directional_columns_have_the_closed_form_of_half_a_ball(norm):
+    rng = np.random.default_rng(2)
+    X = rng.normal(size=(80, 4))
+    w = np.array([1.0, -2.0, 0.5, 1.5])
+    y = (X @ w > 0).astype(int)
+    model = LogisticRegression(C=1e3, fit_intercept=False).fit(X, y)
+    w = model.coef_[0]
+    constraints = FeatureConstraints(increasing=[0, 1], decreasing=[2], immutable=[3])
+    # Towards the boundary the score must fall where y = 1 and rise where y = 0.
+    towards = np.where(y[:, None] == 1, -w, w)
+    usable = np.maximum(towards, 0) * [1, 1, 0, 0] + np.maximum(-towards, 0) * [0, 0, 1, 0]
+    dual = {"linf": 1, "l2": 2, "l1": np.inf}[norm]
+    slope = np.linalg.norm(usable, dual, axis=1)
+    radii = np.abs(X @ w) / np.maximum(slope, 1e-300)
+    eps = float(np.median(radii))
+    right = model.predict(X) == y
+    scorer = RobustScorer(norm=norm, eps=eps * 1.001, attack="strong", constraints=constraints)
+    assert scorer(model, X, y) == np.mean(right & (radii > eps * 1.001))
+    distances = adversarial_distances(model, X, y, norm=norm, constraints=constraints)
+    np.testing.assert_allclose(
+        distances[right & (radii < 1e3)], radii[right & (radii < 1e3)], rtol=1e-3
+    )
+
+
+def test_integer_columns_of_a_frame_stay_integers_without_being_named():
+    X_adv = attacked(PGD(n_steps=10), FRAME, Y, None, "linf", 2.5)
+    assert X_adv.age.dtype == FRAME.age.dtype
+    assert (X_adv.age - FRAME.age).abs().max() == 2
+
+
+def test_train_bounds_and_scale_are_those_of_the_data_that_fit_saw():
+    constraints = FeatureConstraints(bounds="train", scale="range").fit(FRAME)
+    # A sample beyond the range of the training data stays, and moves no farther out.
+    beyond = FRAME[:5].assign(income=100.0)
+    X_adv = attacked(PGD(n_steps=10), beyond, Y[:5], constraints, "linf", 0.5)
+    assert (X_adv.income <= 100).all()
+    assert (X_adv.debt <= FRAME.debt.max()).all()
+    reach = 0.5 * (FRAME.debt.max() - FRAME.debt.min())
+    assert (X_adv.debt - beyond.debt).abs().max() <= reach
+    assert clone(constraints).low_ is constraints.low_
+
+
+def test_missing_values_are_left_alone():
+    X = FRAME.drop(columns="age").astype(float)
+    X.iloc[::3, 0] = np.nan
+    filled = X.fillna(X.mean())
+    model = LogisticRegression().fit(filled, Y)
+
+    class Filling(LogisticRegression):
+        def predict(self, X):
+            return model.predict(X.fillna(filled.mean()))
+
+        def predict_proba(self, X):
+            return model.predict_proba(X.fillna(filled.mean()))
+
+    filling = Filling().fit(filled, Y)
+    with pytest.warns(match="differentiably"):
+        X_adv = attacked(Cascade(), X, Y, None, "l2", 1.0, model=filling)
+    assert (X_adv.isna() == X.isna()).all(axis=None)
+    assert (X_adv - X).abs().max().max() > 0
+
+
+def test_the_valid_samples_pass_gradients_through():
+    X = torch.tensor([[1.0, 2.0, float("nan")]], dtype=torch.float64)
+    rules = FeatureConstraints(integer=[0]).resolve(X)
+    ball = Ball.around(X, norm="linf", eps=1.0, rules=rules)
+    point = torch.tensor([[1.7, 2.3, 0.0]], dtype=torch.float64, requires_grad=True)
+    valid = ball.valid(point)
+    assert valid[0, :2].tolist() == [2.0, 2.3]
+    assert valid[0, 2].isnan()
+    valid.sum().backward()
+    assert point.grad.tolist() == [[1.0, 1.0, 0.0]]
+
+
+def test_a_search_over_parameters_keeps_fitted_constraints():
+    X = FRAME.astype(float)
+    constraints = FeatureConstraints(bounds="train", scale="std").fit(X)
+    scorer = RobustScorer(norm="l2", eps=0.2, constraints=constraints)
+    search = GridSearchCV(MODEL, {"C": [0.1, 1]}, scoring=scorer, cv=2, error_score="raise")
+    assert 0 < clone(search).fit(X, Y).best_score_ < 1
+
+
+BAD = [
+    ({"immutable": ["ag"]}, r"Got immutable='ag', but expected names or indices.*mean 'age'"),
+    ({"integer": [7]}, "Got integer=7, but expected names or indices of the 7 columns"),
+    ({"increasing": "age"}, "Got increasing='age', but expected a sequence"),
+    ({"integer": ["income"]}, r"Got X with fractions in columns \[1\]"),
+    ({"one_hot": [["job_a", "job_b"]]}, r"not one-hot in columns \[3, 4\]"),
+    ({"bounds": {"age": (5, 1)}}, "Got bounds=.*low <= high"),
+    ({"bounds": "test"}, "Got bounds='test', but expected one of 'train'"),
+    ({"scale": {"age": -1}}, "Got scale=.*positive finite"),
+    ({"bounds": {"age": (0, 20)}}, "samples outside bounds"),
+]
+
+
+@pytest.mark.parametrize(("params", "match"), BAD, ids=[str(p) for p, _ in BAD])
+def test_bad_constraints_are_named(params, match):
+    scorer = RobustScorer(constraints=FeatureConstraints(**params))
+    with pytest.raises(ValueError, match=match):
+        scorer(MODEL, FRAME, Y)
+
+
+def test_constraints_that_learn_must_be_fitted_on_as_many_columns():
+    with pytest.raises(NotFittedError, match="not fitted"):
+        RobustScorer(constraints=FeatureConstraints(bounds="train"))(MODEL, FRAME, Y)
+    constraints = FeatureConstraints(bounds="train").fit(FRAME[["age"]])
+    with pytest.raises(ValueError, match="Got X with 7 features, but expected 1"):
+        RobustScorer(constraints=constraints)(MODEL, FRAME, Y)
+
+
+@pytest.mark.parametrize(
+    ("params", "match"),
+    [
+        ({"feature_scale": "std"}, "Got feature_scale='std' and FeatureConstraints with scale"),
+        ({"bounds": (0, 100)}, r"Got bounds=\(0, 100\) and FeatureConstraints with bounds"),
+        ({"constraints": "age"}, "Got constraints='age', but expected None or FeatureConstraints"),
+    ],
+)
+def test_nothing_is_said_twice(params, match):
+    with pytest.raises(ValueError, match=match):
+        RobustScorer(**{"constraints": ALL, **params})(MODEL, INSIDE, Y[INSIDE.index])
+
+
+def test_names_need_a_data_frame():
+    with pytest.raises(ValueError, match="names need a DataFrame"):
+        PGD(constraints=FeatureConstraints(immutable=["age"]))(
+            lambda X: X, torch.zeros(2, 2), torch.zeros(2, dtype=torch.long)
+        )

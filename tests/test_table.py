@@ -1,0 +1,85 @@
+"""A table becomes a tensor, and what comes back has its columns and types."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from skjacobian._table import Table
+
+FRAME = pd.DataFrame(
+    {
+        "age": [30, 50, 41],
+        "income": [1.5, np.nan, 2.5],
+        "small": np.float32([0.1, 0.2, 0.3]),
+        "children": pd.array([1, None, 3], dtype="Int64"),
+        "job": ["clerk", None, "cook"],
+        "size": pd.Categorical(["s", "l", "s"], categories=["s", "m", "l"], ordered=True),
+        "member": [True, False, True],
+        "since": pd.to_datetime(["2020-01-01", "2021-01-01", "2020-01-01"]),
+    },
+    index=[7, 8, 9],
+)
+
+
+def test_what_is_encoded_is_decoded_with_all_types_and_the_index():
+    table = Table(FRAME)
+    back = table.rows(np.arange(3), table.tensor.numpy())
+    pd.testing.assert_frame_equal(back, FRAME)
+
+
+def test_chosen_rows_keep_their_index():
+    table = Table(FRAME)
+    chosen = np.array([2, 0])
+    back = table.rows(chosen, table.tensor[chosen].numpy())
+    pd.testing.assert_frame_equal(back, FRAME.iloc[chosen])
+
+
+def test_numbers_stay_numbers_and_the_rest_becomes_codes():
+    table = Table(FRAME)
+    assert table.tensor.dtype == torch.float64
+    assert table.integer == [0, 3]
+    assert sorted(table.categories) == [4, 5, 6, 7]
+    assert table.tensor[:, 0].tolist() == [30, 50, 41]
+    assert table.tensor[:, 6].tolist() == [0, 1, 0]
+    assert table.tensor[1, [1, 3]].isnan().all()
+
+
+def test_a_number_that_float32_cannot_hold_makes_the_column_float64():
+    table = Table(FRAME)
+    values = table.tensor.numpy().copy()
+    values[:, 2] += 1e-12
+    assert table.decode(values).dtypes["small"] == np.float64
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_frame_of_one_floating_type_has_that_type(dtype):
+    table = Table(pd.DataFrame(np.eye(3, dtype=dtype)))
+    assert str(table.tensor.dtype) == f"torch.{np.dtype(dtype)}"
+
+
+def test_an_array_is_its_own_table():
+    X = np.random.default_rng(0).normal(size=(4, 2, 3))
+    table = Table(X)
+    assert table.columns is None
+    assert not table.categories
+    assert not table.integer
+    np.testing.assert_array_equal(table.rows(np.array([1, 3]), X[[1, 3]]), X[[1, 3]])
+
+
+def test_columns_of_equal_names_stay_apart():
+    frame = pd.DataFrame([[1.0, 2.0], [3.0, 4.0]], columns=["a", "a"])
+    pd.testing.assert_frame_equal(Table(frame).decode(frame.to_numpy()), frame)
+
+
+@pytest.mark.parametrize(
+    ("X", "match"),
+    [
+        (pd.DataFrame({"a": []}), r"0 sample\(s\)"),
+        (pd.DataFrame({"a": [1.0, np.inf]}), "Input X contains infinity"),
+        (np.array(["a", "b"]), "Expected 2D array|could not convert|dtype"),
+    ],
+)
+def test_what_is_no_table_is_rejected(X, match):
+    with pytest.raises(ValueError, match=match):
+        Table(X)
