@@ -98,7 +98,7 @@ DIGITS = Protocol(
     epochs={1200: 20, 300: 40},
     n_evaluated=200,
     model={"module__hidden_units": (64, 64), "batch_size": 64},
-    # All of the cascade takes most of the time, and on a few of these networks found no more.
+    # The whole cascade takes most of the time, and found at most half a point more on these.
     attack=Cascade(n_queries=200),
 )
 CNN = {"module": "cnn", "module__image_shape": (1, 28, 28), "batch_size": 128}
