@@ -11,6 +11,7 @@ from torch import Tensor
 from skjacobian._estimator import TRAINING_CONSTRAINTS, RobustClassifier
 from skjacobian._validation import ScalarInterval, unwrap_scalar
 from skjacobian.attacks import FGSM, PGD, Attack
+from skjacobian.constraints import FeatureConstraints, check_constraints
 from skjacobian.geometry import BALL_NORMS
 from skjacobian.jacobian import JACOBIAN_NORMS, OUTPUTS
 from skjacobian.objectives import (
@@ -20,7 +21,7 @@ from skjacobian.objectives import (
     JacobianRegularization,
     Objective,
 )
-from skjacobian.threat_model import check_inside, fit_feature_scale, resolve_bounds
+from skjacobian.threat_model import fit_feature_scale
 
 
 class JacobianRegularizedClassifier(RobustClassifier):
@@ -266,7 +267,7 @@ class AdversarialClassifier(RobustClassifier):
         arXiv 1706.06083), "fgsm" on those of one step from a random start (Wong, Rice &
         Kolter, arXiv 2001.03994), "trades" on clean samples plus β times the divergence
         that the attack causes (Zhang et al., arXiv 1901.08573).
-    norm : {"linf", "l2"}, default="linf"
+    norm : {"linf", "l2", "l1"}, default="linf"
         Norm of the attack.
     eps : float, default=0.1
         Radius of the attack, in the units of the X that `fit` receives: behind a scaler in a
@@ -285,6 +286,9 @@ class AdversarialClassifier(RobustClassifier):
     bounds : (low, high), optional
         Range of valid features, numbers or one value per feature, in the units of X. None
         is unbounded.
+    constraints : FeatureConstraints, optional
+        What else makes a sample valid. Unless it is fitted, `fit` fits it on the training
+        data.
     beta : float, default=6.0
         β of "trades".
     lam : float, default=0.0
@@ -400,6 +404,7 @@ class AdversarialClassifier(RobustClassifier):
         step_size: float | None = None,
         random_start: bool = True,
         bounds: Any = None,
+        constraints: FeatureConstraints | None = None,
         beta: float = 6.0,
         lam: float = 0.0,
         jacobian_norm: str = "l2",
@@ -452,6 +457,7 @@ class AdversarialClassifier(RobustClassifier):
         self.step_size = step_size
         self.random_start = random_start
         self.bounds = bounds
+        self.constraints = constraints
         self.beta = beta
         self.lam = lam
         self._jacobian_norm = jacobian_norm
@@ -491,18 +497,31 @@ class AdversarialClassifier(RobustClassifier):
 
     def _make_attack(self, X: Tensor) -> Attack:
         """Return the inner attack in the units of `X`, which must lie inside the bounds."""
-        check_inside(X, resolve_bounds(self.bounds, X))
+        check_constraints(self.constraints, self.feature_scale, self.bounds)
         shared = {
             "norm": self.norm,
             "eps": float(unwrap_scalar(self.eps)),
             "feature_scale": fit_feature_scale(self.feature_scale, X),
             "bounds": self.bounds,
+            "constraints": self._fitted_constraints(X),
             "random_start": self.random_start,
             "loss": "cross_entropy",
         }
         if self.method == "fgsm":
-            return FGSM(**shared)
-        return PGD(**shared, n_steps=int(unwrap_scalar(self.n_steps)), step_size=self.step_size)
+            attack: Attack = FGSM(**shared)
+        else:
+            n_steps = int(unwrap_scalar(self.n_steps))
+            attack = PGD(**shared, n_steps=n_steps, step_size=self.step_size)
+        attack.check_clean(X)
+        return attack
+
+    def _fitted_constraints(self, X: Tensor) -> FeatureConstraints | None:
+        """Return the constraints by index, fitted on the training data unless they are."""
+        if self.constraints is None:
+            return None
+        names = getattr(self, "feature_names_in_", range(X.shape[1:].numel()))
+        constraints: FeatureConstraints = self.constraints.by_index(list(names))
+        return constraints if hasattr(constraints, "low_") else constraints.fit(X.cpu().numpy())
 
 
 class _NormAndMethod(str):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from sklearn import config_context
 from sklearn.base import BaseEstimator, TransformerMixin, clone
-from sklearn.datasets import load_iris
+from sklearn.datasets import load_breast_cancer, load_iris
 from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.exceptions import NotFittedError
@@ -23,7 +23,12 @@ from sklearn.utils.estimator_checks import check_param_validation, parametrize_w
 from skorch.callbacks import Callback
 from torch import nn
 
-from skjacobian import AdversarialClassifier, JacobianRegularizedClassifier, RobustScorer
+from skjacobian import (
+    AdversarialClassifier,
+    FeatureConstraints,
+    JacobianRegularizedClassifier,
+    RobustScorer,
+)
 from skjacobian.differentiable import as_torch
 from skjacobian.exceptions import NotDifferentiableError
 from skjacobian.jacobian import JACOBIAN_NORMS, jacobian_norm
@@ -588,3 +593,28 @@ def test_the_stack_runs_forward_as_the_network(name):
     n_features = {"images": 6, "wide": 40, "alone": 3, "only a shift": 3}.get(name, 5)
     X = torch.randn(4, n_features, dtype=torch.float64)
     torch.testing.assert_close(Stack(chain_of(net), X).logits, net(X))
+
+
+def test_constraints_hold_while_training_in_raw_units():
+    X, y = load_breast_cancer(return_X_y=True, as_frame=True)
+    X = X[["mean radius", "mean texture", "mean area"]]
+    shared = {
+        "preprocessor": StandardScaler(),
+        "norm": "linf",
+        "eps": 0.5,
+        "max_epochs": 5,
+        "random_state": 0,
+    }
+    fixed = FeatureConstraints(immutable=["mean radius", "mean area"], scale="std", bounds="train")
+    model = AdversarialClassifier(**shared, constraints=fixed).fit(X, y)
+    free = AdversarialClassifier(**shared, feature_scale="std").fit(X, y)
+    scorer = RobustScorer(eps=0.5, constraints=clone(fixed).fit(X))
+    assert scorer(model, X, y) > scorer(free, X, y) - 0.02
+    values = torch.tensor(X.to_numpy())
+    X_adv = model._make_attack(values)(model.module_, values, torch.tensor(y.to_numpy()))
+    moved = (X_adv.numpy() != X.to_numpy()).any(axis=0)
+    assert moved.tolist() == [False, True, False]
+    assert (X_adv.numpy()[:, 1] <= X["mean texture"].max()).all()
+    plain = AdversarialClassifier(**shared, feature_scale="std", constraints=fixed)
+    with pytest.raises(ValueError, match="Got feature_scale='std' and FeatureConstraints with"):
+        plain.fit(X, y)

@@ -10,6 +10,7 @@ from sklearn.pipeline import FeatureUnion, Pipeline
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
+from skjacobian.differentiable._columns import Encoded
 from skjacobian.differentiable._projections import transform_view
 from skjacobian.differentiable._registry import (
     ClassifierView,
@@ -17,6 +18,7 @@ from skjacobian.differentiable._registry import (
     TensorFunction,
     View,
     as_torch,
+    check_methods,
     module_of,
     view_of,
 )
@@ -94,11 +96,17 @@ def _part(make: Callable[[Any], nn.Module], estimator: Any, place: str) -> nn.Mo
 def _chain(pipeline: Pipeline, last: Callable[[Any], nn.Module]) -> Chain:
     """Return the view of a pipeline, whose last step is used as `last` views it."""
     check_is_fitted(pipeline)
+    check_methods(pipeline, Pipeline)
     n_steps, views = len(pipeline.steps), []
     for i, (name, step) in enumerate(pipeline.steps, start=1):
         if step is not None and step != "passthrough":
             make = last if i == n_steps else transform_view
             views.append(_part(make, step, f"step {name!r} of the pipeline"))
+            if len(views) > 1 and any(isinstance(part, Encoded) for part in views[-1].modules()):
+                raise NotDifferentiableError(
+                    f"Got a pipeline that encodes columns in step {name!r}, but expected that of "
+                    "the first step: after another it may encode what an attack changes."
+                )
     return Chain(views)
 
 
@@ -133,12 +141,14 @@ def _(union: FeatureUnion) -> View:
 @as_torch.register
 def _(search: BaseSearchCV) -> TensorFunction:
     check_is_fitted(search, "best_estimator_")
+    check_methods(search, BaseSearchCV)
     return as_torch(search.best_estimator_)
 
 
 @transform_view.register
 def _(search: BaseSearchCV) -> nn.Module:
     check_is_fitted(search, "best_estimator_")
+    check_methods(search, BaseSearchCV)
     return transform_view(search.best_estimator_)
 
 

@@ -89,7 +89,8 @@ def view_of(
     def register(make: Callable[[Any], nn.Module]) -> Callable[[Any], nn.Module]:
         def checked(estimator: Any) -> nn.Module:
             check_is_fitted(estimator)
-            _check_computes_as(estimator, kind)
+            check_methods(estimator, kind)
+            _check_settings(estimator, kind)
             return make(estimator)
 
         as_torch.register(kind, checked)
@@ -98,8 +99,8 @@ def view_of(
     return register
 
 
-def _check_computes_as(estimator: Any, kind: type) -> None:
-    """Raise if a fitted estimator may compute something else than those of a known type."""
+def check_methods(estimator: Any, kind: type) -> None:
+    """Raise if an estimator has methods of its own where those of a known type are viewed."""
     for method in _METHODS:
         # Not getattr: what sklearn makes available on a condition is another object each time.
         own = inspect.getattr_static(type(estimator), method, None)
@@ -109,6 +110,10 @@ def _check_computes_as(estimator: Any, kind: type) -> None:
                 f"{method}, but expected that of {kind.__name__}. Teach as_torch the new type "
                 "with as_torch.register."
             )
+
+
+def _check_settings(estimator: Any, kind: type) -> None:
+    """Raise if a setting may change what a fitted estimator computes in an unknown way."""
     defaults = type(estimator)().get_params(deep=False) if _has_defaults(estimator) else {}
     for name, value in estimator.get_params(deep=False).items():
         known = name in SETTINGS[kind]

@@ -6,12 +6,15 @@ from torch import Tensor, nn
 from skjacobian._validation import check_option, reject
 from skjacobian.jacobian._autograd import AutogradLinearization
 from skjacobian.jacobian._linearization import Linearization
-from skjacobian.jacobian._stack import ACTIVATIONS, DROPOUTS, Stack, chain_of
+from skjacobian.jacobian._stack import ACTIVATIONS, DROPOUTS, Rescaling, Stack, chain_of
 from skjacobian.model_modes import PredictLogits, batch_norm_in_eval
 
 # Layers whose backward pass vmap takes in one piece, and faster than one by one.
 VMAPPED = frozenset(
-    (nn.Linear, nn.LayerNorm, nn.Flatten, nn.Unflatten, nn.Identity, *ACTIVATIONS, *DROPOUTS)
+    (
+        *(nn.Linear, nn.LayerNorm, nn.Flatten, nn.Unflatten, nn.Identity, Rescaling),
+        *(*ACTIVATIONS, *DROPOUTS),
+    )
 )
 
 ENGINES = ("auto", "closed_form", "batched", "loop")

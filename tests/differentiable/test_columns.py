@@ -1,0 +1,188 @@
+"""The view of a ColumnTransformer: numbers are followed, categories are looked up."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.compose import ColumnTransformer, make_column_transformer
+from sklearn.decomposition import PCA
+from sklearn.ensemble import RandomForestClassifier, VotingClassifier
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline, make_union
+from sklearn.preprocessing import (
+    KBinsDiscretizer,
+    OneHotEncoder,
+    OrdinalEncoder,
+    StandardScaler,
+    TargetEncoder,
+)
+
+from skjacobian import RobustScorer, evaluate_robustness
+from skjacobian._table import Table
+from skjacobian.attacks import PGD
+from skjacobian.differentiable import as_torch, bind_samples, encoded_columns
+from skjacobian.exceptions import NotDifferentiableError
+
+RNG = np.random.default_rng(0)
+N = 60
+FRAME = pd.DataFrame(
+    {
+        "age": RNG.integers(18, 80, N),
+        "job": RNG.choice(["clerk", "cook", "smith"], N),
+        "income": RNG.normal(3, 1, N),
+        "town": RNG.choice(["here", "there"], N),
+        "debt": RNG.normal(0, 2, N),
+        "floor": RNG.integers(0, 3, N),
+    }
+)
+FRAME.loc[::5, "debt"] = np.nan
+FRAME.loc[3, "job"] = None
+Y = np.where(FRAME.age / 40 + FRAME.income + (FRAME.job == "cook") > 4.5, "yes", "no")
+NUMBERS = ["income", "debt"]
+
+COLUMN_TRANSFORMERS = {
+    "one-hot": make_column_transformer(
+        (make_pipeline(SimpleImputer(), StandardScaler()), NUMBERS),
+        (OneHotEncoder(), ["job", "town"]),
+        remainder="passthrough",
+    ),
+    "one-hot that drops, and ignores what it does not know": make_column_transformer(
+        (OneHotEncoder(drop="first", handle_unknown="ignore"), ["town"]),
+        (SimpleImputer(), NUMBERS),
+    ),
+    "ordinal": make_column_transformer(
+        (OrdinalEncoder(), ["job", "town", "floor"]), (SimpleImputer(), NUMBERS)
+    ),
+    "imputed, then encoded": make_column_transformer(
+        (make_pipeline(SimpleImputer(strategy="most_frequent"), OneHotEncoder()), ["job"]),
+        (StandardScaler(), ["age"]),
+        (SimpleImputer(add_indicator=True), NUMBERS),
+    ),
+    "target encoder": make_column_transformer(
+        (TargetEncoder(), ["job"]), (StandardScaler(), ["income", "age"])
+    ),
+    "weights, drop and slices": ColumnTransformer(
+        [
+            ("scaled", StandardScaler(), slice(2, 3)),
+            ("none", "drop", ["town"]),
+            ("kept", "passthrough", [0]),
+            ("words", OneHotEncoder(sparse_output=False), [1]),
+        ],
+        transformer_weights={"scaled": 3.0, "words": 0.5},
+    ),
+    "text": make_column_transformer(
+        (CountVectorizer(), "town"), (StandardScaler(), ["income", "age"])
+    ),
+    "no encoder": make_column_transformer((PCA(2), ["age", "income"]), remainder="drop"),
+}
+
+
+@pytest.mark.parametrize("name", COLUMN_TRANSFORMERS)
+def test_the_view_of_a_column_transformer_is_its_transform(name):
+    transformer = COLUMN_TRANSFORMERS[name].fit(FRAME, Y)
+    table, view = Table(FRAME), as_torch(transformer)
+    bind_samples(view, table)
+    values = table.tensor.numpy().copy()
+    values[:, [0, 2, 4]] += 7
+    moved = table.decode(values)
+    wanted = transformer.transform(moved)
+    wanted = wanted.toarray() if hasattr(wanted, "toarray") else wanted
+    seen = view(torch.from_numpy(values))
+    np.testing.assert_allclose(seen, wanted.astype(float), rtol=1e-10, atol=1e-10)
+
+
+def test_numbers_have_the_gradient_of_finite_differences_and_categories_none():
+    transformer = COLUMN_TRANSFORMERS["one-hot"].fit(FRAME, Y)
+    view = as_torch(transformer)
+    bind_samples(view, FRAME)
+    X = Table(FRAME).tensor[1:4].requires_grad_()
+    assert torch.autograd.gradcheck(lambda numbers: view(_with_income(X, numbers)), X[:, 2])
+    (gradient,) = torch.autograd.grad(view(X).nansum(), X)
+    assert (gradient[:, [1, 3]] == 0).all()
+
+
+def _with_income(X, income):
+    return torch.cat(
+        [X[:, :2], income[:, None], X[:, 3:]], dim=1
+    ).detach() + torch.nn.functional.pad((income - income.detach())[:, None], (2, 3))
+
+
+def test_an_array_of_codes_is_looked_up_too():
+    X = np.column_stack([RNG.integers(0, 4, N), RNG.normal(size=N)]).astype(float)
+    transformer = make_column_transformer((OneHotEncoder(), [0]), (StandardScaler(), [1])).fit(X)
+    view = as_torch(transformer)
+    bind_samples(view, X)
+    np.testing.assert_allclose(view(torch.from_numpy(X)), transformer.transform(X), atol=1e-10)
+    assert encoded_columns(transformer) == [0]
+
+
+def test_a_view_of_categories_must_know_its_samples():
+    transformer = COLUMN_TRANSFORMERS["one-hot"].fit(FRAME, Y)
+    X = Table(FRAME).tensor
+    with pytest.raises(ValueError, match="knows no samples yet, but expected bind_samples"):
+        as_torch(transformer)(X)
+    view = as_torch(transformer)
+    bind_samples(view, FRAME)
+    X[0, 1] = 7.0
+    with pytest.raises(ValueError, match=r"Got values in columns \[1, 3\] that are not those"):
+        view(X)
+
+
+def test_encoded_columns_are_found_wherever_they_are():
+    columns = COLUMN_TRANSFORMERS["one-hot"]
+    pipe = make_pipeline(columns, LogisticRegression())
+    vote = VotingClassifier([("a", pipe), ("b", pipe)], voting="soft").fit(FRAME, Y)
+    assert encoded_columns(pipe.fit(FRAME, Y)) == [1, 3]
+    assert encoded_columns(vote) == [1, 3]
+    assert encoded_columns(RandomForestClassifier(3).fit(FRAME[["age"]], Y)) == []
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+@pytest.mark.parametrize("last", [LogisticRegression(), RandomForestClassifier(3, random_state=0)])
+@pytest.mark.filterwarnings("ignore::skjacobian.exceptions.AttackWarning")
+def test_a_mixed_table_is_attacked_in_its_numbers_alone(last, norm):
+    model = make_pipeline(COLUMN_TRANSFORMERS["one-hot"], last).fit(FRAME, Y)
+    report = evaluate_robustness(model, FRAME, Y, norm=norm, eps=2.5, n_queries=200)
+    assert report.robust_accuracy < report.accuracy
+    fixed = ["job", "town"]
+    pd.testing.assert_frame_equal(report.X_adv[fixed], FRAME[fixed])
+    assert (report.X_adv.dtypes == FRAME.dtypes).all()
+    assert "categories" in [flag.name for flag in report.raised]
+    assert report.view.startswith("torch" if isinstance(last, LogisticRegression) else "black box")
+    np.testing.assert_array_equal(model.predict(report.X_adv) == Y, report.robust | False)
+
+
+def test_categories_cannot_be_asked_for():
+    model = make_pipeline(COLUMN_TRANSFORMERS["one-hot"], LogisticRegression()).fit(FRAME, Y)
+    with pytest.raises(ValueError, match=r"mutable with the columns \['job'\], but expected"):
+        RobustScorer(mutable=["age", "job"])(model, FRAME, Y)
+
+
+@pytest.mark.filterwarnings("ignore::skjacobian.exceptions.AttackWarning")
+def test_who_says_that_categories_are_fixed_is_not_told():
+    model = make_pipeline(COLUMN_TRANSFORMERS["one-hot"], LogisticRegression()).fit(FRAME, Y)
+    report = evaluate_robustness(model, FRAME, Y, eps=0.1, mutable=["income"], attack=PGD())
+    assert "categories" not in [flag.name for flag in report.raised]
+
+
+def test_bins_of_numbers_are_no_categories_but_a_black_box():
+    bins = KBinsDiscretizer(3, quantile_method="averaged_inverted_cdf", encode="ordinal")
+    model = make_pipeline(
+        make_column_transformer((bins, ["income"]), (OneHotEncoder(), ["town"])),
+        LogisticRegression(),
+    ).fit(FRAME, Y)
+    with pytest.raises(NotDifferentiableError, match=r"columns \[2\] of numbers behind KBins"):
+        RobustScorer()(model, FRAME, Y)
+    with pytest.warns(match="categories, weak attack"):
+        report = evaluate_robustness(model, FRAME, Y, eps=1.0, n_queries=50)
+    assert report.view == "black box, predict_proba"
+
+
+def test_columns_may_be_encoded_in_the_first_step_alone():
+    twice = make_pipeline(
+        make_union("passthrough"), make_column_transformer((OneHotEncoder(), [0]))
+    ).fit(FRAME[["floor", "age"]])
+    with pytest.raises(NotDifferentiableError, match="encodes columns in step 'columntransformer'"):
+        as_torch(twice)
