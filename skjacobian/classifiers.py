@@ -386,6 +386,7 @@ class AdversarialClassifier(RobustClassifier):
         "step_size": [ScalarInterval(Real, 0, None, closed="neither"), None],
         "random_start": ["boolean"],
         "bounds": [tuple, list, None],
+        "constraints": [FeatureConstraints, None],
         "beta": [ScalarInterval(Real, 0, None, closed="left")],
         "lam": [ScalarInterval(Real, 0, None, closed="left")],
         "jacobian_norm": [StrOptions(set(JACOBIAN_NORMS))],
