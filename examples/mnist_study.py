@@ -6,8 +6,9 @@ network leaves a JSON file in the output folder; ``--report`` makes the figures 
 scikit-learn's embedded digits in under a minute on one core. MNIST needs its files (see README).
 
 - Part A: the penalties l2 and l1, λ over three decades, by training size and seed.
-- Part B: PGD training (for as many epochs, and for a quarter of them, which takes as long as a
-  penalty), input-gradient regularization, weight decay and dropout on the same axes.
+- Part B: the penalties that are the tight forms of both, "spectral" and "cross_lipschitz"; PGD
+  training (for as many epochs, and for a quarter of them, which takes as long as a penalty),
+  input-gradient regularization, weight decay and dropout, on the same axes.
 - Part C (of the report): the rank correlation of surrogate risks with the adversarial risk, for
   the norm that the theory pairs with an attack and for the crossed one.
 - Part D (of the report): robust accuracy against CPU time of training.
@@ -73,6 +74,8 @@ MNIST = Protocol(
     strengths={
         "l2": (0.0002, 0.001, 0.005, 0.02, 0.05, 0.2),
         "l1": (0.00003, 0.0001, 0.0003, 0.001, 0.003, 0.01),
+        "spectral": (0.03, 0.1, 0.25, 0.6),
+        "cross_lipschitz": (0.001, 0.005, 0.015, 0.05),
         "pgd_linf": (0.05, 0.1),
         "pgd_l2": (0.75, 1.5),
         "pgd_linf_quarter": (0.1,),
