@@ -187,17 +187,21 @@ class UnderAttack:
     def logits_view(self) -> TensorFunction:
         """The view, as logits where it gives probabilities.
 
-        Told from all of X: a batch of probabilities that are all 0 or 1 would look like
-        decisions.
+        Told from all of X, unless the first samples tell that it gives logits: a batch of
+        probabilities that are all 0 or 1 would look like decisions.
         """
-        with frozen(self.view), torch.no_grad():
-            batches = torch.split(self.X_tensor, self.batch_size)
-            outputs = torch.cat([self.view(X.to(self.device)).cpu() for X in batches])
-        if output_kind(outputs) != "probabilities":
+        if self._output_kind(self.X_tensor[: _AUTO_BATCH["cpu"][0]]) == "logits":
+            return self.view
+        if self._output_kind(self.X_tensor) != "probabilities":
             return self.view
         if isinstance(self.view, nn.Module):
             return nn.Sequential(self.view, _Log())
         return lambda X: _Log()(self.view(X))
+
+    def _output_kind(self, X: Tensor) -> str:
+        with frozen(self.view), torch.no_grad():
+            batches = torch.split(X, self.batch_size)
+            return output_kind(torch.cat([self.view(X.to(self.device)).cpu() for X in batches]))
 
     def rows(self, index: np.ndarray) -> Any:
         """Return chosen samples, in the container that was given."""
@@ -229,7 +233,8 @@ class UnderAttack:
             if self.verbose:
                 _report_progress(attack, found, len(index), time.perf_counter() - start)
         whole = _concatenate(found)
-        _check_is_valid(attack, X, whole.X_adv)
+        if attack.constraints is not None:
+            _check_is_valid(attack, X, whole.X_adv)
         X_adv = self.table.rows(index, whole.X_adv.numpy())
         right = np.asarray(self.estimator.predict(X_adv) == self.y[index])
         return Perturbed(X_adv, right, whole, seconds=time.perf_counter() - start)

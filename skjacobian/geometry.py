@@ -456,9 +456,9 @@ class _PassThrough(torch.autograd.Function):
 
 def _without_missing(X: Tensor) -> tuple[Tensor, Tensor | None]:
     """Return samples with 0 in the place of NaN, and where that is; None for nowhere."""
-    missing = X.isnan()
-    if not bool(missing.any()):
+    if not bool(X.sum().isnan()):  # a sum is faster than a look at each value
         return X, None
+    missing = X.isnan()
     return torch.where(missing, 0.0, X), missing
 
 

@@ -246,7 +246,10 @@ class Search:
         enforced, best = self.all_balls.enforce(self.X_best), self.best
         X_adv = self.all_balls.valid(enforced)
         seen = self.all_balls.valid(self.X_best)
-        moved = ((X_adv != seen) & ~seen.isnan()).flatten(1).any(1)
+        different = X_adv != seen
+        if self.all_balls.missing is not None:
+            different &= ~self.all_balls.missing
+        moved = different.flatten(1).any(1)
         if bool(moved.any()):  # by a rounding error, which may decide
             self.calls_left = self.deadline = None
             with torch.no_grad():
