@@ -47,7 +47,7 @@ class Table:
         self.categories: dict[int, Any] = {}
         self.integer: list[int] = []
         values = check_array(
-            X if self.columns is None else self._encoded(),
+            _numbers(X) if self.columns is None else self._encoded(),
             dtype=[np.float64, np.float32],
             allow_nd=True,
             ensure_all_finite="allow-nan",
@@ -57,12 +57,16 @@ class Table:
 
     def _encoded(self) -> Any:
         """Return the columns as numbers; a DataFrame of nothing else as it is."""
-        series = [self.X.iloc[:, j] for j in range(self.X.shape[1])]
+        series = [_without_objects(self.X.iloc[:, j]) for j in range(self.X.shape[1])]
         kinds = [getattr(column.dtype, "kind", "O") for column in series]
         self.integer = [j for j, kind in enumerate(kinds) if kind in "iu"]
         for j, kind in enumerate(kinds):
             if kind not in "fiu":
-                codes, self.categories[j] = series[j].factorize(use_na_sentinel=False)
+                codes, known = series[j].factorize(sort=kind == "b", use_na_sentinel=False)
+                if kind == "b" and len(known) == 1:  # its code is its value
+                    codes = codes + int(known[0])
+                    known = type(known)([False, True])
+                self.categories[j] = known
                 series[j] = type(series[j])(codes, dtype=np.float32)
         if not series:
             return self.X
@@ -95,6 +99,29 @@ class Table:
     def rows(self, chosen: np.ndarray, values: np.ndarray) -> Any:
         """Return numbers in the place of those of chosen rows, whose index they get."""
         return self.decode(values, None if self.columns is None else self.X.index[chosen])
+
+
+def _numbers(X: Any) -> Any:
+    """Return an array of objects as floats, as scikit-learn takes it; any other as it is."""
+    if getattr(X, "dtype", None) is None or np.asarray(X).dtype.kind not in "OUS":
+        return X
+    try:
+        return np.asarray(X, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"Got X with values that are no numbers ({error}), but expected numbers, or a "
+            "DataFrame for columns of anything else."
+        ) from error
+
+
+def _without_objects(column: Any) -> Any:
+    """Return a column of objects that are all numbers as floats, as scikit-learn takes it."""
+    if column.dtype != object:
+        return column
+    try:
+        return column.astype(np.float64)
+    except (TypeError, ValueError):
+        return column
 
 
 def _type_of(series: Any, values: np.ndarray) -> Any:

@@ -41,7 +41,7 @@ def test_numbers_stay_numbers_and_the_rest_becomes_codes():
     assert table.integer == [0, 3]
     assert sorted(table.categories) == [4, 5, 6, 7]
     assert table.tensor[:, 0].tolist() == [30, 50, 41]
-    assert table.tensor[:, 6].tolist() == [0, 1, 0]
+    assert table.tensor[:, 6].tolist() == [1, 0, 1]  # by value
     assert table.tensor[1, [1, 3]].isnan().all()
 
 
@@ -67,6 +67,22 @@ def test_an_array_is_its_own_table():
     np.testing.assert_array_equal(table.rows(np.array([1, 3]), X[[1, 3]]), X[[1, 3]])
 
 
+@pytest.mark.parametrize("value", [True, False])
+def test_truth_is_1_also_where_it_is_all_there_is(value):
+    table = Table(pd.DataFrame({"a": [value, value], "b": [1.0, 2.0]}))
+    assert table.tensor[:, 0].tolist() == [value, value]
+    assert table.decode(table.tensor.numpy()).a.tolist() == [value, value]
+
+
+def test_objects_that_are_numbers_are_numbers():
+    frame = pd.DataFrame({"a": [1.5, 2]}, dtype=object)
+    table = Table(frame)
+    assert table.tensor.tolist() == [[1.5], [2.0]]
+    assert not table.categories
+    assert table.decode(table.tensor.numpy()).dtypes["a"].kind == "O"
+    assert Table(np.array([[1.5], [2]], dtype=object)).tensor.tolist() == [[1.5], [2.0]]
+
+
 def test_columns_of_equal_names_stay_apart():
     frame = pd.DataFrame([[1.0, 2.0], [3.0, 4.0]], columns=["a", "a"])
     pd.testing.assert_frame_equal(Table(frame).decode(frame.to_numpy()), frame)
@@ -77,7 +93,11 @@ def test_columns_of_equal_names_stay_apart():
     [
         (pd.DataFrame({"a": []}), r"0 sample\(s\)"),
         (pd.DataFrame({"a": [1.0, np.inf]}), "Input X contains infinity"),
-        (np.array(["a", "b"]), "Expected 2D array|could not convert|dtype"),
+        (
+            np.array([["a"], ["b"]]),
+            r"no numbers \(could not.*'a'\)+, but expected numbers, or a Data",
+        ),
+        (np.array([["a"], [1]], dtype=object), "values that are no numbers"),
     ],
 )
 def test_what_is_no_table_is_rejected(X, match):

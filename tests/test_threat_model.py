@@ -127,7 +127,7 @@ def test_bad_bounds_are_rejected(bounds, message):
         (float("inf"), "Got feature_scale=inf, but expected positive finite numbers"),
         ([1, 2, 3], "Got feature_scale with 3 values, but expected one number or one value for"),
         ([[1], [1, 2]], "but expected numbers"),
-        (object(), "but expected numbers"),
+        (slice(None), "but expected numbers"),
         (
             "sdt",
             "Got feature_scale='sdt', but expected one of 'std', 'range' (did you mean 'std'?)",

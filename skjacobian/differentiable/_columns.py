@@ -15,6 +15,10 @@ from skjacobian._table import Table
 from skjacobian.differentiable._projections import transform_view
 from skjacobian.differentiable._registry import View, view_of
 from skjacobian.exceptions import NotDifferentiableError
+from skjacobian.model_modes import frozen
+
+# Samples on which it is seen whether a view computes with codes.
+PROBED = 256
 
 ENCODERS = (OneHotEncoder, OrdinalEncoder, TargetEncoder)
 
@@ -131,12 +135,41 @@ def bind_samples(view: Any, X: Any) -> None:
     ----------
     view : what `as_torch` returned
     X : array-like of shape (n_samples, n_features) or Table
+
+    Raises
+    ------
+    NotDifferentiableError
+        If the view takes columns of categories for numbers.
     """
-    if isinstance(view, nn.Module):
-        table = X if isinstance(X, Table) else Table(X)
-        for part in view.modules():
-            if isinstance(part, Encoded):
-                part.bind(table)
+    table = X if isinstance(X, Table) else Table(X)
+    for part in view.modules() if isinstance(view, nn.Module) else ():
+        if isinstance(part, Encoded):
+            part.bind(table)
+    coded = [j for j, known in table.categories.items() if known.dtype != bool]
+    if coded:
+        _check_not_computed_with(view, table, coded)
+
+
+def _check_not_computed_with(view: Any, table: Table, columns: list[int]) -> None:
+    """Raise if a view computes with codes: then its outputs have a gradient by them.
+
+    What looks codes up has none, and what else reads a category must be asked as it is.
+    """
+    X = table.tensor[:PROBED].clone().requires_grad_()
+    with frozen(view), torch.enable_grad():
+        output = view(X)
+        weights = torch.linspace(0.5, 1.5, output.numel()).to(output).reshape(output.shape)
+        gradient = torch.zeros_like(X)
+        if output.requires_grad:
+            (gradient,) = torch.autograd.grad((weights * output).sum(), X)
+    names = table.columns or []
+    read = [names[j] for j in columns if bool((gradient[:, j] != 0).any())]
+    if read:
+        raise NotDifferentiableError(
+            f"Got columns {read} of categories that no encoder reads, but expected numbers or "
+            "OneHotEncoder, OrdinalEncoder or TargetEncoder: no differentiable view is known of "
+            "what else becomes of them."
+        )
 
 
 def is_encoder(transformer: Any) -> bool:

@@ -186,3 +186,38 @@ def test_columns_may_be_encoded_in_the_first_step_alone():
     ).fit(FRAME[["floor", "age"]])
     with pytest.raises(NotDifferentiableError, match="encodes columns in step 'columntransformer'"):
         as_torch(twice)
+
+
+def as_boolean(column):
+    return column > column.median()
+
+
+def as_category(column):
+    return (column > column.median()).astype(float).astype("category")
+
+
+def as_objects(column):
+    return column.astype(object)
+
+
+@pytest.mark.parametrize("change", [as_boolean, as_category, as_objects])
+@pytest.mark.filterwarnings("ignore::skjacobian.exceptions.AttackWarning")
+def test_a_scaler_of_what_is_no_number_by_type_is_attacked_like_one_of_numbers(change):
+    X = FRAME[["age", "income"]].astype(float).assign(last=FRAME.debt.fillna(0.0))
+    y = (X["last"] + X.income + X.age / 40 > 4.5).astype(int)
+    typed = X.assign(last=change(X["last"]))
+    numbers = typed.astype(float)
+    model = make_pipeline(StandardScaler(), LogisticRegression())
+    mutable = ["age", "income"]
+    plain = evaluate_robustness(model.fit(numbers, y), numbers, y, eps=0.3, mutable=mutable)
+    report = evaluate_robustness(model.fit(typed, y), typed, y, eps=0.3, mutable=mutable)
+    assert report.robust.tolist() == plain.robust.tolist()
+    assert report.view == ("black box, predict_proba" if change is as_category else "torch view")
+    assert (report.X_adv.dtypes == typed.dtypes).all()
+
+
+def test_a_view_that_computes_with_codes_is_refused():
+    X = FRAME[["income"]].assign(level=pd.Categorical(FRAME.floor))
+    model = make_pipeline(StandardScaler(), LogisticRegression()).fit(X, Y)
+    with pytest.raises(NotDifferentiableError, match=r"Got columns \['level'\] of categories that"):
+        RobustScorer()(model, X, Y)
