@@ -1,7 +1,8 @@
 """RobustScorer on tables: against ART, our nets against MLPClassifier, forests by the query.
 
 Run ``python examples/benchmarks/tabular.py``; about ten minutes on one core, less with
-``--quick``. The part forest needs pandas; the parts pgd and hopskipjump need ``pip install adversarial-robustness-toolbox``.
+``--quick``. The part forest needs pandas; the parts pgd and hopskipjump need
+``pip install adversarial-robustness-toolbox``.
 """
 
 import argparse
