@@ -151,8 +151,9 @@ class UnderAttack:
         return {
             "norm": norm,
             "eps": eps,
-            "feature_scale": fit_feature_scale(feature_scale, self.X_tensor, mutable),
+            "feature_scale": fit_feature_scale(feature_scale, self.X_tensor),
             "bounds": bounds,
+            "mutable": mutable,
             "constraints": self._constraints(constraints),
         }
 

@@ -12,6 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from skjacobian._validation import check_option, did_you_mean, reject
+from skjacobian.threat_model import inward
 
 COLUMNS = ("immutable", "integer", "increasing", "decreasing")
 
@@ -159,14 +160,21 @@ class FeatureConstraints(BaseEstimator):
         return Rules(
             **masks,
             groups=tuple(torch.tensor(group, device=X.device) for group in groups),
-            scale=self._per_feature(self._scales(n_features), X),
-            low=self._per_feature(self._bounds(n_features, 0), X),
-            high=self._per_feature(self._bounds(n_features, 1), X),
+            scale=self._scale(X),
+            bounds=self._range(X),
             extends=isinstance(self.bounds, str),
         )
 
-    def _per_feature(self, values: np.ndarray | None, X: Tensor) -> Tensor | None:
-        return None if values is None else torch.from_numpy(values).to(X).reshape(X.shape[1:])
+    def _scale(self, X: Tensor) -> Tensor | None:
+        scales = self._scales(X.shape[1:].numel())
+        return None if scales is None else torch.tensor(scales).to(X).reshape(X.shape[1:])
+
+    def _range(self, X: Tensor) -> tuple[Tensor, Tensor] | None:
+        sides = [self._bounds(X.shape[1:].numel(), side) for side in (0, 1)]
+        if sides[0] is None or sides[1] is None:
+            return None
+        low, high = (torch.tensor(side).reshape(X.shape[1:]) for side in sides)
+        return inward(low, high, X)
 
     def _scales(self, n_features: int) -> np.ndarray | None:
         if self.scale is None:
@@ -206,9 +214,10 @@ class Rules:
     immutable, integer, increasing, decreasing : Tensor of bool
     groups : tuple of Tensor of int
         Indices of flattened features of which one is 1 and the others are 0.
-    scale, low, high : Tensor or None
+    scale : Tensor or None
+    bounds : pair of Tensor or None
     extends : bool
-        Whether samples may lie outside `low` and `high`.
+        Whether samples may lie outside `bounds`.
     """
 
     immutable: Tensor
@@ -217,8 +226,7 @@ class Rules:
     decreasing: Tensor
     groups: tuple[Tensor, ...]
     scale: Tensor | None
-    low: Tensor | None
-    high: Tensor | None
+    bounds: tuple[Tensor, Tensor] | None
     extends: bool
 
     @property
@@ -228,11 +236,6 @@ class Rules:
         for group in self.groups:
             mask.view(-1)[group] = True
         return mask
-
-    @property
-    def bounds(self) -> tuple[Tensor, Tensor] | None:
-        """The range of valid features, if there is one."""
-        return None if self.low is None or self.high is None else (self.low, self.high)
 
     def scaled(self, scale: Tensor | None) -> Tensor:
         """Return the feature scale, 0 where a feature cannot change."""
@@ -245,8 +248,8 @@ class Rules:
         low, high = (-infinite, infinite) if bounds is None else bounds
         low, high = torch.where(self.increasing, X, low), torch.where(self.decreasing, X, high)
         for group in self.groups:
-            low.view(len(X), -1)[:, group] = 0.0
-            high.view(len(X), -1)[:, group] = 1.0
+            low.view(len(X), -1)[:, group] = low.view(len(X), -1)[:, group].clamp(min=0.0)
+            high.view(len(X), -1)[:, group] = high.view(len(X), -1)[:, group].clamp(max=1.0)
         whole = self.is_whole
         return torch.where(whole, low.ceil(), low), torch.where(whole, high.floor(), high)
 

@@ -29,10 +29,8 @@ class DataScale:
     values: Tensor
 
 
-def fit_feature_scale(feature_scale: Any, X: Tensor, mutable: Any = None) -> Any:
+def fit_feature_scale(feature_scale: Any, X: Tensor) -> Any:
     """Replace "std" and "range" by those of `X`; check anything else, and return it.
-
-    Where `mutable` is given, the answer holds it: it is a `DataScale` for any scale.
 
     Examples
     --------
@@ -40,13 +38,11 @@ def fit_feature_scale(feature_scale: Any, X: Tensor, mutable: Any = None) -> Any
     >>> X = torch.tensor([[0.0, 1.0, 2.0], [4.0, 1.0, 5.0]])
     >>> fit_feature_scale("range", X).values
     tensor([4., 0., 3.])
-    >>> fit_feature_scale(None, X, mutable=[0, 1]).values
-    tensor([1., 1., 0.])
     """
-    scale = resolve_feature_scale(feature_scale, X, mutable)
-    if scale is not None and (isinstance(feature_scale, str) or mutable is not None):
-        return DataScale(scale)
-    return feature_scale
+    scale = resolve_feature_scale(feature_scale, X)
+    return (
+        DataScale(scale) if scale is not None and isinstance(feature_scale, str) else feature_scale
+    )
 
 
 def resolve_feature_scale(feature_scale: Any, X: Tensor, mutable: Any = None) -> Tensor | None:
@@ -223,10 +219,23 @@ def resolve_bounds(bounds: Any, X: Tensor) -> tuple[Tensor, Tensor] | None:
     expected = "None or a pair (low, high) of numbers or per-feature arrays with low <= high"
     if not isinstance(bounds, tuple | list) or len(bounds) != 2:
         reject("bounds", bounds, expected)
-    low, high = (_per_feature("bounds", side, X) for side in bounds)
+    exact = X.new_empty((0, *X.shape[1:]), dtype=torch.float64)
+    low, high = (_per_feature("bounds", side, exact) for side in bounds)
     if not bool((low <= high).all()):
         reject("bounds", bounds, expected)
-    return low.to(X.device), high.to(X.device)
+    return inward(low, high, X)
+
+
+def inward(low: Tensor, high: Tensor, X: Tensor) -> tuple[Tensor, Tensor]:
+    """Return float64 bounds in the dtype of `X`, rounded inward so that they are kept."""
+    lower, upper = low.to(X.dtype), high.to(X.dtype)
+    up, down = (
+        lower.nextafter(torch.full_like(lower, torch.inf)),
+        upper.nextafter(torch.full_like(upper, -torch.inf)),
+    )
+    lower = torch.where(lower.double() < low, up, lower)
+    upper = torch.where(upper.double() > high, down, upper)
+    return lower.to(X.device), upper.to(X.device)
 
 
 def _per_feature(name: str, value: Any, X: Tensor) -> Tensor:

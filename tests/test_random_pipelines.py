@@ -202,7 +202,7 @@ class Threat:
         self.rules = {}
         self.unit = dict.fromkeys(names, Fraction(1))
         self.low, self.high = dict.fromkeys(names), dict.fromkeys(names)
-        self.slack, self.extends, self.bounded = 0, False, ()
+        self.slack, self.extends = 0, False
         self._draw_scale(rng)
         self._draw_bounds(rng)
         self._draw_mutable(rng)
@@ -213,8 +213,7 @@ class Threat:
 
     def _draw_mutable(self, rng):
         self.fixed = set(self.problem.encoded)
-        # FAULT 1: mutable and FeatureConstraints(scale=...) raise as if said twice.
-        if rng.random() < 0.3 and "scale" not in self.rules:
+        if rng.random() < 0.3:
             free = [name for name in self.names if name not in self.fixed]
             chosen = rng.choice(free, rng.integers(2, len(free)), replace=False)
             self.said["mutable"] = self._keys(chosen)
@@ -230,9 +229,7 @@ class Threat:
             self.rules["integer"] = list(rng.choice(whole, rng.integers(1, 3), replace=False))
         # Columns of a DataFrame that have an integer type need not be named.
         self.whole = whole if self.problem.is_frame else self.rules.get("integer", [])
-        # FAULT 3: one_hot columns ignore increasing, decreasing and bounds of their own.
-        own = {*self.rules.get("increasing", ()), *self.rules.get("decreasing", ()), *self.bounded}
-        self.groups = [GROUP] if rng.random() < 0.8 and not own & set(GROUP) else []
+        self.groups = [GROUP] if rng.random() < 0.8 else []
 
     def _keys(self, names):
         """Columns as the package is told of them: by name, or by index."""
@@ -277,7 +274,7 @@ class Threat:
         self.extends = kind == "train"
         chosen = self.names
         if kind in ("dict", "tight"):
-            chosen = self.bounded = rng.choice(self.names, rng.integers(1, 5), replace=False)
+            chosen = rng.choice(self.names, rng.integers(1, 5), replace=False)
         low, high = self._bounds(rng, kind, chosen)
         if kind == "arrays":
             self.said["bounds"] = (low, high)
@@ -301,9 +298,6 @@ class Threat:
         elif kind not in ("tight", "train"):
             room = 0.1 + rng.random(len(chosen))
             low, high = low - room, high + room
-        if not self.problem.is_frame:
-            # FAULT 2: bounds that float32 cannot hold are rounded outward.
-            low, high = low.astype(data.dtype).astype(float), high.astype(data.dtype).astype(float)
         return low, high
 
     def _constraints(self):

@@ -226,7 +226,7 @@ def test_no_word_on_mutable_features_means_all():
     ],
     ids=repr,
 )
-@pytest.mark.parametrize("resolve", [resolve_mutable, resolve_feature_scale, fit_feature_scale])
+@pytest.mark.parametrize("resolve", [resolve_mutable, resolve_feature_scale])
 def test_bad_mutable_features_are_rejected(resolve, mutable, message):
     arguments = {"mutable": mutable, "X": IMAGES}
     if resolve is not resolve_mutable:
@@ -245,8 +245,8 @@ def test_an_immutable_feature_has_scale_zero(feature_scale, generator):
         scale = resolve_feature_scale(feature_scale, X, mutable)
         assert scale.dtype == X.dtype
         assert torch.equal(scale, expected)
-        fitted = fit_feature_scale(feature_scale, X, mutable)
-        assert torch.equal(resolve_feature_scale(fitted, X[:2]), expected)
+        fitted = fit_feature_scale(feature_scale, X)
+        assert torch.equal(resolve_feature_scale(fitted, X[:2], mutable), expected)
 
 
 @pytest.mark.parametrize("norm", BALL_NORMS)
@@ -304,3 +304,13 @@ def test_mutable_features_that_are_no_names_are_left_to_the_resolver(mutable):
 def test_an_unknown_column_is_rejected(mutable, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         mutable_by_name(mutable, COLUMNS)
+
+
+def test_bounds_that_float32_cannot_hold_are_rounded_inward():
+    X = torch.zeros(3, 2)
+    low, high = resolve_bounds(([-0.1, -0.3], [0.1, 0.3]), X)
+    assert low.dtype == torch.float32
+    assert (low.double() >= torch.tensor([-0.1, -0.3], dtype=DOUBLE)).all()
+    assert (high.double() <= torch.tensor([0.1, 0.3], dtype=DOUBLE)).all()
+    torch.testing.assert_close(high, torch.tensor([0.1, 0.3]))
+    assert torch.equal(resolve_bounds((-0.5, 1.0), X)[0], torch.tensor(-0.5))

@@ -85,7 +85,10 @@ PLANS: dict[str, tuple[Plan, ...]] = {
         Plan("Square", Square(n_queries=1000), misled_or_nearly_fooled),
         Plan("Square, longer", Square(n_queries=5000), without_gradient),
     ),
-    "scores": (Plan("Square", Square(n_queries=5000), everyone),),
+    "scores": (
+        Plan("Square", Square(n_queries=5000), everyone),
+        Plan("RayS", RayS(n_queries=1000), everyone),  # where scores are flat, as of neighbours
+    ),
     "labels": (Plan("RayS", RayS(n_queries=3000), everyone),),
 }
 
@@ -111,8 +114,8 @@ class Cascade(Attack):
     soft margin and from 20 on the margin; and Square follows on them with 1,000 queries.
 
     Samples that steps 3 and 4 leave out were hardly ever fooled by them (docs/benchmarks.md).
-    A model without gradients gets Square with 5,000 queries, one that returns only decisions
-    (rows of 0 and 1) RayS with 3,000, and a warning says so.
+    A model without gradients gets Square with 5,000 queries and RayS with 1,000, one that
+    returns only decisions (rows of 0 and 1) RayS with 3,000, and a warning says so.
 
     Every step is invariant to a rescaling of the logits. Who fooled a sample, at what price,
     is in the `stages` of what `search` returns.
@@ -291,7 +294,7 @@ def _warn_of_weakness(known: str) -> None:
     if known.startswith("gradients"):
         return
     what = {
-        "scores": "does not depend on X differentiably, so only a search by its scores (Square)",
+        "scores": "does not depend on X differentiably, so only searches by scores (Square, RayS)",
         "labels": "returns only decisions, so only a search by decisions (RayS)",
     }[known]
     warnings.warn(

@@ -7,7 +7,11 @@ import numpy as np
 import pytest
 import torch
 from sklearn.base import clone
+from sklearn.datasets import load_breast_cancer
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.preprocessing import MinMaxScaler
 
+from skjacobian import evaluate_robustness
 from skjacobian.attacks import PGD, Cascade, Square
 from skjacobian.attacks.cascade import PLANS
 from skjacobian.exceptions import AttackWarning
@@ -222,9 +226,11 @@ def test_a_model_that_is_not_differentiable_is_searched_by_its_scores(norm, grap
         return net(X.detach())
 
     attack = Cascade(norm=norm, eps=EPS[norm])
-    with pytest.warns(AttackWarning, match=r"does not depend on X differentiably.*\(Square\)"):
+    with pytest.warns(
+        AttackWarning, match=r"does not depend on X differentiably.*\(Square, RayS\)"
+    ):
         found = attack.search(model, X, y, generator=seeded())
-    assert [stage.name for stage in found.stages] == ["clean", "Square"]
+    assert [stage.name for stage in found.stages] == ["clean", "Square", "RayS"]
     assert found.complete
     square = Square(norm=norm, eps=EPS[norm], n_queries=FEW_QUERIES)
     alone = square.search(model, X, y, generator=seeded(1)).fooled
@@ -334,10 +340,9 @@ def test_stages_that_cost_much_run_on_few():
     for name, most in (("clean", 1), ("PGD", 41), ("Square, briefly", 100)):
         assert stages[name].n_queries.max() <= most
         assert (stages[name].n_queries[standing] > 0).all()
-    # Towards each of two wrong classes; only near the boundary.
-    targeted = stages["PGD, targeted"].n_queries
-    assert 0 < targeted.max() <= 2 * 41
-    assert (targeted[standing] > 0).double().mean() < 0.9
+    # Towards each of two wrong classes; what follows, only near the boundary.
+    assert 0 < stages["PGD, targeted"].n_queries.max() <= 2 * 41
+    assert (stages["PGD, restarted"].n_queries[standing] > 0).double().mean() < 0.9
     assert (stages["Square"].n_queries[standing] > 0).double().mean() < 0.9
     for i, stage in enumerate(found.stages):  # nobody is asked about who has fallen
         for later in found.stages[i + 1 :]:
@@ -527,3 +532,15 @@ def test_neither_order_nor_batches_change_the_result(norm):
 def test_bad_parameters_are_rejected(params, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         Cascade(**params)(*make_problem())
+
+
+def test_rays_find_what_flat_scores_hide():
+    """Votes of neighbours are 0 and 1 around most samples: Square has nothing to climb."""
+    X, y = load_breast_cancer(return_X_y=True)
+    X = MinMaxScaler().fit_transform(X)
+    model = KNeighborsClassifier(5).fit(X[::2], y[::2])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        report = evaluate_robustness(model, X[1:80:2], y[1:80:2], norm="l2", eps=0.25)
+    fooled = {stage.name: stage.n_fooled for stage in report.stages}
+    assert fooled["RayS"] > 0
