@@ -1,5 +1,6 @@
 """Tables as tensors: numbers as they are, anything else as codes, and back."""
 
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -103,31 +104,37 @@ class Table:
 
 def _numbers(X: Any) -> Any:
     """Return an array of objects as floats, as scikit-learn takes it; any other as it is."""
-    if getattr(X, "dtype", None) is None or np.asarray(X).dtype.kind not in "OUS":
+    if not isinstance(X, np.ndarray) or X.dtype.kind not in "OUS":
         return X
-    try:
-        return np.asarray(X, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"Got X with values that are no numbers ({error}), but expected numbers, or a "
-            "DataFrame for columns of anything else."
-        ) from error
+    for value in X.flat:
+        if not _is_number(value):
+            raise ValueError(
+                f"Got X with {value!r}, which is no number, but expected numbers, or a DataFrame "
+                "for columns of anything else."
+            )
+    return X.astype(np.float64)
+
+
+def _is_number(value: Any) -> bool:
+    """Tell whether an object is a number or missing, and not one that is written out."""
+    return value is None or (isinstance(value, Real) and not isinstance(value, bool | np.bool_))
 
 
 def _without_objects(column: Any) -> Any:
     """Return a column of objects that are all numbers as floats, as scikit-learn takes it."""
-    if column.dtype != object:
+    if column.dtype != object or not all(map(_is_number, column)):
         return column
-    try:
-        return column.astype(np.float64)
-    except (TypeError, ValueError):
-        return column
+    return column.astype(np.float64)
 
 
 def _type_of(series: Any, values: np.ndarray) -> Any:
-    """Return the type of a column, if it can hold the numbers as they are."""
-    if str(series.dtype).lower() == "float32" and not np.array_equal(
-        values.astype(np.float32), values, equal_nan=True
-    ):
-        return values.dtype
-    return series.dtype
+    """Return the type of a column if it can hold the numbers as they are, else a wider one."""
+    dtype = series.dtype
+    if dtype.kind == "f" and isinstance(dtype, np.dtype):
+        kept = np.array_equal(values.astype(dtype), values, equal_nan=True)
+        return dtype if kept else values.dtype
+    if dtype.kind in "iu" and isinstance(dtype, np.dtype):
+        limits = np.iinfo(dtype)
+        kept = limits.min <= values.min(initial=0) and values.max(initial=0) <= limits.max
+        return dtype if kept else np.dtype(np.int64)
+    return dtype

@@ -94,8 +94,9 @@ class UnderAttack:
         random_state: Any = 0,
         verbose: bool = False,
     ) -> None:
-        self.estimator, self.X, self.verbose = estimator, X, verbose
         _check_has(estimator, "predict")
+        X = _in_the_order_of_fit(estimator, X)
+        self.estimator, self.X, self.verbose = estimator, X, verbose
         self.table = Table(X)
         self.X_tensor = self.table.tensor
         self.view, self.is_black_box = _view(estimator, self.table, needs)
@@ -132,6 +133,7 @@ class UnderAttack:
         armed = attack.with_threat(self.threat_model(**threat_model))
         armed.check_params()
         armed.check_clean(self.X_tensor)
+        warn_if_nothing_can_move(armed, self.X_tensor)
         return armed
 
     def threat_model(
@@ -309,12 +311,46 @@ def _view(estimator: Any, table: Table, needs: str) -> tuple[TensorFunction, boo
     return view, False
 
 
+def _in_the_order_of_fit(estimator: Any, X: Any) -> Any:
+    """Return a DataFrame with the columns that an estimator was fitted on, in their order.
+
+    What selects columns by name takes them in any order, and others besides them.
+    """
+    names = getattr(estimator, "feature_names_in_", None)
+    if names is None or not hasattr(X, "iloc") or list(X.columns) == list(names):
+        return X
+    missing = [name for name in names if name not in X.columns]
+    if missing:
+        raise ValueError(
+            f"Got X without the columns {missing}, but expected those that "
+            f"{type(estimator).__name__} was fitted on."
+        )
+    return X[list(names)]
+
+
 def _check_has(estimator: Any, name: str) -> None:
     """Raise if an estimator cannot be asked for a class."""
     if not hasattr(estimator, name):
         raise TypeError(
             f"Got an estimator of type {type(estimator).__name__} without {name}, but "
             "expected a fitted classifier, which has predict and classes_."
+        )
+
+
+def warn_if_nothing_can_move(attack: Attack, X: Tensor) -> None:
+    """Warn if whole numbers are all there is to change, and the radius is too small for it."""
+    if attack.constraints is None or attack.eps_is_zero:
+        return
+    rules, scale = attack.constraints.resolve(X), attack.scale_of(X)
+    reach = torch.as_tensor(attack.eps, dtype=torch.float64) * (1.0 if scale is None else scale)
+    moves = torch.where(rules.is_whole, reach >= 1, reach > 0)
+    if not bool(moves.any()):
+        warnings.warn(
+            f"Got eps={attack.eps!r} at which no feature can change: those that may are whole "
+            "numbers (columns of an integer type are), for which eps·feature_scale must be at "
+            "least 1. The robust accuracy is the clean one.",
+            AttackWarning,
+            stacklevel=4,
         )
 
 

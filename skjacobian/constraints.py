@@ -1,5 +1,6 @@
 """What makes a sample valid: columns that are fixed, whole, one-directional, or one-hot."""
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ COLUMNS = ("immutable", "integer", "increasing", "decreasing")
 class FeatureConstraints(BaseEstimator):
     """What an adversary cannot do to the columns of a table.
 
-    Columns are named by the names of a DataFrame or by indices. Whatever an attack tries and
+    Columns are named by the names of a DataFrame, by indices (of any column names) or by a
+    mask. Whatever an attack tries and
     returns obeys all constraints, exactly. Missing values (NaN) are left alone, with or
     without constraints.
 
@@ -47,6 +49,8 @@ class FeatureConstraints(BaseEstimator):
     ----------
     n_features_in_ : int
         Number of columns that `fit` saw.
+    feature_names_in_ : array of shape (n_features_in_,)
+        Their names, where it saw a DataFrame.
     low_, high_ : array of shape (n_features_in_,)
         Range of each column; NaN for those that hold no numbers.
     scale_ : array of shape (n_features_in_,)
@@ -100,6 +104,8 @@ class FeatureConstraints(BaseEstimator):
         """
         columns = [_numbers(column) for column in _columns_of(X)]
         self.n_features_in_ = len(columns)
+        if hasattr(X, "columns"):
+            self.feature_names_in_ = np.array(X.columns, dtype=object)
         self.low_ = np.array([column.min() if len(column) else np.nan for column in columns])
         self.high_ = np.array([column.max() if len(column) else np.nan for column in columns])
         if isinstance(self.scale, str):
@@ -111,7 +117,7 @@ class FeatureConstraints(BaseEstimator):
     def __sklearn_clone__(self) -> "FeatureConstraints":
         # What was learned is a fact about the data, as are the constraints: it is part of
         # them, where a search copies the scorer that holds them.
-        return self
+        return copy.copy(self)
 
     def by_index(self, names: Sequence[Any], **more: Sequence[int]) -> "FeatureConstraints":
         """Return the same constraints with indices in the place of column names.
@@ -123,18 +129,32 @@ class FeatureConstraints(BaseEstimator):
         **more : sequence of int
             Further columns that are `immutable`, `integer`, `increasing` or `decreasing`.
         """
-        copy = FeatureConstraints()
-        copy.__dict__.update(self.__dict__)
+        indexed = copy.copy(self)
         for name in COLUMNS:
             given = _indices(name, getattr(self, name), names)
-            setattr(copy, name, sorted({*given, *more.get(name, ())}))
-        copy.one_hot = [_indices("one_hot", group, names) for group in self.one_hot or ()]
+            setattr(indexed, name, sorted({*given, *more.get(name, ())}))
+        indexed.one_hot = [_indices("one_hot", group, names) for group in self.one_hot or ()]
         for name in ("scale", "bounds"):
             value = getattr(self, name)
             if isinstance(value, Mapping):
                 index = _indices(name, list(value), names)
-                setattr(copy, name, dict(zip(index, value.values(), strict=True)))
-        return copy
+                setattr(indexed, name, dict(zip(index, value.values(), strict=True)))
+        return indexed._in_the_order_of(names)
+
+    def _in_the_order_of(self, names: Sequence[Any]) -> "FeatureConstraints":
+        """Put what `fit` learned by name in the order of the columns, and forget their names."""
+        seen = list(self.__dict__.pop("feature_names_in_", names))
+        if any(isinstance(name, str) for name in names) and seen != list(names):
+            if sorted(map(str, seen)) != sorted(map(str, names)):
+                raise ValueError(
+                    f"Got X with the columns {list(names)}, but expected those that "
+                    f"FeatureConstraints was fitted on: {seen}."
+                )
+            order = [seen.index(name) for name in names]
+            for learned in ("low_", "high_", "scale_"):
+                if hasattr(self, learned):
+                    setattr(self, learned, getattr(self, learned)[order])
+        return self
 
     def resolve(self, X: Tensor) -> "Rules":
         """Return the constraints as tensors, for samples `X` of shape (n_samples, *features).
@@ -182,6 +202,8 @@ class FeatureConstraints(BaseEstimator):
         if isinstance(self.scale, str):
             check_is_fitted(self, "scale_")
             return self.scale_
+        if not isinstance(self.scale, Mapping):
+            reject("scale", self.scale, "a mapping of columns to numbers, 'std', 'range' or None")
         scales = np.ones(n_features)
         scales[_indices("scale", list(self.scale), range(n_features))] = list(self.scale.values())
         if not (np.isfinite(scales) & (scales > 0)).all():
@@ -197,8 +219,9 @@ class FeatureConstraints(BaseEstimator):
             check_option("bounds", self.bounds, ["train"])
             check_is_fitted(self, "low_")
             return np.nan_to_num((self.low_, self.high_)[side], nan=infinite)
-        if not all(np.shape(pair) == (2,) and pair[0] <= pair[1] for pair in self.bounds.values()):
-            reject("bounds", self.bounds, "a mapping of columns to (low, high) with low <= high")
+        expected = "a mapping of columns to (low, high) with low <= high, 'train' or None"
+        if not isinstance(self.bounds, Mapping) or not all(map(_is_range, self.bounds.values())):
+            reject("bounds", self.bounds, expected)
         bounds = np.full(n_features, infinite)
         index = _indices("bounds", list(self.bounds), range(n_features))
         bounds[index] = [pair[side] for pair in self.bounds.values()]
@@ -339,22 +362,34 @@ def _numbers(column: np.ndarray) -> np.ndarray:
     return values[~np.isnan(values)]
 
 
+def _is_range(pair: Any) -> bool:
+    """Tell whether something is (low, high), two numbers in this order."""
+    try:
+        low, high = map(float, pair)
+    except (TypeError, ValueError):
+        return False
+    return low <= high
+
+
 def _indices(name: str, columns: Any, names: Sequence[Any]) -> list[int]:
-    """Return the indices of columns given by name or index, or raise."""
+    """Return the indices of columns given by name, by index or by a mask, or raise."""
     expected = f"names or indices of the {len(names)} columns"
     if columns is None:
         return []
     if isinstance(columns, str) or not hasattr(columns, "__iter__"):
         reject(name, columns, f"a sequence of {expected}")
+    columns = list(columns)
+    if len(columns) == len(names) and all(isinstance(c, bool | np.bool_) for c in columns):
+        return [int(j) for j in np.flatnonzero(columns)]
     return [_index(name, column, list(names), expected) for column in columns]
 
 
 def _index(name: str, column: Any, names: list[Any], expected: str) -> int:
-    if column in names and not isinstance(column, bool):
-        return names.index(column)
     is_number = isinstance(column, int | np.integer) and not isinstance(column, bool)
     if is_number and -len(names) <= column < len(names):
         return int(column) % len(names)
+    if isinstance(column, str) and column in names:
+        return names.index(column)
     hint = did_you_mean(column, [n for n in names if isinstance(n, str)])
     if isinstance(column, str) and not any(isinstance(n, str) for n in names):
         hint = "; names need a DataFrame passed to RobustScorer"

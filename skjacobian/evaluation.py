@@ -9,7 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skjacobian._under_attack import Perturbed, UnderAttack, check_threat_model_is_unset
+from skjacobian._under_attack import (
+    Perturbed,
+    UnderAttack,
+    check_threat_model_is_unset,
+    warn_if_nothing_can_move,
+)
 from skjacobian._validation import check_non_negative, check_option, reject
 from skjacobian.attacks import PGD, Attack, Cascade, Square
 from skjacobian.constraints import FeatureConstraints
@@ -154,6 +159,7 @@ def evaluate_robustness(
     attack = attack.with_threat(threat_model)
     attack.check_params()
     attack.check_valid(subject.X_tensor)
+    warn_if_nothing_can_move(attack, subject.X_tensor)
     inside = ~attack.outside(subject.X_tensor).numpy()
     attacked = np.flatnonzero(subject.right & inside)
     with warnings.catch_warnings():

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 from sklearn.base import clone
 from sklearn.metrics import check_scoring
 
@@ -105,7 +106,7 @@ def generalization_gap(
 
 def _scores(estimator: Any, X: Any, y: Any, scorer: Any) -> dict[str, float]:
     """Return the scores by name; those of a `RobustScorer` with the clean accuracy."""
-    if isinstance(scorer, RobustScorer) and not isinstance(scorer.eps, list | tuple):
+    if isinstance(scorer, RobustScorer) and np.ndim(scorer.eps) == 0:
         scorer = clone(scorer).set_params(eps=[scorer.eps])
     value = check_scoring(estimator, scorer)(estimator, X, y)
     if isinstance(value, Mapping):

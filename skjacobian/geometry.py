@@ -83,6 +83,8 @@ class Ball:
         samples its points stand for.
     missing : Tensor of bool of shape (n_samples, *features) or None
         Where the samples have no value, which stays so.
+    stays_closer : bool
+        Whether the valid sample of a point may be no farther from X than the point is.
     """
 
     X: Tensor
@@ -95,6 +97,7 @@ class Ball:
     u_high: Tensor | None = None
     rules: Rules | None = None
     missing: Tensor | None = None
+    stays_closer: bool = False
 
     @classmethod
     def around(
@@ -223,6 +226,7 @@ class Ball:
             eps[index] if isinstance(eps, Tensor) and eps.ndim else eps,
             self.scale,
             rules=self.rules,
+            stays_closer=self.stays_closer,
             **sides,
         )
 
@@ -244,24 +248,44 @@ class Ball:
     def valid(self, X_adv: Tensor) -> Tensor:
         """Return the valid samples that points of the sets stand for; gradients pass through.
 
-        Nearest is best, where that is no farther from X than eps or the point itself; then
-        the nearest with the categories of X; then whole numbers on the way to X. Missing
-        values are put back.
+        Missing values are put back.
         """
         if self.rules is None and self.missing is None:
             return X_adv
-        valid = X_adv.detach()
-        if self.rules is not None:
-            limit = self.distance(valid).clamp(min=self._flat_eps())
-            nearest = self.rules.nearest(valid)
-            kept = self.rules.with_groups_of(self.X, nearest)
-            valid = self.rules.toward(self.X, valid)
-            for better in (kept, nearest):
-                valid = torch.where(rows(self._reaches(better, limit), valid), better, valid)
+        valid = self.nearest_valid(X_adv.detach())
         if self.missing is not None:
             valid = torch.where(self.missing, torch.nan, valid)
         passed: Tensor = _PassThrough.apply(X_adv, valid, self.missing)  # type: ignore[no-untyped-call]
         return passed
+
+    def with_whole_fixed(self) -> "Ball":
+        """Return the sets in which whole numbers and categories stay as they are."""
+        assert self.rules is not None
+        assert self.low is not None
+        assert self.high is not None
+        whole = self.rules.is_whole
+        low, high = (torch.where(whole, self.X, side) for side in (self.low, self.high))
+        ball = replace(self, low=low, high=high)
+        return ball if self.norm == "linf" else ball._with_scaled_box()
+
+    def nearest_valid(self, X_adv: Tensor) -> Tensor:
+        """Return the nearest valid samples that are not too far from X, 0 where a value misses.
+
+        Nearest is best, where that is no farther from X than eps (not with `stays_closer`) or
+        than the point itself; then the nearest with the categories of X; then whole numbers
+        on the way to X.
+        """
+        if self.rules is None:
+            return X_adv
+        limit = self.distance(X_adv)
+        if not self.stays_closer:
+            limit = limit.clamp(min=self._flat_eps())
+        nearest = self.rules.nearest(X_adv)
+        kept = self.rules.with_groups_of(self.X, nearest)
+        valid = self.rules.toward(self.X, X_adv)
+        for better in (kept, nearest):
+            valid = torch.where(rows(self._reaches(better, limit), valid), better, valid)
+        return valid
 
     def _reaches(self, X_adv: Tensor, limit: Tensor) -> Tensor:
         """Tell of each row whether it lies in the box, within a distance of X."""

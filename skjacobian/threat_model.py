@@ -273,10 +273,14 @@ def check_inside(X: Tensor, bounds: tuple[Tensor, Tensor] | None) -> None:
         return
     is_outside = outside(X, bounds)
     if bool(is_outside.any()):
-        excess = torch.maximum(low - X, X - high)[is_outside]
-        shown = tuple(round(float(b.min() if b is low else b.max()), 6) for b in bounds)
+        excess = torch.maximum(low - X, X - high).nan_to_num(nan=0.0)[is_outside]
+        shown = str(tuple(round(float(side.max()), 6) for side in bounds))
+        if low.numel() > 1 or high.numel() > 1:
+            shown = (
+                f"those of features {(excess > 0).flatten(1).any(0).nonzero().flatten().tolist()}"
+            )
         raise ValueError(
             f"Got X with {int(is_outside.sum())} of {len(X)} samples outside bounds={shown}, by "
-            f"up to {float(excess.nan_to_num(nan=0.0).max()):.4g}, but expected every clean "
-            "sample inside its bounds. Bounds are in the units of the array that is attacked."
+            f"up to {float(excess.max()):.4g}, but expected every clean sample inside its bounds. "
+            "Bounds are in the units of the array that is attacked."
         )

@@ -129,6 +129,7 @@ def surrogate_gap(
         Anything that `skjacobian.differentiable.as_torch` knows. Jacobians and radius are in
         the units of the X that it receives: of a `Pipeline`, the raw features.
     X : array-like of shape (n_samples, *features)
+        Numbers, none missing; whole ones are taken as continuous, too.
     y : array-like of shape (n_samples,)
         Labels.
     norm : {"linf", "l2"}, default="linf"
@@ -176,6 +177,11 @@ def surrogate_gap(
     subject = UnderAttack(
         estimator, X, y, needs="gradients", batch_size=batch_size, random_state=random_state
     )
+    if subject.categories or bool(subject.X_tensor.isnan().any()):
+        raise ValueError(
+            "Got X with missing values or columns of categories, but expected numbers alone: the "
+            "theory is about vectors. Pass what the preprocessing makes of X, and the classifier."
+        )
     check_inside(subject.X_tensor, resolve_bounds(bounds, subject.X_tensor))
     parts = [
         _gap_of(subject.logits_view, attack, X_batch, y_batch, n_restarts, subject.seed)

@@ -11,9 +11,15 @@ from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 
-from skjacobian import FeatureConstraints, RobustScorer, adversarial_distances
+from skjacobian import (
+    FeatureConstraints,
+    RobustScorer,
+    adversarial_distances,
+    robustness_curve,
+)
 from skjacobian._under_attack import UnderAttack
 from skjacobian.attacks import APGD, FGSM, FMN, PGD, Cascade, RayS, Square
+from skjacobian.exceptions import AttackWarning
 from skjacobian.geometry import Ball
 
 RNG = np.random.default_rng(0)
@@ -202,6 +208,48 @@ def test_a_search_over_parameters_keeps_fitted_constraints():
     assert 0 < clone(search).fit(X, Y).best_score_ < 1
 
 
+def test_what_was_learned_goes_with_the_names():
+    constraints = FeatureConstraints(bounds="train", scale="std").fit(FRAME[FRAME.columns[::-1]])
+    scorer = RobustScorer(norm="l2", eps=0.3, constraints=constraints)
+    same = FeatureConstraints(bounds="train", scale="std").fit(FRAME)
+    assert scorer(MODEL, FRAME, Y) == clone(scorer).set_params(constraints=same)(MODEL, FRAME, Y)
+
+
+def test_a_mask_says_which_columns():
+    mask = np.array([True, False, False])
+    X = torch.zeros(2, 3)
+    for columns in (mask, mask.tolist(), [0], np.array([0])):
+        assert FeatureConstraints(immutable=columns).resolve(X).immutable.tolist() == mask.tolist()
+
+
+def test_a_copy_is_another_object_with_the_same_knowledge():
+    constraints = FeatureConstraints(bounds="train").fit(FRAME)
+    copied = clone(constraints).set_params(immutable=["age"])
+    assert constraints.immutable is None
+    assert copied.low_ is constraints.low_
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_distances_of_whole_numbers_and_categories_are_no_larger_than_scores_say(norm):
+    rng = np.random.default_rng(3)
+    X = pd.DataFrame({"k": rng.integers(0, 6, 60), "f": rng.normal(size=60)})
+    y = (X.k + X.f > 2.5).astype(int)
+    model = LogisticRegression(C=100).fit(X, y)
+    radii = [0.3, 0.6, 0.9, 1.2, 2.0]
+    scorer = RobustScorer(norm=norm, eps=radii, attack="strong")
+    strong = list(scorer(model, X, y).values())[1:]
+    _, curve = robustness_curve(model, X, y, norm=norm, eps=radii)
+    np.testing.assert_allclose(curve, strong, atol=1.1 / 60)
+
+
+def test_whole_numbers_that_cannot_move_are_said():
+    X = FRAME[["age"]]
+    model = LogisticRegression().fit(X, Y)
+    with pytest.warns(AttackWarning, match="at which no feature can change"):
+        assert RobustScorer(eps=0.9)(model, X, Y) == model.score(X, Y)
+    assert RobustScorer(eps=2)(model, X, Y) < model.score(X, Y)
+
+
 BAD = [
     ({"immutable": ["ag"]}, r"Got immutable='ag', but expected names or indices.*mean 'age'"),
     ({"integer": [7]}, "Got integer=7, but expected names or indices of the 7 columns"),
@@ -209,9 +257,12 @@ BAD = [
     ({"integer": ["income"]}, r"Got X with fractions in columns \[1\]"),
     ({"one_hot": [["job_a", "job_b"]]}, r"not one-hot in columns \[3, 4\]"),
     ({"bounds": {"age": (5, 1)}}, "Got bounds=.*low <= high"),
+    ({"bounds": (0, 1)}, r"Got bounds=\(0, 1\), but expected a mapping"),
+    ({"bounds": {"age": (None, 5)}}, "Got bounds=.*, but expected a mapping"),
+    ({"scale": [1.0, 2.0]}, r"Got scale=\[1.0, 2.0\], but expected a mapping"),
     ({"bounds": "test"}, "Got bounds='test', but expected one of 'train'"),
     ({"scale": {"age": -1}}, "Got scale=.*positive finite"),
-    ({"bounds": {"age": (0, 20)}}, "samples outside bounds"),
+    ({"bounds": {"age": (0, 20)}}, r"samples outside bounds=those of features \[0\]"),
 ]
 
 
@@ -226,7 +277,7 @@ def test_constraints_that_learn_must_be_fitted_on_as_many_columns():
     with pytest.raises(NotFittedError, match="not fitted"):
         RobustScorer(constraints=FeatureConstraints(bounds="train"))(MODEL, FRAME, Y)
     constraints = FeatureConstraints(bounds="train").fit(FRAME[["age"]])
-    with pytest.raises(ValueError, match="Got X with 7 features, but expected 1"):
+    with pytest.raises(ValueError, match=r"Got X with the columns .* fitted on: \['age'\]"):
         RobustScorer(constraints=constraints)(MODEL, FRAME, Y)
 
 

@@ -83,6 +83,26 @@ def test_objects_that_are_numbers_are_numbers():
     assert Table(np.array([[1.5], [2]], dtype=object)).tensor.tolist() == [[1.5], [2.0]]
 
 
+def test_numbers_that_are_written_out_are_no_numbers():
+    frame = pd.DataFrame({"zip": pd.Series(["10115", "80331"], dtype=object), "b": [1.0, 2.0]})
+    table = Table(frame)
+    assert sorted(table.categories) == [0]
+    assert table.decode(table.tensor.numpy()).zip.tolist() == ["10115", "80331"]
+    assert sorted(Table(pd.DataFrame({"a": [True, None]}, dtype=object)).categories) == [0]
+
+
+@pytest.mark.parametrize(("dtype", "wide"), [("uint8", "int64"), ("int8", "int64")])
+def test_whole_numbers_that_a_narrow_type_cannot_hold_widen_it(dtype, wide):
+    table = Table(pd.DataFrame({"a": np.array([1, 100], dtype=dtype)}))
+    assert table.decode(np.array([[5.0], [6.0]])).dtypes["a"] == dtype
+    assert table.decode(np.array([[-200.0], [6.0]])).dtypes["a"] == wide
+
+
+def test_what_float16_cannot_hold_widens_it():
+    table = Table(pd.DataFrame({"a": np.array([1000, 1001], dtype=np.float16)}))
+    assert table.decode(np.array([[1000.3], [1.0]])).a.tolist() == [1000.3, 1.0]
+
+
 def test_columns_of_equal_names_stay_apart():
     frame = pd.DataFrame([[1.0, 2.0], [3.0, 4.0]], columns=["a", "a"])
     pd.testing.assert_frame_equal(Table(frame).decode(frame.to_numpy()), frame)
@@ -95,9 +115,9 @@ def test_columns_of_equal_names_stay_apart():
         (pd.DataFrame({"a": [1.0, np.inf]}), "Input X contains infinity"),
         (
             np.array([["a"], ["b"]]),
-            r"no numbers \(could not.*'a'\)+, but expected numbers, or a Data",
+            r"Got X with .*'a'.*, which is no number, but expected numbers, or a Data",
         ),
-        (np.array([["a"], [1]], dtype=object), "values that are no numbers"),
+        (np.array([["a"], [1]], dtype=object), "which is no number"),
     ],
 )
 def test_what_is_no_table_is_rejected(X, match):

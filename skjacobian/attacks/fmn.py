@@ -1,5 +1,6 @@
 """Fast minimum-norm attack (Pintor et al., arXiv 2102.12827)."""
 
+from dataclasses import replace
 from functools import partial
 from numbers import Real
 from typing import Any
@@ -148,11 +149,13 @@ class FMN(Attack):
         return self.ball(X).distance(found.X_adv).where(found.fooled, torch.inf)
 
     def _search(self, search: Search, generator: torch.Generator) -> None:
-        closest = _Closest(search.all_balls)
-        for restart in range(check_count("n_restarts", self.n_restarts)):
-            if not search.restart():
-                return
-            self._descend(search, closest, restart, closest.start(search, restart, generator))
+        ball, closest = search.all_balls, _Closest(search.all_balls)
+        for search.all_balls in _ways_to_round(ball):
+            for restart in range(check_count("n_restarts", self.n_restarts)):
+                if not search.restart():
+                    return
+                self._descend(search, closest, restart, closest.start(search, restart, generator))
+        search.all_balls = ball
         closest.record(search)
 
     def _descend(self, search: Search, closest: "_Closest", restart: int, X_adv: Tensor) -> None:
@@ -209,6 +212,9 @@ class _Closest:
         search.record(X_adv, found, (found > 0) & (length == 0))
         search.done |= (found > 0) & (length == 0)
         # Not by rounding alone: who is fooled at the distance kept stays at that distance.
+        X_adv = search.ball.nearest_valid(X_adv)
+        if search.ball.rules is not None:
+            length = _length(search.ball, X_adv)
         closer = length < self.distance[search.active] * (1 - OVERSHOOT)
         chosen = ((found > 0) & closer).nonzero().squeeze(1)
         target = search.active[chosen]
@@ -221,6 +227,16 @@ class _Closest:
         if search.restart():
             chosen = search.active
             search.record(self.X_adv[chosen], self.margin[chosen], self.margin[chosen] > 0)
+
+
+def _ways_to_round(ball: Ball) -> list[Ball]:
+    """Return the sets to search: where there are whole numbers, with each way to round them.
+
+    To the nearest, towards X, and not at all; which is closest in the end depends.
+    """
+    if ball.rules is None or not bool(ball.rules.is_whole.any()):
+        return [ball]
+    return [ball, replace(ball, stays_closer=True), ball.with_whole_fixed()]
 
 
 def _newton(ball: Ball, X_adv: Tensor, gradient: Tensor, found: Tensor, length: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """The view of a ColumnTransformer: columns that are transformed, and columns that are encoded."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,7 @@ import torch
 from sklearn.calibration import _CalibratedClassifier
 from sklearn.compose import ColumnTransformer
 from sklearn.frozen import FrozenEstimator
-from sklearn.pipeline import Pipeline
+from sklearn.pipeline import FeatureUnion, Pipeline
 from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, TargetEncoder
 from torch import Tensor, nn
 
@@ -145,7 +146,7 @@ def bind_samples(view: Any, X: Any) -> None:
     for part in view.modules() if isinstance(view, nn.Module) else ():
         if isinstance(part, Encoded):
             part.bind(table)
-    coded = [j for j, known in table.categories.items() if known.dtype != bool]
+    coded = [j for j, known in table.categories.items() if known.dtype.kind != "b" or known.hasnans]
     if coded:
         _check_not_computed_with(view, table, coded)
 
@@ -172,6 +173,15 @@ def _check_not_computed_with(view: Any, table: Table, columns: list[int]) -> Non
         )
 
 
+def check_encodes_nothing(view: nn.Module, place: str) -> None:
+    """Raise if a view looks columns up that are not those of X at the same places."""
+    if any(isinstance(part, Encoded) for part in view.modules()):
+        raise NotDifferentiableError(
+            f"Got an encoder inside {place}, but expected encoders in the first step, on columns "
+            "of X itself: elsewhere it is not known which columns they read."
+        )
+
+
 def is_encoder(transformer: Any) -> bool:
     """Tell whether a transformer encodes categories, after imputing them perhaps."""
     if isinstance(transformer, Pipeline):
@@ -183,20 +193,31 @@ def encoded_columns(estimator: Any) -> list[int]:
     """Return the columns of X that a fitted estimator takes for categories."""
     if is_encoder(estimator):
         return list(range(estimator.n_features_in_))
-    if isinstance(estimator, Pipeline):
-        return encoded_columns(estimator.steps[0][1])
     found: set[int] = set()
-    if isinstance(estimator, ColumnTransformer):
-        inputs = estimator._transformer_to_input_indices
-        for name, transformer, _ in estimator.transformers_:
-            found.update(inputs[name] if is_encoder(transformer) else ())
-    if isinstance(estimator, FrozenEstimator | _CalibratedClassifier):
-        found.update(encoded_columns(estimator.estimator))
-    for name in ("best_estimator_", "estimator_", "estimators_", "calibrated_classifiers_"):
-        inner = getattr(estimator, name, None)
-        for one in inner if isinstance(inner, list) else [inner]:
-            found.update(() if one is None else encoded_columns(one))
+    for columns, inner in _parts_on_columns(estimator):
+        local = encoded_columns(inner)
+        found.update(local if columns is None else (int(columns[j]) for j in local))
     return sorted(found)
+
+
+def _parts_on_columns(estimator: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield what reads X first in an estimator, and which of its columns; None is all."""
+    if isinstance(estimator, Pipeline):
+        yield None, estimator.steps[0][1]
+    elif isinstance(estimator, ColumnTransformer):
+        for name, transformer, _ in estimator.transformers_:
+            yield estimator._transformer_to_input_indices[name], transformer
+    elif isinstance(estimator, FeatureUnion):
+        yield from ((None, transformer) for _, transformer in estimator.transformer_list)
+    elif isinstance(estimator, FrozenEstimator | _CalibratedClassifier):
+        yield None, estimator.estimator
+    elif isinstance(members := getattr(estimator, "estimators_", None), list):
+        columns = getattr(estimator, "estimators_features_", [None] * len(members))
+        yield from zip(columns, members, strict=True)
+    else:
+        for name in ("best_estimator_", "estimator_", "calibrated_classifiers_"):
+            if (inner := getattr(estimator, name, None)) is not None:
+                yield from ((None, one) for one in (inner if isinstance(inner, list) else [inner]))
 
 
 @view_of(
@@ -224,9 +245,12 @@ def _branch(name: str, transformer: Any, columns: Any, indices: list[int]) -> nn
     as_series = isinstance(columns, str | int)
     if not is_encoder(transformer) and not as_series:
         try:
-            return transform_view(transformer)
+            view = transform_view(transformer)
         except NotDifferentiableError:
             pass  # which may still be looked up, if it reads no numbers
+        else:
+            check_encodes_nothing(view, f"{name!r} of the column transformer")
+            return view
     return Encoded(transformer, list(indices), as_series)
 
 

@@ -10,7 +10,7 @@ from sklearn.pipeline import FeatureUnion, Pipeline
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
-from skjacobian.differentiable._columns import Encoded
+from skjacobian.differentiable._columns import check_encodes_nothing
 from skjacobian.differentiable._projections import transform_view
 from skjacobian.differentiable._registry import (
     ClassifierView,
@@ -37,6 +37,8 @@ class Chain(ClassifierView):
 
     def __init__(self, views: list[nn.Module]) -> None:
         super().__init__()
+        for view in views[1:]:
+            check_encodes_nothing(view, "a step of a pipeline behind others")
         *transformers, last = views or [nn.Identity()]
         self.transform = nn.Sequential(*transformers)
         # What a user registered may be any module, without probabilities of its own.
@@ -102,11 +104,6 @@ def _chain(pipeline: Pipeline, last: Callable[[Any], nn.Module]) -> Chain:
         if step is not None and step != "passthrough":
             make = last if i == n_steps else transform_view
             views.append(_part(make, step, f"step {name!r} of the pipeline"))
-            if len(views) > 1 and any(isinstance(part, Encoded) for part in views[-1].modules()):
-                raise NotDifferentiableError(
-                    f"Got a pipeline that encodes columns in step {name!r}, but expected that of "
-                    "the first step: after another it may encode what an attack changes."
-                )
     return Chain(views)
 
 

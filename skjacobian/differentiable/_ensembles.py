@@ -127,7 +127,7 @@ def _(bagging: BaggingClassifier) -> ClassifierView:
     place = "the estimator of the BaggingClassifier"
     members = zip(bagging.estimators_, bagging.estimators_features_, strict=True)
     views: list[ClassifierView] = [
-        Chain([Select(features), inner_view(member, place, needs_proba=True)])
+        _of_features(features, bagging, inner_view(member, place, needs_proba=True))
         for member, features in members
     ]
     n_classes = bagging.n_classes_
@@ -136,6 +136,13 @@ def _(bagging: BaggingClassifier) -> ClassifierView:
         for member in bagging.estimators_
     ]
     return MeanProbability(views, classes, n_classes)
+
+
+def _of_features(features: np.ndarray, bagging: BaggingClassifier, view: Any) -> ClassifierView:
+    """Return the view of a member on the features that it was given."""
+    if np.array_equal(features, np.arange(bagging.n_features_in_)):
+        return view
+    return Chain([Select(features), view])
 
 
 class StackedScores(View):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from sklearn.compose import ColumnTransformer, make_column_transformer
 from sklearn.decomposition import PCA
-from sklearn.ensemble import RandomForestClassifier, VotingClassifier
+from sklearn.ensemble import BaggingClassifier, RandomForestClassifier, VotingClassifier
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression
@@ -184,7 +184,7 @@ def test_columns_may_be_encoded_in_the_first_step_alone():
     twice = make_pipeline(
         make_union("passthrough"), make_column_transformer((OneHotEncoder(), [0]))
     ).fit(FRAME[["floor", "age"]])
-    with pytest.raises(NotDifferentiableError, match="encodes columns in step 'columntransformer'"):
+    with pytest.raises(NotDifferentiableError, match="encoder inside a step of a pipeline behind"):
         as_torch(twice)
 
 
@@ -221,3 +221,35 @@ def test_a_view_that_computes_with_codes_is_refused():
     model = make_pipeline(StandardScaler(), LogisticRegression()).fit(X, Y)
     with pytest.raises(NotDifferentiableError, match=r"Got columns \['level'\] of categories that"):
         RobustScorer()(model, X, Y)
+
+
+def test_columns_in_another_order_than_in_fit_are_put_in_its_order():
+    model = make_pipeline(
+        make_column_transformer((StandardScaler(), ["age", "income"]), (OneHotEncoder(), ["town"])),
+        LogisticRegression(),
+    ).fit(FRAME, Y)
+    scorer = RobustScorer(norm="l2", eps=0.5)
+    expected = scorer(model, FRAME, Y)
+    assert scorer(model, FRAME[FRAME.columns[::-1]], Y) == expected < model.score(FRAME, Y)
+    assert scorer(model, FRAME.assign(extra=1.0), Y) == expected
+    with pytest.raises(ValueError, match=r"Got X without the columns \['age'\]"):
+        scorer(model, FRAME.drop(columns="age"), Y)
+
+
+def test_encoders_in_inner_column_transformers_are_refused_but_their_columns_known():
+    inner = make_column_transformer((OneHotEncoder(), ["town"]), (StandardScaler(), ["income"]))
+    outer = make_column_transformer((StandardScaler(), ["age"]), (inner, ["income", "town"]))
+    outer.fit(FRAME)
+    assert encoded_columns(outer) == [3]
+    with pytest.raises(NotDifferentiableError, match="Got an encoder inside"):
+        as_torch(outer)
+    union = make_union(OneHotEncoder(handle_unknown="ignore"), StandardScaler())
+    assert encoded_columns(union.fit(FRAME[["floor", "age"]])) == [0, 1]
+
+
+def test_a_bag_of_pipelines_with_encoders_is_attacked():
+    columns = make_column_transformer((OneHotEncoder(), [0]), (StandardScaler(), [1]))
+    X = FRAME[["floor", "income"]].to_numpy()
+    bag = BaggingClassifier(make_pipeline(columns, LogisticRegression()), 3, random_state=0)
+    assert encoded_columns(bag.fit(X, Y)) == [0]
+    assert RobustScorer(eps=0.5)(bag, X, Y) < bag.score(X, Y)
