@@ -22,7 +22,7 @@ class Table:
     Attributes
     ----------
     tensor : Tensor of shape (n_samples, *features)
-        float32 if all floating numbers are, else float64.
+        float32 if all floating numbers are, and it can hold the whole ones; else float64.
     columns : list or None
         The names of the columns of a DataFrame.
     integer : list of int
@@ -72,7 +72,9 @@ class Table:
         if not series:
             return self.X
         types = {str(column.dtype).lower() for column in series if column.dtype.kind == "f"}
-        dtype = np.float32 if types == {"float32"} and not self.integer else np.float64
+        whole = [series[j] for j in self.integer]
+        is_exact = all(c.abs().max() < 2**24 for c in whole)  # in float32
+        dtype = np.float32 if types == {"float32"} and is_exact else np.float64
         return np.stack([c.to_numpy(dtype=dtype, na_value=np.nan) for c in series], axis=1)
 
     def decode(self, values: np.ndarray, index: Any = None) -> Any:

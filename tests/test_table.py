@@ -58,6 +58,14 @@ def test_a_frame_of_one_floating_type_has_that_type(dtype):
     assert str(table.tensor.dtype) == f"torch.{np.dtype(dtype)}"
 
 
+@pytest.mark.parametrize(("large", "dtype"), [(2**24 - 1, "float32"), (2**24, "float64")])
+def test_whole_numbers_do_not_widen_float32_unless_they_must(large, dtype):
+    frame = pd.DataFrame({"a": np.float32([0.1, 0.2]), "b": [1, large], "c": ["x", "y"]})
+    table = Table(frame)
+    assert str(table.tensor.dtype) == f"torch.{dtype}"
+    pd.testing.assert_frame_equal(table.decode(table.tensor.numpy()), frame)
+
+
 def test_an_array_is_its_own_table():
     X = np.random.default_rng(0).normal(size=(4, 2, 3))
     table = Table(X)
