@@ -191,8 +191,8 @@ def is_encoder(transformer: Any) -> bool:
 
 def encoded_columns(estimator: Any) -> list[int]:
     """Return the columns of X that a fitted estimator takes for categories."""
-    if is_encoder(estimator):
-        return list(range(estimator.n_features_in_))
+    if is_encoder(estimator):  # which nobody has fitted where it has no columns
+        return list(range(getattr(estimator, "n_features_in_", 0)))
     found: set[int] = set()
     for columns, inner in _parts_on_columns(estimator):
         local = encoded_columns(inner)

@@ -75,6 +75,9 @@ COLUMN_TRANSFORMERS = {
     "text": make_column_transformer(
         (CountVectorizer(), "town"), (StandardScaler(), ["income", "age"])
     ),
+    "nothing to encode": make_column_transformer(
+        (OneHotEncoder(), []), (StandardScaler(), ["age", "income"])
+    ),
     "no encoder": make_column_transformer((PCA(2), ["age", "income"]), remainder="drop"),
 }
 
@@ -91,6 +94,7 @@ def test_the_view_of_a_column_transformer_is_its_transform(name):
     wanted = wanted.toarray() if hasattr(wanted, "toarray") else wanted
     seen = view(torch.from_numpy(values))
     np.testing.assert_allclose(seen, wanted.astype(float), rtol=1e-10, atol=1e-10)
+    assert set(encoded_columns(transformer)) <= {1, 3, 5}
 
 
 def test_numbers_have_the_gradient_of_finite_differences_and_categories_none():
@@ -209,8 +213,9 @@ def test_a_scaler_of_what_is_no_number_by_type_is_attacked_like_one_of_numbers(c
     numbers = typed.astype(float)
     model = make_pipeline(StandardScaler(), LogisticRegression())
     mutable = ["age", "income"]
-    plain = evaluate_robustness(model.fit(numbers, y), numbers, y, eps=0.3, mutable=mutable)
-    report = evaluate_robustness(model.fit(typed, y), typed, y, eps=0.3, mutable=mutable)
+    threat = {"eps": 0.3, "mutable": mutable, "n_queries": 300}
+    plain = evaluate_robustness(model.fit(numbers, y), numbers, y, **threat)
+    report = evaluate_robustness(model.fit(typed, y), typed, y, **threat)
     assert report.robust.tolist() == plain.robust.tolist()
     assert report.view == ("black box, predict_proba" if change is as_category else "torch view")
     assert (report.X_adv.dtypes == typed.dtypes).all()
