@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from skjacobian._rng import own_entropy
 from skjacobian._table import Table
 from skjacobian._validation import check_number, check_option
-from skjacobian.attacks import FGSM, PGD, Attack, Cascade, Found, Stage
+from skjacobian.attacks import FGSM, PGD, Attack, Cascade, Found
+from skjacobian.attacks._found import concatenate
 from skjacobian.constraints import FeatureConstraints, check_constraints
 from skjacobian.differentiable import (
     TensorFunction,
@@ -235,7 +236,7 @@ class UnderAttack:
             found.append(search(self.logits_view, X_batch, y_batch, generator=generator))
             if self.verbose:
                 _report_progress(attack, found, len(index), time.perf_counter() - start)
-        whole = _concatenate(found)
+        whole = concatenate(found)
         if attack.constraints is not None:
             _check_is_valid(attack, X, whole.X_adv)
         X_adv = self.table.rows(index, whole.X_adv.numpy())
@@ -406,34 +407,3 @@ def _report_progress(attack: Attack, found: list[Found], n_samples: int, seconds
         f"[{type(attack).__name__}, {attack.norm} eps={attack.eps:g}] {n_done} of {n_samples} "
         f"samples, {n_fooled} fooled, {seconds:.1f} s"
     )
-
-
-def _concatenate(found: list[Found]) -> Found:
-    """Join what was found on the batches, on the CPU."""
-
-    def joined(values: list[Tensor]) -> Tensor:
-        return torch.cat([value.cpu() for value in values])
-
-    names = ("X_adv", "fooled", "n_queries", "no_gradient")
-    fields = {name: joined([getattr(part, name) for part in found]) for name in names}
-    return Found(**fields, stages=_concatenate_stages(found))
-
-
-def _concatenate_stages(found: list[Found]) -> tuple[Stage, ...]:
-    """Join the stages of the batches by name; a batch that did not come to one adds nothing."""
-    names = list(dict.fromkeys(stage.name for part in found for stage in part.stages))
-    return tuple(_joined_stage(name, found) for name in names)
-
-
-def _joined_stage(name: str, found: list[Found]) -> Stage:
-    columns: dict[str, list[Tensor]] = {"fooled": [], "gain": [], "n_queries": []}
-    seconds, complete = 0.0, True
-    for part in found:
-        stage = next((stage for stage in part.stages if stage.name == name), None)
-        for field, values in columns.items():
-            nothing = torch.zeros(len(part.fooled), dtype=getattr(found[0].stages[0], field).dtype)
-            values.append(nothing if stage is None else getattr(stage, field).cpu())
-        seconds += 0.0 if stage is None else stage.seconds
-        complete &= stage is not None and stage.complete
-    whole = {field: torch.cat(values) for field, values in columns.items()}
-    return Stage(name, **whole, seconds=seconds, complete=complete)

@@ -6,7 +6,6 @@ scaled coordinates u = delta / s. Features of scale 0 are held fixed.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from torch import Tensor
 from skjacobian._validation import check_non_negative, check_option
 from skjacobian.constraints import Rules
 from skjacobian.projections import best_l1_vertex, project_l1, project_l1_box, project_l2_box
+from skjacobian.validity import PassThrough, valid_range, without_missing
 
 BALL_NORMS = ("l2", "linf", "l1")
 
@@ -139,7 +139,7 @@ class Ball:
             eps = eps.to(X.dtype).clamp(max=most)
         else:
             eps = min(check_non_negative("eps", eps), most)
-        X, missing = _without_missing(X)
+        X, missing = without_missing(X)
         low, high = valid_range(X, bounds, rules, missing) or (None, None)
         eps = rows(eps, X) if isinstance(eps, Tensor) else eps
         ball = cls(X, norm, eps, scale, low, high, rules=rules, missing=missing)
@@ -255,7 +255,7 @@ class Ball:
         valid = self.nearest_valid(X_adv.detach())
         if self.missing is not None:
             valid = torch.where(self.missing, torch.nan, valid)
-        passed: Tensor = _PassThrough.apply(X_adv, valid, self.missing)  # type: ignore[no-untyped-call]
+        passed: Tensor = PassThrough.apply(X_adv, valid, self.missing)  # type: ignore[no-untyped-call]
         return passed
 
     def with_whole_fixed(self) -> "Ball":
@@ -461,46 +461,3 @@ class Ball:
         # Who is inside stays: a point just across the decision boundary must not be moved.
         X_adv = moved.where(length > limit, X_adv)
         return X_adv if self.low is None else X_adv.clamp(self.low, self.high)
-
-
-class _PassThrough(torch.autograd.Function):
-    """Another tensor in the place of X, with the gradient of X; 0 where a value is missing."""
-
-    @staticmethod
-    def forward(ctx: Any, X: Tensor, valid: Tensor, missing: Tensor | None) -> Tensor:
-        ctx.missing = missing
-        return valid.clone()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        if ctx.missing is not None:
-            gradient = torch.where(ctx.missing, 0.0, gradient)
-        return gradient, None, None
-
-
-def _without_missing(X: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Return samples with 0 in the place of NaN, and where that is; None for nowhere."""
-    if not bool(X.sum().isnan()):  # a sum is faster than a look at each value
-        return X, None
-    missing = X.isnan()
-    return torch.where(missing, 0.0, X), missing
-
-
-def valid_range(
-    X: Tensor,
-    bounds: tuple[Tensor, Tensor] | None,
-    rules: Rules | None = None,
-    missing: Tensor | None = None,
-) -> tuple[Tensor, Tensor] | None:
-    """Return the range of the valid features around each sample, None for unbounded ones."""
-    if bounds is None and rules is None and missing is None:
-        return None
-    infinite = X.new_tensor(torch.inf)
-    low, high = (-infinite, infinite) if bounds is None else bounds
-    if rules is not None:
-        low, high = rules.box(X, bounds)
-    # A sample that rounding put past its bound keeps its own value as the bound.
-    low, high = torch.minimum(low, X), torch.maximum(high, X)
-    if missing is not None:
-        low, high = torch.where(missing, X, low), torch.where(missing, X, high)
-    return low, high

@@ -34,6 +34,7 @@ LAYERS = {
     "model_modes": 1,
     "projections": 1,
     "threat_model": 1,
+    "validity": 1,
     "jacobian": 2,
     "attacks": 2,
     "objectives": 3,

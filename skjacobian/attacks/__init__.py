@@ -1,7 +1,7 @@
 """Attacks: value objects, each a callable `(predict_logits, X, y) -> X_adv`."""
 
 from skjacobian.attacks._base import Attack
-from skjacobian.attacks._search import Found, Stage
+from skjacobian.attacks._found import Found, Stage
 from skjacobian.attacks.apgd import APGD
 from skjacobian.attacks.cascade import Cascade
 from skjacobian.attacks.fgsm import FGSM

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from skjacobian._rng import seeded
 from skjacobian._validation import check_non_negative, check_option, reject
-from skjacobian.attacks._search import Found, Search
+from skjacobian.attacks._found import Found
+from skjacobian.attacks._search import Search
 from skjacobian.constraints import FeatureConstraints, Rules, check_constraints
 from skjacobian.geometry import BALL_NORMS, Ball
 from skjacobian.model_modes import PredictLogits, frozen

@@ -3,73 +3,17 @@
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from skjacobian.attacks._found import Found, Stage
 from skjacobian.exceptions import AttackWarning, NoGradientError
 from skjacobian.geometry import Ball, rows
 from skjacobian.losses import margin
 from skjacobian.model_modes import PredictLogits, output_kind, to_logits
 
 SampleLoss = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Stage:
-    """What one stage of a cascade found.
-
-    Attributes
-    ----------
-    name : str
-    fooled : Tensor of bool of shape (n_samples,)
-        Whom it fooled that had stood until then.
-    gain : Tensor of shape (n_samples,)
-        How much closer than all before it brought those that still stand, as a share of
-        their clean margin.
-    n_queries : Tensor of int of shape (n_samples,)
-        How often it asked about each sample.
-    seconds : float
-    complete : bool
-        Whether it came to its end; False where a budget cut it short.
-    """
-
-    name: str
-    fooled: Tensor
-    gain: Tensor
-    n_queries: Tensor
-    seconds: float
-    complete: bool
-
-
-@dataclass(frozen=True)
-class Found:
-    """What a search found.
-
-    Attributes
-    ----------
-    X_adv : Tensor of shape (n_samples, *features)
-    fooled : Tensor of bool of shape (n_samples,)
-        Whether the logits at `X_adv` favour another class than the true one.
-    n_queries : Tensor of int of shape (n_samples,)
-        How often the model was asked about each sample, with or without a gradient.
-    no_gradient : Tensor of bool of shape (n_samples,)
-        Whether the first gradient at a sample was zero or not finite while it stood.
-    stages : tuple of Stage
-        What a cascade ran, in order; empty for other attacks.
-    """
-
-    X_adv: Tensor
-    fooled: Tensor
-    n_queries: Tensor
-    no_gradient: Tensor
-    stages: tuple[Stage, ...] = ()
-
-    @property
-    def complete(self) -> bool:
-        """Whether the search came to its end; False where a budget cut it short."""
-        return all(stage.complete for stage in self.stages)
 
 
 class BudgetSpentError(Exception):

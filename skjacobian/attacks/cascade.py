@@ -11,7 +11,8 @@ from torch import Tensor
 
 from skjacobian._validation import check_count, check_positive, reject
 from skjacobian.attacks._base import Attack
-from skjacobian.attacks._search import BudgetSpentError, Found, Search, Stage
+from skjacobian.attacks._found import Found, Stage
+from skjacobian.attacks._search import BudgetSpentError, Search
 from skjacobian.attacks.pgd import PGD
 from skjacobian.attacks.rays import RayS
 from skjacobian.attacks.square import Square
