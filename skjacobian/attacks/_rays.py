@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from skjacobian.attacks._search import Search
-from skjacobian.geometry import rows, unit_rows, valid_range, vector_norm
+from skjacobian.geometry import rows, unit_rows, vector_norm
+from skjacobian.validity import valid_range
 
 
 class Rays:
