@@ -62,15 +62,8 @@ def between_radii(radii, share):
 
 
 @pytest.mark.parametrize("norm", DUAL)
-@pytest.mark.parametrize(
-    ("pipeline", "scaled"),
-    [
-        ("StandardScaler", False),
-        ("PCA", True),
-        pytest.param("StandardScaler", True, marks=pytest.mark.slow),
-        pytest.param("PCA", False, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("pipeline", PIPELINES)
 @pytest.mark.parametrize("classifier", CLASSIFIERS)
 @pytest.mark.parametrize("data", DATA)
 def test_the_strong_attack_finds_the_robust_accuracy_of_linear_classifiers(
