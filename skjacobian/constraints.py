@@ -12,6 +12,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
+from skjacobian._table import Table
 from skjacobian._validation import check_option, did_you_mean, reject
 from skjacobian.threat_model import inward
 
@@ -102,7 +103,7 @@ class FeatureConstraints(BaseEstimator):
         -------
         self
         """
-        columns = [_numbers(column) for column in _columns_of(X)]
+        columns = _present_numbers(Table(X))
         self.n_features_in_ = len(columns)
         if hasattr(X, "columns"):
             self.feature_names_in_ = np.array(X.columns, dtype=object)
@@ -346,20 +347,13 @@ def check_constraints(constraints: Any, feature_scale: Any, bounds: Any) -> None
             )
 
 
-def _columns_of(X: Any) -> list[np.ndarray]:
-    """Return the columns of a table, or of an array whose samples are flattened."""
-    if hasattr(X, "iloc"):
-        return [np.asarray(X.iloc[:, j]) for j in range(X.shape[1])]
-    return list(np.asarray(X).reshape(len(X), -1).T)
-
-
-def _numbers(column: np.ndarray) -> np.ndarray:
-    """Return the values of a column that are numbers; none if it holds something else."""
-    try:
-        values = column.astype(np.float64)
-    except (TypeError, ValueError):
-        return np.zeros(0)
-    return values[~np.isnan(values)]
+def _present_numbers(table: Table) -> list[np.ndarray]:
+    """Return the values of each column, none of those that hold no numbers."""
+    columns = table.tensor.double().flatten(1).numpy().T
+    return [
+        column[:0] if j in table.categories else column[~np.isnan(column)]
+        for j, column in enumerate(columns)
+    ]
 
 
 def _is_range(pair: Any) -> bool:

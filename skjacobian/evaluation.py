@@ -155,8 +155,9 @@ def evaluate_robustness(
         random_state=random_state,
         verbose=verbose,
     )
-    threat_model = subject.threat_model(norm, eps, feature_scale, bounds, mutable, constraints)
-    attack = attack.with_threat(threat_model)
+    attack = attack.with_threat(
+        subject.threat_model(norm, eps, feature_scale, bounds, mutable, constraints)
+    )
     attack.check_params()
     attack.check_valid(subject.X_tensor)
     warn_if_nothing_can_move(attack, subject.X_tensor)
@@ -165,7 +166,7 @@ def evaluate_robustness(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AttackWarning)  # the flags say it
         perturbed = subject.perturb(attack, attacked)
-        flags = _Checks(subject, attack, threat_model, attacked, perturbed).flags(
+        flags = _Checks(subject, attack, attacked, perturbed).flags(
             inside, subject.unsaid_categories(mutable, constraints)
         )
     robust = np.zeros(len(subject.y), dtype=bool)
@@ -239,11 +240,10 @@ class _Checks:
         self,
         subject: UnderAttack,
         attack: Attack,
-        threat_model: dict[str, Any],
         attacked: np.ndarray,
         perturbed: Perturbed,
     ) -> None:
-        self.subject, self.attack, self.threat_model = subject, attack, threat_model
+        self.subject, self.attack = subject, attack
         self.perturbed = perturbed
         spread = np.linspace(0, len(attacked) - 1, min(N_CHECKED, len(attacked))).astype(int)
         self.checked = attacked[spread]
@@ -272,7 +272,7 @@ class _Checks:
 
     def _robust_share(self, attack: Attack, **threat: Any) -> float:
         """Return the share of the checked samples that stand against an attack."""
-        attack = attack.with_threat({**self.threat_model, **threat})
+        attack = attack.with_threat({**self.attack.threat_model, **threat})
         return float((~self.subject.perturb(attack, self.checked).found.fooled).double().mean())
 
     @cached_property

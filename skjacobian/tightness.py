@@ -16,7 +16,6 @@ from skjacobian.attacks._search import input_gradient
 from skjacobian.losses import LOSSES, cross_entropy
 from skjacobian.model_modes import PredictLogits, frozen
 from skjacobian.theory import TERMS, surrogate_terms
-from skjacobian.threat_model import check_inside, resolve_bounds
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -182,7 +181,7 @@ def surrogate_gap(
             "Got X with missing values or columns of categories, but expected numbers alone: the "
             "theory is about vectors. Pass what the preprocessing makes of X, and the classifier."
         )
-    check_inside(subject.X_tensor, resolve_bounds(bounds, subject.X_tensor))
+    attack.check_clean(subject.X_tensor)
     parts = [
         _gap_of(subject.logits_view, attack, X_batch, y_batch, n_restarts, subject.seed)
         for X_batch, y_batch in _batches(subject)

@@ -63,6 +63,11 @@ class Attack(BaseEstimator):
         fresh: Self = clone(self).set_params(**threat_model)
         return fresh
 
+    @property
+    def threat_model(self) -> dict[str, Any]:
+        """What the adversary may do, by parameter."""
+        return {name: getattr(self, name) for name in self.THREAT_MODEL}
+
     def check_params(self) -> None:
         """Raise a ValueError that names the first parameter with a bad value."""
         check_option("norm", self.norm, self.norms)
@@ -154,23 +159,26 @@ class Attack(BaseEstimator):
 
     def bounds_of(self, X: Tensor) -> tuple[Tensor, Tensor] | None:
         """Return the bounds for samples `X`, wherever they were said; None for unbounded."""
-        rules = self._rules(X)
-        return resolve_bounds(self.bounds, X) or (None if rules is None else rules.bounds)
+        return self._bounds(X, self._rules(X))
 
     def scale_of(self, X: Tensor) -> Tensor | None:
         """Return the feature scale for samples `X`, 0 where a feature is fixed; None for 1."""
-        rules = self._rules(X)
+        return self._scale(X, self._rules(X))
+
+    def _bounds(self, X: Tensor, rules: Rules | None) -> tuple[Tensor, Tensor] | None:
+        return resolve_bounds(self.bounds, X) or (None if rules is None else rules.bounds)
+
+    def _scale(self, X: Tensor, rules: Rules | None) -> Tensor | None:
         scale = resolve_feature_scale(self.feature_scale, X, self.mutable)
         return scale if rules is None else rules.scaled(scale).to(X)
 
-    def _own_bounds(self, X: Tensor) -> tuple[Tensor, Tensor] | None:
+    def _own_bounds(self, X: Tensor, rules: Rules | None) -> tuple[Tensor, Tensor] | None:
         """Return the bounds that clean samples keep, too."""
-        rules = self._rules(X)
-        return None if rules is not None and rules.extends else self.bounds_of(X)
+        return None if rules is not None and rules.extends else self._bounds(X, rules)
 
     def outside(self, X: Tensor) -> Tensor:
         """Tell which clean samples lie outside their bounds, by more than rounding."""
-        return outside(X, self._own_bounds(X))
+        return outside(X, self._own_bounds(X, self._rules(X)))
 
     def check_valid(self, X: Tensor) -> None:
         """Raise a ValueError unless clean samples are whole or one-hot where they must be."""
@@ -180,18 +188,21 @@ class Attack(BaseEstimator):
 
     def check_clean(self, X: Tensor) -> None:
         """Raise a ValueError unless clean samples obey bounds and constraints themselves."""
-        self.check_valid(X)
-        check_inside(X, self._own_bounds(X))
+        rules = self._rules(X)
+        if rules is not None:
+            rules.check_clean(X)
+        check_inside(X, self._own_bounds(X, rules))
 
     def ball(self, X: Tensor) -> Ball:
         """Return the sets that this adversary may choose from, around the rows of `X`."""
+        rules = self._rules(X)
         return Ball.around(
             X.detach(),
             norm=self.norm,
             eps=self.eps,
-            scale=self.scale_of(X),
-            bounds=self.bounds_of(X),
-            rules=self._rules(X),
+            scale=self._scale(X, rules),
+            bounds=self._bounds(X, rules),
+            rules=rules,
         )
 
 

@@ -240,9 +240,8 @@ class Cascade(Attack):
         _warn_of_weakness(known)
 
     def _run_stages(self, search: Search, known: str, seeds: list[int]) -> None:
-        threat_model = {name: getattr(self, name) for name in self.THREAT_MODEL}
         for plan, seed in zip(PLANS[known], seeds, strict=False):
-            attack = plan.attack.with_threat(threat_model)
+            attack = plan.attack.with_threat(self.threat_model)
             generator = torch.Generator().manual_seed(seed)
             search.eligible = plan.who(search)
             with torch.set_grad_enabled(attack.needs == "gradients"):

@@ -155,10 +155,6 @@ def dense(array: Any) -> np.ndarray:
         "n_jobs",
     ),
 )
-def _(classifier: LogisticRegression) -> ClassifierView:
-    return LinearLogits(classifier.coef_, classifier.intercept_, has_proba=True)
-
-
 @view_of(
     LogisticRegressionCV,
     settings=(
@@ -167,7 +163,7 @@ def _(classifier: LogisticRegression) -> ClassifierView:
         *("intercept_scaling", "use_legacy_attributes"),
     ),
 )
-def _(classifier: LogisticRegressionCV) -> ClassifierView:
+def _(classifier: LogisticRegression | LogisticRegressionCV) -> ClassifierView:
     return LinearLogits(classifier.coef_, classifier.intercept_, has_proba=True)
 
 
@@ -178,19 +174,11 @@ def _(classifier: LogisticRegressionCV) -> ClassifierView:
         *("positive", "random_state"),
     ),
 )
-def _(classifier: RidgeClassifier) -> ClassifierView:
-    return _ridge(classifier)
-
-
 @view_of(
     RidgeClassifierCV,
     settings=("alphas", "fit_intercept", "scoring", "cv", "class_weight", "store_cv_results"),
 )
-def _(classifier: RidgeClassifierCV) -> ClassifierView:
-    return _ridge(classifier)
-
-
-def _ridge(classifier: Any) -> ClassifierView:
+def _(classifier: RidgeClassifier | RidgeClassifierCV) -> ClassifierView:
     check_is_not_multilabel(classifier)
     return LinearLogits(classifier.coef_, classifier.intercept_, has_proba=False)
 
@@ -224,10 +212,6 @@ def _(classifier: SGDClassifier) -> ClassifierView:
 
 
 @view_of(Perceptron, settings=_STOCHASTIC_SETTINGS)
-def _(classifier: Perceptron) -> ClassifierView:
-    return LinearLogits(classifier.coef_, classifier.intercept_, has_proba=False)
-
-
 @view_of(
     LinearSVC,
     settings=(
@@ -235,7 +219,7 @@ def _(classifier: Perceptron) -> ClassifierView:
         *("intercept_scaling", "class_weight", "verbose", "random_state", "max_iter"),
     ),
 )
-def _(classifier: LinearSVC) -> ClassifierView:
+def _(classifier: Perceptron | LinearSVC) -> ClassifierView:
     return LinearLogits(classifier.coef_, classifier.intercept_, has_proba=False)
 
 
