@@ -358,6 +358,42 @@ class Ball:
         scaled = gradient if self.scale is None else gradient * self.scale
         return vector_norm(scaled, {"linf": "l1", "l2": "l2", "l1": "linf"}[self.norm])
 
+    def ascent_left(self, X_adv: Tensor, gradient: Tensor) -> Tensor:
+        """Return how much a linear loss of slope `gradient` can still climb from `X_adv`.
+
+        The Frank-Wolfe gap max {gᵀ(x - X_adv)} over each set (Jaggi, ICML 2013, equation 2): 0
+        where a search has come to rest. For l2 and l1 with a box it is a bound from above, the
+        ball alone for the features that the box lets move from X.
+
+        Parameters
+        ----------
+        X_adv : Tensor of shape (n_samples, *features)
+            Points inside the sets.
+        gradient : Tensor of shape (n_samples, *features)
+
+        Returns
+        -------
+        Tensor of shape (n_samples,)
+
+        Examples
+        --------
+        >>> import torch
+        >>> ball = Ball.around(torch.zeros(1, 2), norm="l2", eps=1.0)
+        >>> ball.ascent_left(torch.tensor([[0.0, 0.5]]), torch.tensor([[0.0, 2.0]]))
+        tensor([1.])
+        """
+        if self.norm == "linf":
+            assert self.low is not None
+            assert self.high is not None
+            up, down = (gradient * (side - X_adv) for side in (self.high, self.low))
+            return torch.maximum(up, down).flatten(1).sum(1)
+        climbed = (gradient * (X_adv - self.X)).flatten(1).sum(1)
+        if self.low is not None and self.high is not None:
+            far = gradient * (torch.finfo(gradient.dtype).max / 2)
+            may_move = far.clamp_(self.low - self.X, self.high - self.X).sign_().abs_()
+            gradient = may_move.mul_(gradient)
+        return (self._flat_eps() * self.dual_length(gradient) - climbed).clamp_(min=0.0)
+
     def ascend(
         self,
         X_adv: Tensor,

@@ -385,6 +385,32 @@ def test_the_dual_length_is_the_most_that_a_unit_step_climbs(norm, scaled, gener
     torch.testing.assert_close(ball.dual_length(gradient), climbed)
 
 
+@all_kinds_of_ball
+def test_no_point_of_the_set_climbs_more_than_the_ascent_left(kind, generator):
+    case = case_of(**kind, n=3)
+    gradient = rand(case.X.shape, generator)
+    start = case.ball.random_start(generator)
+    left = case.ball.ascent_left(start, gradient.clone())
+    assert (left >= 0).all()
+    for size in (0.3, 3.0, 100.0):
+        for _ in range(100):
+            direction = gradient + size * rand(case.X.shape, generator)
+            other = case.ball.project(case.X + size * direction)
+            climbed = (gradient * (other - start)).flatten(1).sum(1)
+            assert (climbed <= left + 1e-9).all()
+
+
+@pytest.mark.parametrize("norm", BALL_NORMS)
+@pytest.mark.parametrize("scaled", [None, True])
+def test_no_ascent_is_left_at_the_best_point(norm, scaled, generator):
+    ball = case_of(norm, scale=scaled).ball
+    gradient = rand(ball.X.shape, generator)
+    best = ball.project(ball.X + ball.eps * ball.steepest(gradient))
+    assert (ball.ascent_left(best, gradient.clone()) <= 1e-9).all()
+    there = ball.ascent_left(ball.X, gradient.clone())
+    torch.testing.assert_close(there, (gradient * (best - ball.X)).flatten(1).sum(1))
+
+
 def greedy_optimum(case, g):
     """max gᵀ(x - X) over each l1 set: features filled to their bounds in order of |scale g|."""
     scale = np.ones(g.shape) if case.scale is None else case.scale.numpy()

@@ -108,7 +108,7 @@ def test_retiring_samples_finds_what_the_plain_loop_finds(
     norm, eps, bounds, params, loss, gives_up, monkeypatch
 ):
     if not gives_up:
-        monkeypatch.setattr(GradientAscent, "LATE", 0.0)
+        monkeypatch.setattr(GradientAscent, "SHARE_OF_STEPS", 1.0)
     net, X, y = make_problem(n=120)
     y[::10] = (y[::10] + 1) % 3
     attack = PGD(norm=norm, eps=eps, bounds=bounds, loss=loss, **params)
@@ -120,8 +120,12 @@ def test_retiring_samples_finds_what_the_plain_loop_finds(
     torch.testing.assert_close(found.X_adv[fooled], first[fooled], rtol=0, atol=1e-9)
     end, best_end = margins(net, found.X_adv, y)[~fooled], best_end[~fooled]
     if gives_up:
-        # What the search gave up on stays where it was, short of the end of the plain loop.
-        assert ((end < 0) & (end > 1.2 * best_end)).all()
+        # What the search gave up on stays where it was. To first order the plain loop could
+        # close a fifth of what was missing; curvature lets few gain more.
+        share_left = best_end / end
+        assert (end < 0).all()
+        assert (share_left > 0).all()
+        assert share_left.quantile(0.05) > 1 - 1 / GradientAscent.STEEPER
     else:
         torch.testing.assert_close(end, best_end, rtol=0, atol=1e-9)
 
