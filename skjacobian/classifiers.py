@@ -64,7 +64,7 @@ class JacobianRegularizedClassifier(RobustClassifier):
     penalty_samples : int, float, "auto" or None, default="auto"
         Samples of each batch that the penalty is taken on, drawn anew each time, as a
         number or a share. Penalty and gradient stay unbiased. "auto" takes what costs about
-        a sixth of the operations of plain training; of small networks, all of one batch in
+        a sixth of the operations of plain training; of very small networks all of one batch in
         three, at random; on CUDA all, where that takes no longer. None takes all. They
         train the same network, except where λ is so strong that it costs points of clean
         accuracy: there None ends a point or so more robust (docs/jacobian.md compares).

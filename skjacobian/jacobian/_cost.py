@@ -40,6 +40,9 @@ FEWEST_ROWS = 20
 # digits one to five points under attack were lost (docs/jacobian.md).
 FREE_OPERATIONS = 1e6
 FREE_ROWS = 128
+# A batch of no more rows than the above is taken whole where it costs no more than this: the
+# only way to count a weight of 2 as a sample twice, and few samples do not take long.
+SMALL_BATCH_OPERATIONS = 1e7
 FREE_ACCELERATED_OPERATIONS = 2e10
 
 # Operations that `masked_product` must save to be worth its two passes.
@@ -121,8 +124,8 @@ def affordable_sample(
 
     Where the network is so small that starting the kernels of a penalty takes longer than
     running them, one batch in three is penalized instead, on as many rows as make little
-    difference to its time; of a small batch that is all of them. On an accelerator that
-    holds for most networks, and all samples and classes of every batch are penalized.
+    difference to its time. On an accelerator that holds for most networks, and all samples
+    and classes of every batch are penalized. So are batches of few rows by small networks.
 
     On MNIST this trains the network that the whole penalty trains, within the noise of five
     seeds, but for λ that cost two points of clean accuracy and more: there it ends up to 1.4
@@ -148,7 +151,8 @@ def affordable_sample(
     if 3 * sizes.operations * rows < FREE_OPERATIONS and sizes.operations:
         rows = max(FREE_ROWS, FREE_OPERATIONS / (3 * sizes.operations))
         every = 3
-    if rows >= n_samples * rows_of_one:
+    few_rows = n_samples * rows_of_one <= FREE_ROWS and 0 < whole <= SMALL_BATCH_OPERATIONS
+    if few_rows or rows >= n_samples * rows_of_one:
         return Sample(n_samples, None, every)
     if not rows_add:
         return Sample(max(1, round(rows / rows_of_one)), None, every)

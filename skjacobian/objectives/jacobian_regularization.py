@@ -40,9 +40,9 @@ class JacobianRegularization(Objective):
     penalty_samples : int, float, "auto" or None, default=None
         Samples of each batch that the penalty is taken on, as a number or a share, drawn
         anew each time. Theirs is scaled up by n/m and the others' is 0. None takes all.
-        "auto" takes what costs about a sixth of the operations of plain training; of small
-        networks all of one batch in three, at random, scaled up by 3; on an accelerator all,
-        where that takes no longer
+        "auto" takes what costs about a sixth of the operations of plain training; of very
+        small networks all of one batch in three, at random, scaled up by 3; of small ones all
+        where the batch has few samples; on an accelerator all, where that takes no longer
         (`skjacobian.jacobian._cost.affordable_sample` is the rule).
     class_samples : int, "auto" or None, default="auto"
         Classes of each of these samples, for "l1" and "l2". None takes all. "auto" takes

@@ -95,6 +95,12 @@ def is_small(n_samples, operations, **_):
     return 0 < 3 * operations * max(n_samples / 6, 20) < _cost.FREE_OPERATIONS
 
 
+def is_taken_whole(n_samples, operations, n_classes, share, rows_add):
+    """Tell whether a batch has so few and cheap rows that all are taken."""
+    rows = n_samples * (n_classes if rows_add else share * n_classes + 1)
+    return rows <= _cost.FREE_ROWS and 0 < 3 * operations * rows <= _cost.SMALL_BATCH_OPERATIONS
+
+
 @given(**batch)
 @settings(deadline=None)
 def test_the_sample_costs_a_sixth_of_a_step_or_twenty_rows_or_next_to_nothing(**given):
@@ -105,8 +111,11 @@ def test_the_sample_costs_a_sixth_of_a_step_or_twenty_rows_or_next_to_nothing(**
     assert rows >= min(sixth - more, given["n_samples"] * rows_of_one) - 1e-9
     if is_small(**given):
         assert sample.every > 1
+        return
+    assert sample.every == 1
+    if is_taken_whole(**given):
+        assert (sample.n_samples, sample.class_samples) == (given["n_samples"], None)
     else:
-        assert sample.every == 1
         assert rows <= max(rows_of_one, sixth + rows_of_one / 2) + 1e-9
 
 
@@ -115,6 +124,7 @@ def test_the_sample_costs_a_sixth_of_a_step_or_twenty_rows_or_next_to_nothing(**
 def test_larger_batches_have_larger_samples(more, **given):
     larger = {**given, "n_samples": given["n_samples"] + more}
     assume(is_small(**given) == is_small(**larger))
+    assume(is_taken_whole(**given) <= is_taken_whole(**larger))
     sample, larger_sample = sample_of(**given)[0], sample_of(**larger)[0]
     assert larger_sample.n_samples >= sample.n_samples
     assert larger_sample.every == sample.every
