@@ -127,6 +127,13 @@ def test_adversarial_training_is_also_run_for_as_long_as_a_penalty():
     assert study.epochs_of(long, study.MNIST, None) == 20
     assert study.epochs_of(short, study.MNIST, None) == 5
     assert study.make_model(short, study.MNIST, 5).norm == "linf"
+    assert study.epochs_of(study.Setting("l1_twice", 0.003, 60000, 0), study.MNIST, None) == 40
+
+
+def test_a_convolutional_network_is_studied_too():
+    for setting in study.settings_of(study.MNIST_CNN, "AB", [60000], 1):
+        epochs = study.epochs_of(setting, study.MNIST_CNN, None)
+        assert study.make_model(setting, study.MNIST_CNN, epochs).module == "cnn"
 
 
 def test_results_are_plain_json(folder):
