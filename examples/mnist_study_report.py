@@ -167,13 +167,15 @@ def against_pgd_table(results: list[dict]) -> str:
         }
         reference = found.get(f"pgd_{threat}")
         for method, best in sorted(found.items(), key=lambda item: -item[1]["robust"]):
-            numbers = [f"{best[name]:.3f}" for name in ("clean", "robust")]
-            shares = ["", ""]
+            low, high = wilson_interval(best["robust"] * best["n_test"], best["n_test"])
+            numbers = [f"{best['clean']:.3f}", f"{best['robust']:.3f}", f"{low:.3f} to {high:.3f}"]
+            seconds, shares = f"{best['seconds']:.0f}", ["", ""]
             if reference is not None:
                 shares = [f"{best[name] / reference[name]:.2f}" for name in ("robust", "seconds")]
-            rows.append([threat, method, f"{best['strength']:g}", best["seeds"], *numbers, *shares])
-    header = ["attack", "method", "strength", "seeds", "clean", "robust", "share of PGD's accuracy"]
-    return table([*header, "share of its time"], rows)
+            setting = [threat, method, f"{best['strength']:g}", best["seeds"]]
+            rows.append([*setting, *numbers, seconds, *shares])
+    header = ["attack", "method", "strength", "seeds", "clean", "robust", "95 %", "CPU s"]
+    return table([*header, "share of PGD's accuracy", "share of its time"], rows)
 
 
 def _most_robust(same: list[dict], threat: str) -> dict:
@@ -185,6 +187,8 @@ def _most_robust(same: list[dict], threat: str) -> dict:
             "clean": np.mean([r["test"]["accuracy"] for r in group]),
             "robust": np.mean([robust(r, threat) for r in group]),
             "seconds": np.mean([r["cpu_seconds"] for r in group]),
+            # Seeds share the test data, so they narrow nothing.
+            "n_test": group[0]["test"]["n_samples"],
         }
         for (strength,), group in grouped(same, "strength").items()
     ]

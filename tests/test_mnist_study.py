@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import torch
 from skjacobian.theory import ORDER, surrogate_terms
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+DOCS = Path(__file__).parents[1] / "docs"
+KEPT = [DOCS / "study", DOCS / "study" / "cnn"]
 
 
 def import_example(name):
@@ -139,3 +142,28 @@ def test_a_convolutional_network_is_studied_too():
 def test_results_are_plain_json(folder):
     for path in folder.glob("*.json"):
         assert json.loads(path.read_text())["part"] == "A"
+
+
+# --- docs/study.md ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kept", KEPT, ids=lambda kept: kept.name)
+def test_the_report_that_is_kept_is_that_of_the_results_that_are_kept(kept, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "draw_figures", lambda *_: [])
+    written = report.write_report(study.load_results(kept), tmp_path).read_text()
+    there = (kept / "report.md").read_text()
+    assert written.strip() == there[: there.find("![")].strip()
+
+
+def test_every_number_found_by_the_study_is_in_a_report():
+    text = (DOCS / "study.md").read_text()
+    found = text[text.index("## What was found") : text.index("## What it teaches")]
+    numbers = set(re.findall(r"(?<![\w.])\d*\.\d+", found))
+    reported = {
+        number
+        for kept in KEPT
+        for number in re.findall(r"\d+\.\d+", (kept / "report.md").read_text())
+    }
+    radii_and_strengths = {"0.1", "1.5"}
+    assert len(numbers) > 20
+    assert numbers <= reported | radii_and_strengths
