@@ -211,7 +211,21 @@ class RobustClassifier(ClassifierMixin, NetOwner):
                 "Got early_stopping=True, but partial_fit expected early_stopping=False: one "
                 "epoch leaves nothing to stop."
             )
+        if isinstance(self.class_weight, str):
+            raise ValueError(
+                f"Got class_weight={self.class_weight!r}, but partial_fit expected None or a "
+                "mapping of labels to weights: a part of the data does not know its classes' "
+                "shares."
+            )
         fresh = not hasattr(self, "net_")
+        if (
+            classes is not None
+            and not fresh
+            and not np.array_equal(np.unique(classes), self.classes_)
+        ):
+            reject(
+                "classes", classes, f"those of the first call, {self.classes_.tolist()}, or None"
+            )
         return self._fit(X, y, sample_weight, fresh=fresh, classes=classes, partial=True)
 
     def _fit(
@@ -224,6 +238,8 @@ class RobustClassifier(ClassifierMixin, NetOwner):
         classes: Any = None,
         partial: bool = False,
     ) -> Self:
+        if not fresh:
+            self._check_same_net()
         values, y = self._validate_training_data(X, y, reset=fresh)
         weight, rows = training_weights(values, sample_weight)
         self._learn_classes(y[rows], classes, fresh)

@@ -32,6 +32,7 @@ class NetOwner(BaseEstimator):
     device: Any
     dtype: str
     _nested: dict[str, Any]
+    _net_said: dict[str, Any]
 
     def _init_net(self, preprocessor: Any, X: np.ndarray, seed: int) -> None:
         """Make the network for X behind a fitted preprocessor, and remember how, for pickling."""
@@ -46,6 +47,7 @@ class NetOwner(BaseEstimator):
         )
         sizes: dict[str, Any] = {"input_shape": input_shape, "n_classes": len(self.classes_)}
         self.preprocessor_ = preprocessor
+        self._net_said = self._said_of_the_net()
         self._net_args = {
             "module": self.module,
             "params": module_params(self.module, given, **sizes),
@@ -60,6 +62,21 @@ class NetOwner(BaseEstimator):
             },
         }
         self.net_ = self._make_net()
+
+    def _said_of_the_net(self) -> dict[str, Any]:
+        """Return the parameters that the network and its optimizer are made from."""
+        names = ("module", "optimizer", "weight_decay", "dtype")
+        return {name: getattr(self, name) for name in names} | self._nested
+
+    def _check_same_net(self) -> None:
+        """Raise if these have changed: training goes on with the network that is there."""
+        now, then = self._said_of_the_net(), self._net_said
+        for name in sorted({*now, *then}):
+            if repr(now.get(name)) != repr(then.get(name)):
+                raise ValueError(
+                    f"Got {name}={now.get(name)!r}, but expected {then.get(name)!r} as in the "
+                    "first fit: warm_start and partial_fit go on with its network and optimizer."
+                )
 
     def _make_net(self) -> ObjectiveNet:
         args = self._net_args

@@ -28,7 +28,13 @@ from skjacobian.differentiable import (
 )
 from skjacobian.exceptions import AttackWarning, NotDifferentiableError
 from skjacobian.model_modes import frozen, output_kind, to_logits
-from skjacobian.threat_model import fit_feature_scale, mutable_by_name, resolve_mutable
+from skjacobian.threat_model import (
+    fit_feature_scale,
+    has_names,
+    mutable_by_name,
+    resolve_mutable,
+    values_by_name,
+)
 
 ATTACKS: dict[str, type[Attack]] = {"pgd": PGD, "fgsm": FGSM, "strong": Cascade}
 
@@ -96,14 +102,16 @@ class UnderAttack:
         verbose: bool = False,
     ) -> None:
         _check_has(estimator, "predict")
-        X = _in_the_order_of_fit(estimator, X)
+        given, X = X, _in_the_order_of_fit(estimator, X)
         self.estimator, self.X, self.verbose = estimator, X, verbose
+        self.is_reordered = X is not given
         self.table = Table(X)
         self.X_tensor = self.table.tensor
         self.view, self.is_black_box = _view(estimator, self.table, needs)
         _check_has(estimator, "classes_")
         self.y = column_or_1d(y)
         check_consistent_length(self.X_tensor, self.y)
+        _check_kind_of_labels(self.y, estimator.classes_)
         self.categories = sorted({*self.table.categories, *encoded_columns(estimator)})
         self.device = _device_of(self.view)
         self.batch_size = check_batch_size(batch_size) or _batch_size(self.X_tensor, self.device)
@@ -134,8 +142,34 @@ class UnderAttack:
         armed = attack.with_threat(self.threat_model(**threat_model))
         armed.check_params()
         armed.check_clean(self.X_tensor)
-        warn_if_nothing_can_move(armed, self.X_tensor)
+        if stuck := self.stuck_features(armed, threat_model["constraints"]):
+            warnings.warn(f"Got eps={armed.eps!r}, {stuck}", AttackWarning, stacklevel=3)
         return armed
+
+    def stuck_features(self, attack: Attack, constraints: FeatureConstraints | None) -> str:
+        """Say, if so, that the radius is too small to change anything, or some whole numbers.
+
+        Of these only those that nobody said to be whole numbers: their type does.
+        """
+        if attack.eps_is_zero or len(self.X_tensor) == 0:
+            return ""
+        moves, too_small = _movable(attack, self.X_tensor)
+        if not bool(moves.any()):
+            return (
+                "at which no feature can change: whole numbers (columns of an integer type are) "
+                "do where eps·feature_scale is at least 1, immutable ones and those of scale 0 "
+                '(constant ones have it under "std" and "range") never. The robust accuracy is '
+                "the clean one."
+            )
+        said = [] if constraints is None else constraints.by_index(self._names()).integer
+        stuck = [j for j in self.table.integer if too_small.flatten()[j] and j not in said]
+        if not stuck:
+            return ""
+        names = ", ".join(map(str, self.names_of(stuck)[:10])) + (", …" if stuck[10:] else "")
+        return (
+            f"at which columns of an integer type cannot change ({names}): whole numbers do where "
+            "eps·feature_scale is at least 1. Cast them to float if they can take any value."
+        )
 
     def threat_model(
         self,
@@ -148,8 +182,13 @@ class UnderAttack:
     ) -> dict[str, Any]:
         """Return the parameters of an attack, what depends on the data taken from all of X."""
         check_constraints(constraints, feature_scale, bounds)
-        if self.table.columns is not None:
-            mutable = mutable_by_name(mutable, self.table.columns)
+        if (columns := self.table.columns) is not None:
+            if self.is_reordered:
+                _check_names_only(columns, feature_scale, bounds, mutable, constraints)
+            mutable = mutable_by_name(mutable, columns)
+            feature_scale = values_by_name(feature_scale, columns)
+            if isinstance(bounds, tuple | list):
+                bounds = tuple(values_by_name(side, columns) for side in bounds)
         self._check_not_categories(mutable)
         return {
             "norm": norm,
@@ -338,21 +377,47 @@ def _check_has(estimator: Any, name: str) -> None:
         )
 
 
-def warn_if_nothing_can_move(attack: Attack, X: Tensor) -> None:
-    """Warn if whole numbers are all there is to change, and the radius is too small for it."""
-    if attack.constraints is None or attack.eps_is_zero:
-        return
-    rules, scale = attack.constraints.resolve(X), attack.scale_of(X)
-    reach = torch.as_tensor(attack.eps, dtype=torch.float64) * (1.0 if scale is None else scale)
-    moves = torch.where(rules.is_whole, reach >= 1, reach > 0)
-    if not bool(moves.any()):
-        warnings.warn(
-            f"Got eps={attack.eps!r} at which no feature can change: those that may are whole "
-            "numbers (columns of an integer type are), for which eps·feature_scale must be at "
-            "least 1. The robust accuracy is the clean one.",
-            AttackWarning,
-            stacklevel=4,
+def _check_names_only(
+    columns: list[Any], feature_scale: Any, bounds: Any, mutable: Any, constraints: Any
+) -> None:
+    """Raise if a threat model names columns by place, where X has them in another order."""
+    sides = bounds if isinstance(bounds, tuple | list) else ()
+    by_place = {
+        "feature_scale": np.ndim(feature_scale) and not has_names(feature_scale, columns),
+        "bounds": any(np.ndim(side) and not has_names(side, columns) for side in sides),
+        "mutable": mutable is not None and mutable_by_name(mutable, columns) is mutable,
+        "constraints": constraints is not None and constraints.has_places,
+    }
+    said = [name for name, is_by_place in by_place.items() if is_by_place]
+    if said:
+        raise ValueError(
+            f"Got {' and '.join(said)} by place and X with other columns, or in another order, "
+            "than the estimator was fitted on, but expected names (a Series for values by "
+            "column), or X[estimator.feature_names_in_]: places would be ambiguous."
         )
+
+
+def _check_kind_of_labels(y: np.ndarray, classes: Any) -> None:
+    """Raise if labels are strings and those of the classifier are not, or the reverse."""
+    kinds = {isinstance(labels[0], str) for labels in (y, np.ravel(classes)) if len(labels)}
+    if len(kinds) > 1:
+        raise ValueError(
+            f"Got y with labels like {y[0]!r}, but expected those that the classifier was fitted "
+            f"on, like {np.ravel(classes)[0]!r}."
+        )
+
+
+def _movable(attack: Attack, X: Tensor) -> tuple[Tensor, Tensor]:
+    """Return which features can change, and which whole numbers only by too large a step."""
+    scale = attack.scale_of(X)
+    reach = torch.as_tensor(attack.eps, dtype=torch.float64) * (1.0 if scale is None else scale)
+    reach = reach.expand(X.shape[1:])
+    if attack.constraints is None:
+        return reach > 0, torch.zeros_like(reach, dtype=torch.bool)
+    rules = attack.constraints.resolve(X)
+    free = (reach > 0) & ~(rules.increasing & rules.decreasing)
+    too_small = free & rules.is_whole & (reach < 1)
+    return free & ~too_small, too_small
 
 
 def _check_is_valid(attack: Attack, X: Tensor, X_adv: Tensor) -> None:

@@ -142,6 +142,16 @@ class FeatureConstraints(BaseEstimator):
                 setattr(indexed, name, dict(zip(index, value.values(), strict=True)))
         return indexed._in_the_order_of(names)
 
+    @property
+    def has_places(self) -> bool:
+        """Whether columns are said by index or by mask, or were learned without names."""
+        said = [column for name in COLUMNS for column in _listed(getattr(self, name))]
+        said += [column for group in self.one_hot or () for column in _listed(group)]
+        for value in (self.scale, self.bounds):
+            said += list(value) if isinstance(value, Mapping) else []
+        learned = hasattr(self, "n_features_in_") and not hasattr(self, "feature_names_in_")
+        return learned or not all(isinstance(column, str) for column in said)
+
     def _in_the_order_of(self, names: Sequence[Any]) -> "FeatureConstraints":
         """Put what `fit` learned by name in the order of the columns, and forget their names."""
         seen = list(self.__dict__.pop("feature_names_in_", names))
@@ -365,6 +375,10 @@ def _is_range(pair: Any) -> bool:
     return low <= high
 
 
+def _listed(columns: Any) -> list[Any]:
+    return list(columns) if hasattr(columns, "__iter__") else []
+
+
 def _indices(name: str, columns: Any, names: Sequence[Any]) -> list[int]:
     """Return the indices of columns given by name, by index or by a mask, or raise."""
     expected = f"names or indices of the {len(names)} columns"
@@ -375,7 +389,10 @@ def _indices(name: str, columns: Any, names: Sequence[Any]) -> list[int]:
     columns = list(columns)
     if len(columns) == len(names) and all(isinstance(c, bool | np.bool_) for c in columns):
         return [int(j) for j in np.flatnonzero(columns)]
-    return [_index(name, column, list(names), expected) for column in columns]
+    indices = [_index(name, column, list(names), expected) for column in columns]
+    if len(set(indices)) < len(indices):  # zeros and ones are no mask
+        reject(name, columns, f"a sequence of {expected}, each once, or a mask of booleans")
+    return indices
 
 
 def _index(name: str, column: Any, names: list[Any], expected: str) -> int:

@@ -13,7 +13,6 @@ from skjacobian._under_attack import (
     Perturbed,
     UnderAttack,
     check_threat_model_is_unset,
-    warn_if_nothing_can_move,
 )
 from skjacobian._validation import check_non_negative, check_option, reject
 from skjacobian.attacks import PGD, Attack, Cascade, Square
@@ -53,6 +52,9 @@ MEANINGS = {
     "attacked through their logarithm; where they have been rounded to 0 or 1, gradients vanish.",
     "categories": "Raised if columns hold categories that were not said to be immutable. They "
     "were held fixed: an adversary who can change them may do better.",
+    "stuck features": "Raised if no feature can change at this radius, or columns of an integer "
+    "type cannot, of which nobody said that they are whole numbers. An adversary who can may do "
+    "better.",
     "weak attack": "Raised if less than the strong cascade with gradients was run, or a budget "
     "cut it short. Robust accuracy is an upper bound; a stronger attack gives a lower one.",
 }
@@ -160,14 +162,15 @@ def evaluate_robustness(
     )
     attack.check_params()
     attack.check_valid(subject.X_tensor)
-    warn_if_nothing_can_move(attack, subject.X_tensor)
     inside = ~attack.outside(subject.X_tensor).numpy()
     attacked = np.flatnonzero(subject.right & inside)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AttackWarning)  # the flags say it
         perturbed = subject.perturb(attack, attacked)
         flags = _Checks(subject, attack, attacked, perturbed).flags(
-            inside, subject.unsaid_categories(mutable, constraints)
+            inside,
+            subject.unsaid_categories(mutable, constraints),
+            subject.stuck_features(attack, constraints),
         )
     robust = np.zeros(len(subject.y), dtype=bool)
     robust[attacked] = perturbed.right
@@ -253,7 +256,7 @@ class _Checks:
             with frozen(subject.view), torch.no_grad():
                 self.outputs = [subject.view(X).cpu() for _ in range(2)]
 
-    def flags(self, inside: np.ndarray, unsaid: list[Any]) -> tuple[Flag, ...]:
+    def flags(self, inside: np.ndarray, unsaid: list[Any], stuck: str) -> tuple[Flag, ...]:
         """Return all flags, raised or not."""
         flags = [
             self.gradients(),
@@ -266,6 +269,7 @@ class _Checks:
             self.torch_view(),
             self.output(),
             _flag("categories", unsaid, f"held fixed: {', '.join(map(str, unsaid)) or 'none'}"),
+            _flag("stuck features", stuck, f"eps={self.attack.eps:g}, {stuck or 'none'}"),
             self.weak_attack(),
         ]
         return tuple(flags)

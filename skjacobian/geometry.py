@@ -301,16 +301,27 @@ class Ball:
         samples, and the start of a row does not depend on the batch that it comes in.
         """
         uniform = self._uniform_rows(generator)
+        free = self.free_features()
+        if free is not None:  # the ball is of these alone
+            uniform = torch.cat([uniform[:, :1], uniform[:, 1 + free]], dim=1)
         if self.norm == "linf":
             unit = 2 * uniform[:, 1:] - 1
         elif self.norm == "l1":
             unit = _in_l1_ball(uniform)
         else:
-            radius = uniform[:, :1] ** (1 / max(1, self.X[0].numel()))
+            radius = uniform[:, :1] ** (1 / max(1, uniform.shape[1] - 1))
             # Directions of normal vectors are uniform; scale does not matter to them.
             unit = unit_rows(torch.erfinv(2 * uniform[:, 1:] - 1)) * radius
+        if free is not None:
+            unit = torch.zeros_like(self.X.flatten(1)).index_copy(1, free, unit)
         delta = unit.reshape(self.X.shape) * self.eps
         return self.project(self.X + (delta if self.scale is None else delta * self.scale))
+
+    def free_features(self) -> Tensor | None:
+        """Return the indices of the flattened features whose scale is not 0; None is all."""
+        if self.scale is None or bool((self.scale > 0).all()):
+            return None
+        return self.scale.expand(self.X.shape[1:]).flatten().nonzero().squeeze(1)
 
     def _uniform_rows(self, generator: torch.Generator | None) -> Tensor:
         """Return numbers in (0, 1), one more than features in each row.

@@ -94,11 +94,13 @@ TEMPERATURE = 1 / 15
 def soft_margin(logits: Tensor, y: Tensor, temperature: float = TEMPERATURE) -> Tensor:
     """Margin of each sample with a soft maximum over the wrong classes.
 
-    T log Σ_{k != y} exp(z_k / T) - z_y, where T is `temperature` times max z - min z, taken
-    for a constant. At T = 1 its gradient is that of cross-entropy divided by 1 - p_y. So it
-    weighs all wrong classes as cross-entropy does, which finds more than the margin, and
-    like the margin it has a gradient where the network is very confident, of a direction
-    that does not change when all logits are multiplied.
+    T log Σ_{k != y} exp(z_k / T) - z_y, where T is `temperature` times max z - min z, but at
+    most three times the distance from the largest logit to the middle one, taken for a
+    constant: a class that is masked by a logit of -1e9 is no matter. At T = 1 its gradient is
+    that of cross-entropy divided by 1 - p_y. So it weighs all wrong classes as cross-entropy
+    does, which finds more than the margin, and like the margin it has a gradient where the
+    network is very confident, of a direction that does not change when all logits are
+    multiplied.
 
     Parameters
     ----------
@@ -126,13 +128,24 @@ def soft_margin(logits: Tensor, y: Tensor, temperature: float = TEMPERATURE) -> 
     return value
 
 
+def _width(logits: Tensor) -> Tensor:
+    """Return the spread of the logits of each sample, whatever the lowest of them are."""
+    largest = logits.amax(1, keepdim=True)
+    whole = largest - logits.amin(1, keepdim=True)
+    n_classes = logits.shape[1]
+    if n_classes < 4:
+        return whole
+    middle = logits.kthvalue((n_classes + 1) // 2, dim=1, keepdim=True).values
+    return torch.minimum(whole, 3 * (largest - middle))
+
+
 class _SoftMargin(torch.autograd.Function):
     """One node where autograd would make a dozen, which an attack feels at every step."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, y: Tensor, temperature: float) -> Tensor:
-        T = temperature * (logits.amax(1, keepdim=True) - logits.amin(1, keepdim=True))
-        T = torch.where(T > 0, T, 1.0)
+        T = temperature * _width(logits)
+        T = torch.where((T > 0) & T.isfinite(), T, 1.0)
         index = y.unsqueeze(1)
         others = (logits / T).scatter_(1, index, -torch.inf)
         log_sum = others.logsumexp(1, keepdim=True)
@@ -212,7 +225,8 @@ def _spread(logits: Tensor, ranks: list[int]) -> Tensor:
     best = logits.topk(max(ranks), dim=1).values
     others = torch.stack([best[:, rank - 1] for rank in ranks]).mean(0)
     limits = torch.finfo(logits.dtype)
-    rounding = limits.eps * logits.detach().abs().amax(1)
+    # Infinite logits are those of masked classes.
+    rounding = limits.eps * logits.detach().abs().nan_to_num(posinf=0.0).amax(1)
     return torch.maximum(best[:, 0] - others, rounding.clamp(min=limits.tiny))
 
 

@@ -150,6 +150,8 @@ def resolve_mutable(mutable: Any, X: Tensor) -> Tensor | None:
             reject("mutable", mutable, expected)
         mask = np.zeros(n_features, dtype=bool)
         mask[values] = True
+        if mask.sum() < len(values):  # zeros and ones are no mask
+            reject("mutable", mutable, f"{expected}, each index once")
     else:
         reject("mutable", mutable, expected)
     if not mask.any():
@@ -188,9 +190,7 @@ def mutable_by_name(mutable: Any, columns: Sequence[str]) -> Any:
     [2, 0]
     """
     names = [mutable] if isinstance(mutable, str) else mutable
-    if not isinstance(names, list | tuple | np.ndarray) or not any(
-        isinstance(name, str) for name in names
-    ):
+    if not hasattr(names, "__iter__") or not any(isinstance(name, str) for name in names):
         return mutable
     columns = list(columns)
     for name in names:
@@ -198,6 +198,30 @@ def mutable_by_name(mutable: Any, columns: Sequence[str]) -> Any:
             suggestion = did_you_mean(name, columns)
             reject("mutable", mutable, f"names of columns, and {name!r} is none{suggestion}")
     return [columns.index(name) for name in names]
+
+
+def has_names(values: Any, columns: Sequence[Any]) -> bool:
+    """Tell whether values are a pandas Series with a value for each of these columns.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> has_names(pd.Series({"age": 3.0, "sex": 1.0}), ["sex", "age"])
+    True
+    """
+    return hasattr(values, "reindex") and set(columns) <= set(values.index)
+
+
+def values_by_name(values: Any, columns: Sequence[Any]) -> Any:
+    """Return the values of a pandas Series in the order of the columns; anything else as it is.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> values_by_name(pd.Series({"age": 3.0, "sex": 1.0}), ["sex", "age"])
+    array([1., 3.])
+    """
+    return values.loc[list(columns)].to_numpy() if has_names(values, columns) else values
 
 
 def resolve_bounds(bounds: Any, X: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -241,7 +265,8 @@ def inward(low: Tensor, high: Tensor, X: Tensor) -> tuple[Tensor, Tensor]:
 def _per_feature(name: str, value: Any, X: Tensor) -> Tensor:
     """Return `value` as a CPU tensor that broadcasts over a sample of `X`."""
     try:
-        tensor = torch.as_tensor(np.asarray(value, dtype=np.float64), dtype=X.dtype)
+        # A copy, for arrays that nobody may write to.
+        tensor = torch.tensor(np.asarray(value, dtype=np.float64), dtype=X.dtype)
     except (TypeError, ValueError):
         reject(name, value, "numbers")
     n_features = X[0].numel() if len(X) else int(np.prod(X.shape[1:]))
@@ -282,5 +307,6 @@ def check_inside(X: Tensor, bounds: tuple[Tensor, Tensor] | None) -> None:
         raise ValueError(
             f"Got X with {int(is_outside.sum())} of {len(X)} samples outside bounds={shown}, by "
             f"up to {float(excess.max()):.4g}, but expected every clean sample inside its bounds. "
-            "Bounds are in the units of the array that is attacked."
+            "Bounds are in the units of the array that is attacked; "
+            "FeatureConstraints(bounds='train') lets a sample outside go no farther out."
         )

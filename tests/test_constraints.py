@@ -236,9 +236,10 @@ def test_distances_of_whole_numbers_and_categories_are_no_larger_than_scores_say
     y = (X.k + X.f > 2.5).astype(int)
     model = LogisticRegression(C=100).fit(X, y)
     radii = [0.3, 0.6, 0.9, 1.2, 2.0]
-    scorer = RobustScorer(norm=norm, eps=radii, attack="strong")
+    whole = FeatureConstraints(integer=["k"])
+    scorer = RobustScorer(norm=norm, eps=radii, attack="strong", constraints=whole)
     strong = list(scorer(model, X, y).values())[1:]
-    _, curve = robustness_curve(model, X, y, norm=norm, eps=radii)
+    _, curve = robustness_curve(model, X, y, norm=norm, eps=radii, constraints=whole)
     np.testing.assert_allclose(curve, strong, atol=1.1 / 60)
 
 
@@ -253,6 +254,7 @@ def test_whole_numbers_that_cannot_move_are_said():
 BAD = [
     ({"immutable": ["ag"]}, r"Got immutable='ag', but expected names or indices.*mean 'age'"),
     ({"integer": [7]}, "Got integer=7, but expected names or indices of the 7 columns"),
+    ({"immutable": [0, 0, 1]}, r"Got immutable=\[0, 0, 1\].*each once, or a mask of booleans"),
     ({"increasing": "age"}, "Got increasing='age', but expected a sequence"),
     ({"integer": ["income"]}, r"Got X with fractions in columns \[1\]"),
     ({"one_hot": [["job_a", "job_b"]]}, r"not one-hot in columns \[3, 4\]"),

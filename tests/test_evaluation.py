@@ -157,7 +157,7 @@ def numbers(report):
 def test_a_sound_model_raises_no_flag(model, norm):
     report = evaluate(model, norm=norm, eps=EPS[norm])
     assert raised(report) == []
-    assert len(report.flags) == 11
+    assert len(report.flags) == 12
     assert 0.3 < report.robust_accuracy < report.accuracy
 
 

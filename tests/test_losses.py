@@ -103,7 +103,10 @@ def test_the_soft_margin_is_its_formula(temperature, n_classes):
     logits, y = random_logits(n_classes=n_classes)
     expected = []
     for z, label in zip(logits.tolist(), y.tolist(), strict=True):
+        middle = sorted(z)[(n_classes - 1) // 2]
         T = temperature * (max(z) - min(z))
+        if n_classes > 3:
+            T = min(T, temperature * 3 * (max(z) - middle))
         best = max(v for k, v in enumerate(z) if k != label)
         total = sum(math.exp((v - best) / T) for k, v in enumerate(z) if k != label)
         expected.append(best + T * math.log(total) - z[label])
@@ -111,12 +114,26 @@ def test_the_soft_margin_is_its_formula(temperature, n_classes):
     torch.testing.assert_close(value, torch.tensor(expected, dtype=torch.float64))
 
 
+def test_the_lowest_logits_do_not_matter_to_the_soft_margin():
+    logits, y = random_logits(n_classes=10)
+    logits[:, 0], y = logits[:, 1:].amin(1) - 1000, y.clamp(min=1)
+    usual = soft_margin(logits, y), gradient_of(soft_margin, logits, y)
+    for masked in (-1e9, -torch.inf):
+        logits[:, 0] = masked
+        torch.testing.assert_close(soft_margin(logits, y), usual[0])
+        torch.testing.assert_close(gradient_of(soft_margin, logits, y), usual[1])
+
+
 @pytest.mark.parametrize("n_classes", [2, 3, 10, 1000])
 def test_the_gradient_of_the_soft_margin_is_that_of_cross_entropy_over_what_is_missed(n_classes):
     # ∂ cross-entropy(z/T)/∂(z/T) = p - e_y, and ∂ soft margin/∂z = (p - e_y) / (1 - p_y).
     logits, y = random_logits(n_classes=n_classes)
     temperature = 0.2
-    T = temperature * (logits.amax(1, keepdim=True) - logits.amin(1, keepdim=True))
+    ordered = logits.sort(1).values
+    T = ordered[:, -1:] - ordered[:, :1]
+    if n_classes > 3:
+        T = T.minimum(3 * (ordered[:, -1:] - ordered[:, [(n_classes - 1) // 2]]))
+    T = temperature * T
     p = (logits / T).softmax(1)
     one_hot = torch.eye(n_classes, dtype=torch.float64)[y]
     missed = (p * (1 - one_hot)).sum(1, keepdim=True)

@@ -185,7 +185,7 @@ IMAGES = torch.zeros(4, 2, 3)
         np.array([[True, False, False], [False, True, True]]),
         torch.tensor([True, False, False, False, True, True]),
         [0, 4, 5],
-        [-1, 4, 0, 5, -6],
+        [-1, 4, 0],
         np.array([5, 4, 0], dtype=np.uint8),
         torch.tensor([0, 4, -1]),
         (0, np.int64(4), 5),

@@ -126,8 +126,17 @@ class Search:
 
     def safe_margin(self, logits: Tensor) -> Tensor:
         """Return the margin less what rounding may make of it in a batch of another size."""
-        rounding = 16 * torch.finfo(logits.dtype).eps * logits.abs().amax(1)
-        return (margin(logits, self.y) - rounding).to(self.best.dtype)
+        found = margin(logits, self.y)
+        return (found - self.rounding(logits, found)).to(self.best.dtype)
+
+    def rounding(self, logits: Tensor, found: Tensor) -> Tensor:
+        """Return what rounding may make of margins: of the two logits that they are between.
+
+        Others may be as low as -1e9, where a class is masked.
+        """
+        own = logits.gather(1, self.y.unsqueeze(1)).squeeze(1)
+        size = torch.maximum(own.abs(), (own + found).abs())
+        return 16 * torch.finfo(logits.dtype).eps * size
 
     def gradient(
         self, X_adv: Tensor, loss: Callable[[Tensor], Tensor]

@@ -36,6 +36,9 @@ class Moves:
         self.cells = self.X_adv.view(self.X.shape)
         self.shape = tuple(self.X.shape[1:])
         self.is_flat = len(self.shape) == 1
+        # On the CPU, where places are drawn.
+        free = ball.free_features()
+        self.free = None if free is None else free.cpu()
 
     def start(self, generator: Generator) -> Tensor:
         """Return the first proposal, which is taken in any case."""
@@ -76,7 +79,7 @@ class CornerMoves(Moves):
 
     def propose(self, share: float, generator: Generator) -> Tensor:
         """Put a square on one side, or each feature of a subset on its other side."""
-        self.place = place = draw_place(self.shape, share, generator)
+        self.place = place = draw_place(self.shape, share, generator, free=self.free)
         self.old = old = self.cells[place].clone()
         low, high = self.low[place], self.high[place]
         if self.is_flat:
@@ -177,9 +180,10 @@ class MassMoves(Moves):
 
     def _draw_flat(self, share: float, generator: Generator) -> tuple[Place, Place, Tensor]:
         """Draw subsets, at times one only, whose own mass is then redistributed."""
-        n = self.shape[0]
+        n = self.shape[0] if self.free is None else len(self.free)
         size = min(n, max(round(share * n), self.LEAST_FEATURES))
         order = torch.randperm(n, generator=generator)
+        order = order if self.free is None else self.free[order]
         target, source = (ALL, order[:size]), (ALL, order[-size:])
         if float(torch.rand((), generator=generator)) < self.WITHIN:
             source = target
@@ -233,11 +237,19 @@ def random_signs(shape: Sequence[int], generator: Generator) -> Tensor:
     return 2.0 * torch.randint(2, tuple(shape), generator=generator) - 1.0
 
 
-def draw_place(shape: Sequence[int], share: float, generator: Generator, least: int = 1) -> Place:
-    """Draw the place of a share of the cells: a subset of features, or a square."""
+def draw_place(
+    shape: Sequence[int],
+    share: float,
+    generator: Generator,
+    least: int = 1,
+    free: Tensor | None = None,
+) -> Place:
+    """Draw the place of a share of the cells: a subset of the free features, or a square."""
     if len(shape) == 1:
-        size = min(shape[0], max(round(share * shape[0]), least))
-        return ALL, torch.randperm(shape[0], generator=generator)[:size]
+        n = shape[0] if free is None else len(free)
+        size = min(n, max(round(share * n), least))
+        order = torch.randperm(n, generator=generator)[:size]
+        return ALL, order if free is None else free[order]
     height, width = shape[-2:]
     side = min(height, width, max(round(math.sqrt(share * height * width)), least))
     top, left = (

@@ -63,8 +63,8 @@ def misled_or_nearly_fooled(search: Search) -> Tensor:
 PROBE = "Square, briefly"
 # A share of the clean margin that is no gain: the same point, reached by another sum.
 ROUNDING = 1e-4
-# Up to so many features, queries are cheap and more of them are spent. A single sample counts
-# for more in a table, too.
+# Up to so many features that may change, queries are cheap and more of them are spent. A
+# single sample counts for more in a table, too.
 FEW_FEATURES = 100
 
 # What runs on a model that has gradients, only scores, or only decisions.
@@ -230,7 +230,9 @@ class Cascade(Attack):
         if self.time_limit is not None:
             search.deadline = start + float(self.time_limit)
         known = "labels" if search.output_kind == "decisions" else "gradients"
-        if known == "gradients" and search.ball.X.shape[1:].numel() <= FEW_FEATURES:
+        free = search.ball.free_features()
+        n_features = search.ball.X.shape[1:].numel() if free is None else len(free)
+        if known == "gradients" and n_features <= FEW_FEATURES:
             known = "gradients of few features"
         try:
             self._run_stages(search, known, seeds[0])

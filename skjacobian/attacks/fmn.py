@@ -20,6 +20,8 @@ from skjacobian.model_modes import PredictLogits
 
 # How far beyond the boundary to aim, as a share of its distance.
 OVERSHOOT = 1e-4
+# By how much a radius may grow in one step after the first.
+FARTHER = 4.0
 
 
 class FMN(Attack):
@@ -66,7 +68,8 @@ class FMN(Attack):
         Gradient steps of one restart.
     n_restarts : int, default=2
         Searches: the first from X, the second from 2X - X_adv with the closest X_adv found
-        by the first, the others from random points at most as far from X as the closest.
+        by the first, the others from random points at most as far from X as the closest. So
+        is the second where nothing was found, at most as far as X is from 0.
 
     Examples
     --------
@@ -198,11 +201,17 @@ class _Closest:
         ball = search.ball
         if restart == 0:
             return ball.X
-        if restart == 1:
-            opposite = 2 * ball.X - self.X_adv[search.active]
-            return opposite if ball.low is None else opposite.clamp_(ball.low, ball.high)
-        radius = self.distance[search.active]
-        return _with_radius(ball, radius.where(radius.isfinite(), 0.0)).random_start(generator)
+        distance = self.distance[search.active]
+        # Where nothing was found, at most as far as the sample is from 0.
+        length = _scaled_norm(ball, ball.X)
+        radius = distance.where(distance.isfinite(), length.where(length > 0, 1.0))
+        random = _with_radius(ball, radius).random_start(generator)
+        if restart > 1:
+            return random
+        opposite = 2 * ball.X - self.X_adv[search.active]
+        if ball.low is not None:
+            opposite = opposite.clamp_(ball.low, ball.high)
+        return torch.where(rows(distance.isfinite(), opposite), opposite, random)
 
     def update(self, search: Search, X_adv: Tensor, found: Tensor, length: Tensor) -> None:
         """Keep those of the active samples' points that fool the model and are closer."""
@@ -249,6 +258,8 @@ def _newton(ball: Ball, X_adv: Tensor, gradient: Tensor, found: Tensor, length: 
     limits = torch.finfo(length.dtype)
     slope = ball.dual_length(_free_part(ball, X_adv, gradient))
     radius = torch.maximum(length - found / slope.clamp(min=limits.tiny), length / 2)
+    # On a plateau the model is nowhere near its boundary to first order: do not leave the data.
+    radius = torch.minimum(radius, torch.where(length > 0, FARTHER * length, torch.inf))
     # On a linear model that is the boundary itself, so go across by a hair: by more than
     # the rounding error of X + δ.
     radius = (1 + OVERSHOOT) * radius + 4 * limits.eps * _scaled_norm(ball, ball.X)

@@ -104,10 +104,10 @@ class PGD(GradientAscent):
     def _start(self, ball: Ball, generator: torch.Generator) -> Tensor:
         return ball.random_start(generator) if self.random_start else ball.X
 
-    def _reach(self, step: int) -> float:
+    def _reach(self, step: int) -> float | None:
         n_steps = self._n_steps()
         if self.step_size is not None:
-            return super()._reach(step)
+            return None
         return min(2.0, sum(2 * (1 - later / n_steps) ** 2 for later in range(step, n_steps)))
 
     def _step(self, X_adv: Tensor, direction: Tensor, ball: Ball, step: int) -> Tensor:

@@ -141,5 +141,5 @@ class Square(Attack):
 def _ask(search: Search, X_adv: Tensor) -> tuple[Tensor, Tensor]:
     """Return the margin of each active sample, and what rounding may have made of it."""
     logits = search.logits(X_adv)
-    rounding = 16 * torch.finfo(logits.dtype).eps * logits.abs().amax(1)
-    return search.safe_margin(logits), rounding.to(X_adv.dtype)
+    found = search.safe_margin(logits)
+    return found, search.rounding(logits, found).to(X_adv.dtype)

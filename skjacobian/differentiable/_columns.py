@@ -193,6 +193,8 @@ def encoded_columns(estimator: Any) -> list[int]:
     """Return the columns of X that a fitted estimator takes for categories."""
     if is_encoder(estimator):  # which nobody has fitted where it has no columns
         return list(range(getattr(estimator, "n_features_in_", 0)))
+    if (is_categorical := getattr(estimator, "is_categorical_", None)) is not None:
+        return np.flatnonzero(is_categorical).tolist()  # of histogram gradient boosting
     found: set[int] = set()
     for columns, inner in _parts_on_columns(estimator):
         local = encoded_columns(inner)

@@ -164,7 +164,9 @@ def _logits_and_norms(
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
     """Return the logits of X, and the norm at the samples of `index`, of labels `y`."""
-    layers = closed_form(predict_logits, engine)
+    # Batch normalization in training mode has none for the loss, and one for the penalty.
+    mixes = engine == "closed_form" and mixes_samples(predict_logits)
+    layers = None if mixes else closed_form(predict_logits, engine)
     n_penalized = len(X) if index is None else len(index)
     if layers is not None and joint_pass_fits(layers, norm, n_penalized):
         return joint_pass(layers, X, index, norm, y, generator)

@@ -1,9 +1,12 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
+from sklearn.svm import SVC
 
 from skjacobian.attacks import FGSM, PGD
 from skjacobian.attacks._ascent import GradientAscent
+from skjacobian.differentiable import as_torch
 from skjacobian.modules import MLP
 
 NORMS = ["linf", "l2"]
@@ -382,3 +385,26 @@ def test_in_an_l1_ball_the_optimum_of_a_linear_model_is_reached(attack, bounds, 
     reached = ((X_adv - X) @ w).numpy()
     np.testing.assert_allclose(reached, best, rtol=1e-6, atol=1e-9)
     assert torch.equal(X_adv[:, ~free], X[:, ~free])
+
+
+# --- giving up ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "params",
+    [{}, {"step_size": 0.05}, {"step_size": 0.02, "n_steps": 80}, {"momentum": 0.9}],
+    ids=repr,
+)
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.2), ("l2", 0.8)])
+def test_a_kernel_machine_with_plateaus_is_fooled_as_often_as_by_the_plain_loop(
+    norm, eps, params, monkeypatch
+):
+    X, y = load_digits(return_X_y=True)
+    model = as_torch(SVC(gamma=1.0).fit(X[:900] / 16, y[:900]))
+    X, y = torch.from_numpy(X[900:1050] / 16), torch.from_numpy(y[900:1050])
+    attack = PGD(norm=norm, eps=eps, bounds=(0, 1), **params)
+    found = attack.search(model, X, y, generator=seeded())
+    monkeypatch.setattr(GradientAscent, "SHARE_OF_STEPS", 1.0)
+    to_the_end = attack.search(model, X, y, generator=seeded())
+    assert to_the_end.fooled.sum() > 60
+    assert torch.equal(found.fooled, to_the_end.fooled)
