@@ -203,13 +203,17 @@ random_state, verbose
     >>> bool((robust_accuracy[1:] <= robust_accuracy[:-1]).all())
     True
     """
+    largest = np.inf
     if eps is not None:
         eps = _check_radii(eps)
+        # A search that may wander far beyond loses its way; at the radius itself it needs room.
+        largest = 2 * eps[-1] or np.inf
     distances = adversarial_distances(
         estimator,
         X,
         y,
         norm=norm,
+        eps=largest,
         n_steps=n_steps,
         n_restarts=n_restarts,
         feature_scale=feature_scale,

@@ -714,3 +714,33 @@ def test_cuda_trains_scores_and_unpickles_like_the_cpu(Classifier, digits):
     np.testing.assert_allclose(
         loaded.set_params(warm_start=True).fit(X, y).predict_proba(X), first, rtol=1e-3, atol=1e-4
     )
+
+
+@pytest.mark.parametrize("Classifier", CLASSIFIERS)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("module__hidden_units", (4,)),
+        ("optimizer", "sgd"),
+        ("weight_decay", 1.0),
+        ("dtype", "float32"),
+        ("module__dropout", 0.5),
+    ],
+)
+def test_going_on_with_another_network_is_an_error(Classifier, name, value, iris):
+    model = Classifier(warm_start=True, **SMALL).fit(*iris).set_params(**{name: value})
+    with pytest.raises(ValueError, match=f"Got {name}=.*go on with its network and optimizer"):
+        model.fit(*iris)
+    with pytest.raises(ValueError, match=f"Got {name}="):
+        model.partial_fit(*iris)
+    assert len(model.set_params(warm_start=False).fit(*iris).history_) == 3
+
+
+def test_parts_must_agree_on_the_classes_and_do_not_balance_them(iris):
+    X, y = iris
+    model = JacobianRegularizedClassifier(**SMALL).partial_fit(X, y, classes=[0, 1, 2])
+    model.partial_fit(X, y, classes=[2, 1, 0])
+    with pytest.raises(ValueError, match=r"Got classes=.*, but expected those of the first call"):
+        model.partial_fit(X, y, classes=["a", "b"])
+    with pytest.raises(ValueError, match="Got class_weight='balanced', but partial_fit expected"):
+        model.set_params(class_weight="balanced").partial_fit(X, y)

@@ -629,3 +629,17 @@ def test_a_scale_only_changes_the_units(norm, generator):
         case.ball.project(points), plain.project(points / case.scale) * case.scale
     )
     torch.testing.assert_close(case.ball.distance(points), plain.distance(points / case.scale))
+
+
+@pytest.mark.parametrize("norm", ["l2", "l1"])
+def test_starts_are_as_far_out_as_the_features_that_may_move_allow(norm, generator):
+    X = torch.rand(500, 40, generator=generator, dtype=torch.float64)
+    scale = torch.zeros(40, dtype=torch.float64)
+    scale[[3, 17]] = 2.0
+    ball = Ball.around(X, norm=norm, eps=1.0, scale=scale)
+    moved = (ball.random_start(generator) - X)[:, [3, 17]] / 2
+    size = vector_norm(moved, norm)
+    # Uniform in a ball of two dimensions: the share inside radius r is r².
+    for radius in (0.3, 0.5, 0.8):
+        assert abs((size < radius).double().mean() - radius**2) < 0.08
+    assert ball.free_features().tolist() == [3, 17]

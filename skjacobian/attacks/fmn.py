@@ -20,8 +20,9 @@ from skjacobian.model_modes import PredictLogits
 
 # How far beyond the boundary to aim, as a share of its distance.
 OVERSHOOT = 1e-4
-# By how much a radius may grow in one step after the first.
+# By how much a radius may grow in one step, and from what share of the norm of the sample.
 FARTHER = 4.0
+FIRST = 1 / 16
 
 
 class FMN(Attack):
@@ -258,11 +259,13 @@ def _newton(ball: Ball, X_adv: Tensor, gradient: Tensor, found: Tensor, length: 
     limits = torch.finfo(length.dtype)
     slope = ball.dual_length(_free_part(ball, X_adv, gradient))
     radius = torch.maximum(length - found / slope.clamp(min=limits.tiny), length / 2)
-    # On a plateau the model is nowhere near its boundary to first order: do not leave the data.
-    radius = torch.minimum(radius, torch.where(length > 0, FARTHER * length, torch.inf))
+    # On a plateau the boundary is nowhere near to first order: do not leave the data for it.
+    size = _scaled_norm(ball, ball.X)
+    farthest = FARTHER * torch.maximum(length, FIRST * size)
+    radius = torch.minimum(radius, torch.where(farthest > 0, farthest, torch.inf))
     # On a linear model that is the boundary itself, so go across by a hair: by more than
     # the rounding error of X + δ.
-    radius = (1 + OVERSHOOT) * radius + 4 * limits.eps * _scaled_norm(ball, ball.X)
+    radius = (1 + OVERSHOOT) * radius + 4 * limits.eps * size
     return radius.clamp(max=limits.max**0.5 / 16)
 
 

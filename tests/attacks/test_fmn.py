@@ -2,9 +2,12 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import linprog
+from sklearn.datasets import load_digits
+from sklearn.naive_bayes import GaussianNB
 
-from skjacobian.attacks import FMN
+from skjacobian.attacks import FMN, PGD
 from skjacobian.attacks.fmn import _ascend
+from skjacobian.differentiable import as_torch
 from skjacobian.geometry import Ball
 from skjacobian.modules import MLP
 
@@ -275,3 +278,18 @@ def test_a_thousand_classes_and_logits_without_a_gradient_do_no_harm():
 def test_bad_parameters_are_rejected(params, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         FMN(**params)(*plane_net())
+
+
+def test_where_the_first_search_finds_nothing_others_begin_elsewhere():
+    # Naive Bayes on raw pixels: steep cliffs, and plateaus far from the data.
+    X, y = load_digits(return_X_y=True)
+    model = as_torch(GaussianNB().fit(X[:900], y[:900]))
+    X = torch.from_numpy(X[900:1000])
+    y = model(X).argmax(1)
+    one, two = (
+        FMN(n_restarts=n, bounds=(0, 16)).distances(model, X, y, generator=seeded()) for n in (1, 2)
+    )
+    assert one.isinf().sum() > 10
+    assert two.isinf().sum() == 0
+    fooled = PGD(eps=1.0, bounds=(0, 16)).search(model, X, y, generator=seeded()).fooled
+    assert (two <= 1.0).sum() >= fooled.sum() - 2

@@ -437,3 +437,24 @@ def test_parameters_may_be_any_kind_of_scalar(name, value, kind):
     expected = Square(**defaults)(net, X, y, generator=seeded())
     X_adv = Square(**{**defaults, name: kind(value)})(net, X, y, generator=seeded())
     torch.testing.assert_close(X_adv, expected)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_features_that_cannot_change_do_not_dilute_the_search(norm):
+    generator = torch.Generator().manual_seed(0)
+    w = torch.randn(8, generator=generator, dtype=torch.float64)
+    X = torch.randn(150, 8, generator=generator, dtype=torch.float64)
+    idle = torch.zeros(150, 300, dtype=torch.float64)
+
+    def logits(X):
+        score = X[:, :8] @ w
+        return torch.stack([-score, score], dim=1)
+
+    y = logits(X).argmax(1)
+    attack = Square(norm=norm, eps={"linf": 0.3, "l2": 0.8, "l1": 1.0}[norm], n_queries=150)
+    alone = attack.search(logits, X, y, generator=torch.Generator().manual_seed(1)).fooled
+    attack.set_params(mutable=range(8))
+    beside = torch.cat([X, idle], dim=1)
+    found = attack.search(logits, beside, y, generator=torch.Generator().manual_seed(1)).fooled
+    assert 40 < alone.sum() < 140
+    assert abs(int(found.sum()) - int(alone.sum())) <= 4

@@ -695,3 +695,16 @@ def test_the_gradient_of_the_loss_can_be_penalized(norm):
     torch.testing.assert_close(
         gradient_of(net, value.loss), gradient_of(net, loss + 0.3 * norms), rtol=1e-8, atol=1e-10
     )
+
+
+def test_the_closed_form_of_a_network_with_batch_normalization_is_taken_in_training_too(generator):
+    net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)).train()
+    X = torch.randn(12, 4, generator=generator)
+    y = torch.randint(3, (12,), generator=generator)
+    values = [
+        # A copy each: the running statistics change.
+        JacobianRegularization(engine=engine)(copy.deepcopy(net), X, y, generator=torch.Generator())
+        for engine in ("auto", "closed_form", "loop")
+    ]
+    for value in values[1:]:
+        torch.testing.assert_close(value.loss, values[0].loss)

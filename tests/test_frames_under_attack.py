@@ -1,0 +1,125 @@
+"""What users say of columns and labels is taken by name, or an error says why not."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.datasets import load_iris
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import LeaveOneOut, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from skjacobian import FeatureConstraints, RobustScorer, evaluate_robustness, robustness_curve
+from skjacobian.exceptions import AttackWarning
+
+X, y = load_iris(return_X_y=True, as_frame=True)
+MODEL = make_pipeline(StandardScaler(), LogisticRegression()).fit(X, y)
+REVERSED = X[X.columns[::-1]]
+
+
+@pytest.mark.parametrize(
+    "table", [X, REVERSED, REVERSED.assign(more=1.0)], ids=["as fitted", "reversed", "more"]
+)
+def test_what_is_said_by_name_does_not_depend_on_the_order_of_the_columns(table):
+    names = list(X.columns)
+    spread = X.std()[names[2:] + names[:2]]
+    said = {
+        "feature_scale": spread,
+        "bounds": (X.min()[::-1] - 0.1, X.max() + 0.1),
+        "mutable": pd.Index(names[1:]),
+    }
+    scorer = RobustScorer(eps=0.5, **said)
+    by_place = RobustScorer(
+        eps=0.5,
+        feature_scale=X.std().to_numpy(copy=True),
+        bounds=(X.min().to_numpy() - 0.1, X.max().to_numpy() + 0.1),
+        mutable=[1, 2, 3],
+    )
+    assert scorer(MODEL, table, y) == by_place(MODEL, X, y) < MODEL.score(X, y)
+    fixed = FeatureConstraints(immutable=names[:1])
+    report = evaluate_robustness(MODEL, table, y, eps=0.5, constraints=fixed)
+    assert report.X_adv[names[0]].equals(table[names[0]])
+    assert not report.X_adv[names[1]].equals(table[names[1]])
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"feature_scale": [1.0, 2.0, 3.0, 4.0]},
+        {"feature_scale": pd.Series([1.0, 2.0, 3.0, 4.0])},
+        {"bounds": (0, np.full(4, 9.0))},
+        {"mutable": [0]},
+        {"mutable": [True, False, False, False]},
+        {"constraints": FeatureConstraints(immutable=[0])},
+        {"constraints": FeatureConstraints(scale={1: 2.0})},
+        {"constraints": FeatureConstraints(bounds="train").fit(X.to_numpy())},
+    ],
+    ids=repr,
+)
+def test_what_is_said_by_place_is_rejected_where_places_are_ambiguous(said):
+    assert RobustScorer(eps=0.1, **said)(MODEL, X, y) <= MODEL.score(X, y)
+    with pytest.raises(ValueError, match=f"Got {next(iter(said))} by place and X with other col"):
+        RobustScorer(eps=0.1, **said)(MODEL, REVERSED, y)
+
+
+def test_columns_of_an_integer_type_that_cannot_move_are_said():
+    table = pd.DataFrame({"kids": [0, 1, 2, 3] * 20, "bmi": np.linspace(-1, 1, 80)})
+    label = (table.kids + table.bmi > 1.5).astype(int)
+    model = LogisticRegression().fit(table, label)
+    with pytest.warns(
+        AttackWarning, match=r"Got eps=0.5, at which columns .* cannot change \(kids\)"
+    ):
+        frozen = RobustScorer(eps=0.5)(model, table, label)
+    assert frozen > RobustScorer(eps=0.5)(model, table.astype(float), label)
+    whole = FeatureConstraints(integer=["kids"])
+    assert RobustScorer(eps=0.5, constraints=whole)(model, table, label) == frozen
+    with pytest.warns(AttackWarning, match="stuck features"):
+        report = evaluate_robustness(model, table, label, eps=0.5)
+    assert "stuck features" in [flag.name for flag in report.raised]
+    assert "kids" in str(report)
+    quiet = evaluate_robustness(model, table, label, eps=0.5, constraints=whole)
+    assert "stuck features" not in [flag.name for flag in quiet.raised]
+
+
+@pytest.mark.parametrize("feature_scale", ["std", "range"])
+def test_that_nothing_can_move_is_said(feature_scale):
+    model = LogisticRegression(max_iter=1000).fit(X.to_numpy(), y)
+    scorer = RobustScorer(eps=5, feature_scale=feature_scale)
+    with pytest.warns(AttackWarning, match="at which no feature can change"):
+        cross_val_score(model, X.to_numpy()[:8], [0, 1] * 4, cv=LeaveOneOut(), scoring=scorer)
+    with pytest.warns(AttackWarning, match="stuck features"):
+        report = evaluate_robustness(
+            model, X.to_numpy()[:1], y[:1], eps=9, feature_scale=feature_scale
+        )
+    assert "no feature can change" in str(report)
+    held = FeatureConstraints(increasing=range(4), decreasing=range(4))
+    with pytest.warns(AttackWarning, match="at which no feature can change"):
+        assert RobustScorer(constraints=held)(model, X.to_numpy(), y) == model.score(
+            X.to_numpy(), y
+        )
+
+
+@pytest.mark.parametrize("ask", [RobustScorer(), evaluate_robustness, robustness_curve])
+def test_labels_of_another_kind_are_an_error(ask):
+    with pytest.raises(
+        ValueError, match=r"Got y with labels like '0', but expected .* like np.int64"
+    ):
+        ask(MODEL, X, y.astype(str))
+
+
+def test_a_mask_of_zeros_and_ones_is_not_taken_for_indices():
+    with pytest.raises(ValueError, match=r"Got mutable=\[0, 0, 1, 1\].*each index once"):
+        RobustScorer(mutable=[0, 0, 1, 1])(MODEL, X, y)
+
+
+def test_categories_that_boosted_trees_were_told_of_are_held_fixed():
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame({"x": rng.normal(size=200), "zip": rng.integers(0, 10, 200)})
+    label = table.zip % 2
+    model = HistGradientBoostingClassifier(max_iter=5, categorical_features=["zip"])
+    model.fit(table, label)
+    with pytest.warns(AttackWarning, match="categories"):
+        report = evaluate_robustness(model, table[:30], label[:30], eps=1, n_queries=50)
+    assert report.X_adv.zip.equals(table.zip[:30])
+    assert "zip" in {flag.name: flag for flag in report.flags}["categories"].detail
