@@ -73,8 +73,8 @@ class GradientAscent(LossAttack):
     # FEWEST_STEPS and a share of all steps. Sooner the slope at one point says little: kernel
     # machines have plateaus, which the first steps must cross. It left robust accuracy where
     # it was, for a third to all of the time (docs/benchmarks.md).
-    FEWEST_STEPS = 24
-    SHARE_OF_STEPS = 0.6
+    FEWEST_STEPS = 20
+    SHARE_OF_STEPS = 0.5
     STEEPER = 5.0
 
     def _start(self, ball: Ball, generator: torch.Generator) -> Tensor:

@@ -13,6 +13,7 @@ from skjacobian._validation import check_count, check_positive, reject
 from skjacobian.attacks._base import Attack
 from skjacobian.attacks._found import Found, Stage
 from skjacobian.attacks._search import BudgetSpentError, Search
+from skjacobian.attacks.apgd import APGD
 from skjacobian.attacks.pgd import PGD
 from skjacobian.attacks.rays import RayS
 from skjacobian.attacks.square import Square
@@ -82,6 +83,7 @@ PLANS: dict[str, tuple[Plan, ...]] = {
         Plan("PGD, targeted", PGD(n_steps=40, n_targets=9), everyone),  # exact if linear
         Plan("PGD, restarted", PGD(n_steps=40, n_restarts=20), nearly_fooled(0.5)),
         Plan("PGD, on the margin", PGD(n_restarts=20, loss="margin"), nearly_fooled(0.5)),
+        Plan("APGD", APGD(), nearly_fooled(0.5)),  # goes on where steps under l1 fall too soon
         Plan(PROBE, Square(n_queries=100), everyone),
         Plan("Square", Square(n_queries=1000), misled_or_nearly_fooled),
         Plan("Square, longer", Square(n_queries=5000), without_gradient),
@@ -112,7 +114,8 @@ class Cascade(Attack):
 
     With at most 100 features, step 3 takes 40 steps on all that stand, which is exact for a
     linear model; step 4 attacks all that have no more than half left, from 20 starts on the
-    soft margin and from 20 on the margin; and Square follows on them with 1,000 queries.
+    soft margin and from 20 on the margin, and then by APGD; and Square follows on them with
+    1,000 queries.
 
     Samples that steps 3 and 4 leave out were hardly ever fooled by them (docs/benchmarks.md).
     A model without gradients gets Square with 5,000 queries and RayS with 1,000, one that
