@@ -303,6 +303,8 @@ class Ball:
         uniform = self._uniform_rows(generator)
         free = self.free_features()
         if free is not None:  # the ball is of these alone
+            if len(free) == 0:
+                return self.X
             uniform = torch.cat([uniform[:, :1], uniform[:, 1 + free]], dim=1)
         if self.norm == "linf":
             unit = 2 * uniform[:, 1:] - 1

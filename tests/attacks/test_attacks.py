@@ -13,6 +13,7 @@ from sklearn.base import clone
 from torch import nn
 
 from skjacobian.attacks import APGD, FGSM, FMN, PGD, Cascade, RayS, Square
+from skjacobian.constraints import FeatureConstraints
 from skjacobian.exceptions import AttackWarning
 from skjacobian.modules import CNN, MLP
 
@@ -677,3 +678,16 @@ def test_a_class_that_is_masked_changes_nothing(name, norm, masked, generator):
     assert torch.equal(found.fooled, is_wrong)
     assert found.fooled.sum() >= usual.fooled.sum() - 1
     assert usual.fooled.sum() > 5
+
+
+@every_norm
+@pytest.mark.parametrize("name", ATTACKS)
+def test_where_nothing_may_change_nothing_does(name, norm, generator):
+    problem = LinearProblem()
+    constraints = FeatureConstraints(immutable=range(6))
+    attack = with_threat(ATTACKS[name], norm=norm, eps=0.5, constraints=constraints)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = attack.search(problem.logits, problem.X, problem.y, generator=generator)
+    assert not found.fooled.any()
+    assert torch.equal(found.X_adv, problem.X)

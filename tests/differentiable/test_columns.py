@@ -19,7 +19,7 @@ from sklearn.preprocessing import (
     TargetEncoder,
 )
 
-from skjacobian import RobustScorer, evaluate_robustness
+from skjacobian import FeatureConstraints, RobustScorer, evaluate_robustness
 from skjacobian._table import Table
 from skjacobian.attacks import PGD
 from skjacobian.differentiable import as_torch, bind_samples, encoded_columns
@@ -233,7 +233,8 @@ def test_columns_in_another_order_than_in_fit_are_put_in_its_order():
         make_column_transformer((StandardScaler(), ["age", "income"]), (OneHotEncoder(), ["town"])),
         LogisticRegression(),
     ).fit(FRAME, Y)
-    scorer = RobustScorer(norm="l2", eps=0.5)
+    whole = FeatureConstraints(integer=["age", "floor"])
+    scorer = RobustScorer(norm="l2", eps=0.5, constraints=whole)
     expected = scorer(model, FRAME, Y)
     assert scorer(model, FRAME[FRAME.columns[::-1]], Y) == expected < model.score(FRAME, Y)
     assert scorer(model, FRAME.assign(extra=1.0), Y) == expected
