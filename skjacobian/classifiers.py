@@ -97,7 +97,8 @@ class JacobianRegularizedClassifier(RobustClassifier):
         What early stopping watches; None is accuracy. A `RobustScorer` guards against
         robust overfitting.
     warm_start : bool, default=False
-        Whether `fit` goes on from the weights of the last fit.
+        Whether `fit` goes on from the weights of the last fit, with its network, optimizer and
+        preprocessor; another `module`, `optimizer`, `weight_decay` or `dtype` is an error.
     callbacks : list of skorch callbacks, optional
         Used unmodified; parameters are spelled `callbacks__name__parameter`.
     device : str or torch.device, default="auto"
@@ -321,7 +322,8 @@ class AdversarialClassifier(RobustClassifier):
         What early stopping watches; None is accuracy. A `RobustScorer` guards against
         robust overfitting.
     warm_start : bool, default=False
-        Whether `fit` goes on from the weights of the last fit.
+        Whether `fit` goes on from the weights of the last fit, with its network, optimizer and
+        preprocessor; another `module`, `optimizer`, `weight_decay` or `dtype` is an error.
     callbacks : list of skorch callbacks, optional
         Used unmodified; parameters are spelled `callbacks__name__parameter`.
     device : str or torch.device, default="auto"

@@ -44,7 +44,7 @@ class RobustScorer(BaseEstimator):
         Norm of the perturbation.
     eps : float or sequence of float, default=0.1
         Radius: ‖(X_adv - X) / feature_scale‖ <= eps. Of several, each gets an entry of the
-        dict that is then returned.
+        dict that is then returned: pass such a scorer as the only `scoring`, not in a dict.
     attack : {"pgd", "fgsm", "strong"} or Attack, default="pgd"
         How to search. "pgd" is quick, as a search over parameters needs; "strong" is a
         cascade of attacks for a figure to report (`skjacobian.attacks.Cascade`). The threat
