@@ -301,3 +301,16 @@ def test_names_need_a_data_frame():
         PGD(constraints=FeatureConstraints(immutable=["age"]))(
             lambda X: X, torch.zeros(2, 2), torch.zeros(2, dtype=torch.long)
         )
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_adversarial_training_sees_valid_samples_only(norm):
+    X = torch.from_numpy(FRAME.to_numpy(dtype=float))
+    rules = ALL.by_index(list(FRAME.columns)).set_params(integer=[0, 6])
+    attack = PGD(norm=norm, eps=2.0, n_steps=5, constraints=rules)
+    ball = attack.ball(X)
+    w = torch.randn(X.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    seen = attack.maximize(lambda X_adv: X_adv @ w, ball, torch.Generator().manual_seed(0))
+    assert ball.rules.hold(seen).all()
+    assert ball.contains(seen).all()
+    assert (seen != X).any(1).double().mean() > 0.8

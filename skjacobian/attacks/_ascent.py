@@ -105,7 +105,7 @@ class GradientAscent(LossAttack):
             for step in range(self._n_steps()):
                 velocity = self._velocity(velocity, input_gradient(loss, X_adv))
                 X_adv = self._step(X_adv, self._direction(velocity), ball, step)
-            return ball.enforce(X_adv)
+            return ball.valid(ball.enforce(X_adv))
 
     def _velocity(self, velocity: Tensor | None, gradient: Tensor) -> Tensor:
         """Return μ·velocity + g/‖g‖₁ (Dong et al., arXiv 1710.06081), or g without momentum."""
