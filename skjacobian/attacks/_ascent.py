@@ -72,7 +72,7 @@ class GradientAscent(LossAttack):
     # Samples are given up that even a slope STEEPER times as steep would not fool, after
     # FEWEST_STEPS and a share of all steps. Sooner the slope at one point says little: kernel
     # machines have plateaus, which the first steps must cross. It left robust accuracy where
-    # it was, for a third to all of the time (docs/benchmarks.md).
+    # it was, for a half to all of the time (docs/benchmarks.md).
     FEWEST_STEPS = 20
     SHARE_OF_STEPS = 0.5
     STEEPER = 5.0

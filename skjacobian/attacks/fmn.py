@@ -41,7 +41,8 @@ class FMN(Attack):
     - The paper estimates the radius by its first-order form only until a sample is fooled,
       and then lets it rise and fall by a factor that decays. Here the estimate is used
       throughout: it is Newton's method for the radius at which the largest margin in the
-      ball is 0, and converges in a few steps.
+      ball is 0, and converges in a few steps. It grows at most fourfold in one: on plateaus,
+      which kernel machines have, the estimate leads far away from the data.
     - α falls as 4r·(1 - step/n_steps)³, large enough at first to cross the ball. For l1 it
       is r·(1 - step/n_steps)², a step of conditional gradients (`Ball.ascend`): projected
       full gradients left the robust accuracy a point higher.
