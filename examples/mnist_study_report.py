@@ -132,20 +132,9 @@ def best_table(results: list[dict]) -> str:
     rows = []
     for (method, n), same in grouped(results, "method", "n_train").items():
         for threat in ("l2", "linf"):
-            by_strength = grouped(same, "strength")
-            accuracies = {
-                strength: np.mean([robust(r, threat) for r in group])
-                for (strength,), group in by_strength.items()
-            }
-            strength = max(accuracies, key=accuracies.get)
-            best, accuracy = by_strength[(strength,)], accuracies[strength]
-            # Seeds share the test data, so they narrow nothing.
-            n_test = best[0]["test"]["n_samples"]
-            low, high = wilson_interval(accuracy * n_test, n_test)
-            clean = np.mean([r["test"]["accuracy"] for r in best])
-            seconds = np.mean([r["cpu_seconds"] for r in best])
-            numbers = [f"{clean:.3f}", f"{accuracy:.3f}", f"{low:.3f} to {high:.3f}"]
-            rows.append([method, n, threat, f"{strength:g}", *numbers, f"{seconds:.0f}"])
+            best = _most_robust(same, threat)
+            setting = [method, n, threat, f"{best['strength']:g}"]
+            rows.append([*setting, *_numbers(best)])
     header = ["method", "n", "attack", "strength", "clean", "robust", "95 %", "CPU s"]
     return table(header, rows)
 
@@ -163,23 +152,21 @@ def against_pgd_table(results: list[dict]) -> str:
         found = {
             method: best
             for (method,), same in grouped(same_size, "method").items()
-            if (best := _most_robust(same, threat))
+            if (best := _most_robust(same, threat, LEAST_CLEAN))
         }
         reference = found.get(f"pgd_{threat}")
         for method, best in sorted(found.items(), key=lambda item: -item[1]["robust"]):
-            low, high = wilson_interval(best["robust"] * best["n_test"], best["n_test"])
-            numbers = [f"{best['clean']:.3f}", f"{best['robust']:.3f}", f"{low:.3f} to {high:.3f}"]
-            seconds, shares = f"{best['seconds']:.0f}", ["", ""]
+            shares = ["", ""]
             if reference is not None:
                 shares = [f"{best[name] / reference[name]:.2f}" for name in ("robust", "seconds")]
             setting = [threat, method, f"{best['strength']:g}", best["seeds"]]
-            rows.append([*setting, *numbers, seconds, *shares])
+            rows.append([*setting, *_numbers(best), *shares])
     header = ["attack", "method", "strength", "seeds", "clean", "robust", "95 %", "CPU s"]
     return table([*header, "share of PGD's accuracy", "share of its time"], rows)
 
 
-def _most_robust(same: list[dict], threat: str) -> dict:
-    """Return the means of the most robust strength that keeps `LEAST_CLEAN`; {} for none."""
+def _most_robust(same: list[dict], threat: str, least_clean: float = 0.0) -> dict:
+    """Return the means of the most robust strength that stays so accurate; {} for none."""
     means = [
         {
             "strength": strength,
@@ -187,13 +174,20 @@ def _most_robust(same: list[dict], threat: str) -> dict:
             "clean": np.mean([r["test"]["accuracy"] for r in group]),
             "robust": np.mean([robust(r, threat) for r in group]),
             "seconds": np.mean([r["cpu_seconds"] for r in group]),
-            # Seeds share the test data, so they narrow nothing.
             "n_test": group[0]["test"]["n_samples"],
         }
         for (strength,), group in grouped(same, "strength").items()
     ]
-    clean = [mean for mean in means if mean["clean"] >= LEAST_CLEAN]
+    clean = [mean for mean in means if mean["clean"] >= least_clean]
     return max(clean, key=lambda mean: mean["robust"], default={})
+
+
+def _numbers(best: dict) -> list[str]:
+    """Return the cells of accuracy, clean and robust, its interval, and seconds of training."""
+    # Seeds share the test data, so they narrow nothing.
+    low, high = wilson_interval(best["robust"] * best["n_test"], best["n_test"])
+    accuracies = [f"{best[name]:.3f}" for name in ("clean", "robust")]
+    return [*accuracies, f"{low:.3f} to {high:.3f}", f"{best['seconds']:.0f}"]
 
 
 def gaps_table(results: list[dict]) -> str:

@@ -218,14 +218,6 @@ class RobustClassifier(ClassifierMixin, NetOwner):
                 "shares."
             )
         fresh = not hasattr(self, "net_")
-        if (
-            classes is not None
-            and not fresh
-            and not np.array_equal(np.unique(classes), self.classes_)
-        ):
-            reject(
-                "classes", classes, f"those of the first call, {self.classes_.tolist()}, or None"
-            )
         return self._fit(X, y, sample_weight, fresh=fresh, classes=classes, partial=True)
 
     def _fit(
@@ -308,6 +300,10 @@ class RobustClassifier(ClassifierMixin, NetOwner):
                     f"Got y with 1 class ({self.classes_[0]!r}), but {type(self).__name__} "
                     "expected samples of at least 2 classes."
                 )
+        elif classes is not None and not np.array_equal(np.unique(classes), self.classes_):
+            reject(
+                "classes", classes, f"those of the first call, {self.classes_.tolist()}, or None"
+            )
         self._check_labels(labels)
 
     def _check_labels(self, labels: np.ndarray) -> None:

@@ -302,9 +302,10 @@ class Ball:
         """
         uniform = self._uniform_rows(generator)
         free = self.free_features()
-        if free is not None:  # the ball is of these alone
-            if len(free) == 0:
-                return self.X
+        all_free = len(free) == uniform.shape[1] - 1
+        if len(free) == 0:
+            return self.X
+        if not all_free:  # the ball is of these alone
             uniform = torch.cat([uniform[:, :1], uniform[:, 1 + free]], dim=1)
         if self.norm == "linf":
             unit = 2 * uniform[:, 1:] - 1
@@ -314,15 +315,15 @@ class Ball:
             radius = uniform[:, :1] ** (1 / max(1, uniform.shape[1] - 1))
             # Directions of normal vectors are uniform; scale does not matter to them.
             unit = unit_rows(torch.erfinv(2 * uniform[:, 1:] - 1)) * radius
-        if free is not None:
+        if not all_free:
             unit = torch.zeros_like(self.X.flatten(1)).index_copy(1, free, unit)
         delta = unit.reshape(self.X.shape) * self.eps
         return self.project(self.X + (delta if self.scale is None else delta * self.scale))
 
-    def free_features(self) -> Tensor | None:
-        """Return the indices of the flattened features whose scale is not 0; None is all."""
-        if self.scale is None or bool((self.scale > 0).all()):
-            return None
+    def free_features(self) -> Tensor:
+        """Return the indices of the flattened features whose scale is not 0."""
+        if self.scale is None:
+            return torch.arange(self.X.shape[1:].numel(), device=self.X.device)
         return self.scale.expand(self.X.shape[1:]).flatten().nonzero().squeeze(1)
 
     def _uniform_rows(self, generator: torch.Generator | None) -> Tensor:

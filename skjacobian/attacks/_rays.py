@@ -51,7 +51,7 @@ class Rays:
         self.tolerance = self.TOLERANCES[search.ball.norm]
         X, scale = search.ball.X, search.ball.scale
         scale = torch.ones(X.shape[1:]).to(X) if scale is None else scale.expand(X.shape[1:])
-        self.free = scale.flatten().nonzero().squeeze(1)
+        self.free = search.ball.free_features()
         self.scale = scale.flatten()[self.free]
         self.start = X.flatten(1)[:, self.free]
         box = valid_range(X, bounds, search.ball.rules, search.ball.missing)

@@ -28,6 +28,8 @@ class Moves:
 
     def __init__(self, ball: Ball) -> None:
         self.X_adv = ball.X.clone(memory_format=torch.contiguous_format)
+        # On the CPU, where places are drawn.
+        self.free = ball.free_features().cpu()
         self._take(ball)
 
     def _take(self, ball: Ball) -> None:
@@ -36,9 +38,6 @@ class Moves:
         self.cells = self.X_adv.view(self.X.shape)
         self.shape = tuple(self.X.shape[1:])
         self.is_flat = len(self.shape) == 1
-        # On the CPU, where places are drawn.
-        free = ball.free_features()
-        self.free = None if free is None else free.cpu()
 
     def start(self, generator: Generator) -> Tensor:
         """Return the first proposal, which is taken in any case."""
@@ -180,10 +179,9 @@ class MassMoves(Moves):
 
     def _draw_flat(self, share: float, generator: Generator) -> tuple[Place, Place, Tensor]:
         """Draw subsets, at times one only, whose own mass is then redistributed."""
-        n = self.shape[0] if self.free is None else len(self.free)
+        n = len(self.free)
         size = min(n, max(round(share * n), self.LEAST_FEATURES))
-        order = torch.randperm(n, generator=generator)
-        order = order if self.free is None else self.free[order]
+        order = self.free[torch.randperm(n, generator=generator)]
         target, source = (ALL, order[:size]), (ALL, order[-size:])
         if float(torch.rand((), generator=generator)) < self.WITHIN:
             source = target

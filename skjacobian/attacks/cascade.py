@@ -233,9 +233,7 @@ class Cascade(Attack):
         if self.time_limit is not None:
             search.deadline = start + float(self.time_limit)
         known = "labels" if search.output_kind == "decisions" else "gradients"
-        free = search.ball.free_features()
-        n_features = search.ball.X.shape[1:].numel() if free is None else len(free)
-        if known == "gradients" and n_features <= FEW_FEATURES:
+        if known == "gradients" and len(search.ball.free_features()) <= FEW_FEATURES:
             known = "gradients of few features"
         try:
             self._run_stages(search, known, seeds[0])
