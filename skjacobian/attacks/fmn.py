@@ -274,9 +274,7 @@ def _free_part(ball: Ball, X_adv: Tensor, gradient: Tensor) -> Tensor:
     """Return the gradient, 0 where the box keeps a feature from following it."""
     if ball.low is None or ball.high is None:
         return gradient
-    # Arithmetic, because on the CPU comparisons cost ten times as much.
-    far = gradient * (torch.finfo(gradient.dtype).max / 2)
-    room = far.add_(X_adv).clamp_(ball.low, ball.high).sub_(X_adv).abs_()
+    room = ball.room(X_adv, gradient)
     if ball.norm != "linf":  # whose iterates reach their bounds exactly
         rounding = (X_adv.abs() + ball.X.abs()).mul_(8 * torch.finfo(gradient.dtype).eps)
         room = room.sub_(rounding).relu_()
