@@ -6,11 +6,11 @@ trains and attacks on a GPU, where the seconds printed are those of its host. Ne
 README).
 
 For each norm and λ, networks of several seeds are trained with the penalty on one class of
-every sixth sample, 20 at least, which is what ``penalty_samples="auto"`` takes of these
-networks on the CPU, and with that of all samples and classes (``None``). Printed are the means
-over seeds of clean accuracy (10,000 test points), of accuracy under PGD-40 (1,000 test points)
-and of the Jacobian norms, and below them the difference, part minus whole, with its standard
-error over the seeds, which share initialization and order of samples.
+every sixth sample, by fours and 20 at least, which is what ``penalty_samples="auto"`` takes of
+these networks on the CPU, and with that of all samples and classes (``None``). Printed are the
+means over seeds of clean accuracy (10,000 test points), of accuracy under PGD-40 (1,000 test
+points) and of the Jacobian norms, and below them the difference, part minus whole, with its
+standard error over the seeds, which share initialization and order of samples.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def compare(name: str, batch_size: int, arguments, train, test) -> None:
             if arguments.only not in ("", f"{norm} {lam:g}"):
                 continue
             samples = {
-                "part": {"penalty_samples": max(20, round(batch_size / 6)), "class_samples": 1},
+                "part": {"penalty_samples": max(20, batch_size // 24 * 4), "class_samples": 1},
                 "all": {"penalty_samples": None},
             }
             rows = {sample: [] for sample in samples if arguments.arm in ("both", sample)}

@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any, cast
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from skjacobian._rng import replayed_rng
-from skjacobian.jacobian._cost import Sample, affordable_sample, sizes_of
+from skjacobian.jacobian._cost import Sample, Sizes, affordable_sample, sizes_of
 from skjacobian.jacobian._engines import closed_form, linearize
 from skjacobian.jacobian._joint import joint_pass, joint_pass_fits
 from skjacobian.jacobian._linearization import Linearization
@@ -91,8 +92,11 @@ class JacobianRegularization(Objective):
         generator: torch.Generator,
     ) -> ObjectiveValue:
         """Return the regularized cross-entropy of each sample."""
-        norm = self._norm()
-        part = self._part(norm, predict_logits, X)
+        sizes = sizes_of(predict_logits, X) if self.penalty_samples == "auto" else None
+        norm, part = _plan(
+            *(self.norm, self.output, self.n_projections, self.class_samples),
+            *(self.penalty_samples, len(X), sizes, X.is_cuda),
+        )
         if part.every > 1 and int(torch.randint(part.every, (1,), generator=generator)) > 0:
             logits = predict_logits(X)
             loss = cross_entropy(logits, y)
@@ -101,8 +105,6 @@ class JacobianRegularization(Objective):
         if part.n_samples < len(X):
             index = torch.randperm(len(X), generator=generator)[: part.n_samples]
             index = index.to(X.device, non_blocking=True)
-        if part.class_samples != norm.class_samples:
-            norm = replace(norm, class_samples=part.class_samples)
         labels = y[index] if norm.needs_labels and index is not None else y
         logits, norms = _logits_and_norms(
             predict_logits, X, index, norm, labels, engine=self.engine, generator=generator
@@ -122,35 +124,58 @@ class JacobianRegularization(Objective):
 
     def checked(self) -> "JacobianRegularization":
         """Return the same; raise unless the parameters of the norm go together."""
-        self._norm()
+        _norm(self.norm, self.output, self.n_projections, self.class_samples)
         return self
 
-    def _norm(self) -> JacobianNorm:
-        """Return the norm, of all classes where their number is to be found."""
-        given = None if self.class_samples == "auto" else cast("int | None", self.class_samples)
-        return checked_norm(self.norm, self.output, self.n_projections, given)
 
-    def _part(self, norm: JacobianNorm, predict_logits: PredictLogits, X: Tensor) -> Sample:
-        """Return how many samples of a batch, and of each how many classes, are penalized."""
-        n_samples = len(X)
-        given = norm.class_samples
-        if self.penalty_samples is None:
-            return Sample(n_samples, given)
-        if self.penalty_samples != "auto":
-            if isinstance(self.penalty_samples, int | np.integer):
-                return Sample(min(int(self.penalty_samples), n_samples), given)
-            share = cast(float, self.penalty_samples)
-            return Sample(max(1, round(share * n_samples)), given)
-        sizes = sizes_of(predict_logits, X)
-        rows_add = (
-            self.class_samples == "auto"
-            and self.norm in CLASSWISE_NORMS
-            and self.output == "logits"
-            and self.n_projections is None
-        )
-        rows_of_one = norm.n_rows(sizes.n_classes)
-        part = affordable_sample(n_samples, sizes, rows_of_one, rows_add, X.is_cuda)
-        return part if rows_add else part._replace(class_samples=given)
+def _norm(
+    norm: str, output: str, n_projections: int | None, class_samples: int | str | None
+) -> JacobianNorm:
+    """Return the norm, of all classes where their number is to be found."""
+    given = None if class_samples == "auto" else cast("int | None", class_samples)
+    return checked_norm(norm, output, n_projections, given)
+
+
+# The same for every batch but the last; found anew it takes a fiftieth of a small step.
+@lru_cache(typed=True)
+def _plan(
+    norm: str,
+    output: str,
+    n_projections: int | None,
+    class_samples: int | str | None,
+    penalty_samples: int | float | str | None,
+    n_samples: int,
+    sizes: Sizes | None,
+    accelerated: bool,
+) -> tuple[JacobianNorm, Sample]:
+    """Return the norm of the samples penalized, and how many these are of `n_samples`.
+
+    `sizes` are the model's, wanted where ``penalty_samples="auto"``.
+    """
+    measure = _norm(norm, output, n_projections, class_samples)
+    if penalty_samples is None:
+        return measure, Sample(n_samples, measure.class_samples)
+    if sizes is None:
+        n_penalized = min(_number(penalty_samples, n_samples), n_samples)
+        return measure, Sample(n_penalized, measure.class_samples)
+    rows_add = (
+        class_samples == "auto"
+        and norm in CLASSWISE_NORMS
+        and output == "logits"
+        and n_projections is None
+    )
+    rows_of_one = measure.n_rows(sizes.n_classes)
+    part = affordable_sample(n_samples, sizes, rows_of_one, rows_add, accelerated)
+    if rows_add:
+        measure = replace(measure, class_samples=part.class_samples)
+    return measure, part
+
+
+def _number(penalty_samples: Any, n_samples: int) -> int:
+    """Return a number of samples, given as such or as a share of `n_samples`."""
+    if isinstance(penalty_samples, int | np.integer):
+        return int(penalty_samples)
+    return max(1, round(penalty_samples * n_samples))
 
 
 def _logits_and_norms(
