@@ -25,6 +25,10 @@ from skjacobian.differentiable._registry import ClassifierView, View, as_precise
 # What scikit-learn adds to probabilities before it takes their logarithm.
 TEMPERATURE_EPS = 1e-12
 
+# How steeply plateaus of an isotonic regression rise to those who follow its gradient: by this
+# over the whole range of scores. From 0.01 to 1 made no difference on digits and breast cancer.
+SLANT = 0.05
+
 
 class Calibrated(LogProbaView):
     """The mean of the probabilities of classifiers, each calibrated by itself.
@@ -113,7 +117,7 @@ class SigmoidCalibrated(ClassifierView):
 
 
 class IsotonicCalibrated(ClassifierView):
-    """Isotonic regression on the score of each class: its gradient is 0 on the plateaus.
+    """Isotonic regression on the score of each class.
 
     Parameters
     ----------
@@ -153,7 +157,11 @@ class IsotonicCalibrated(ClassifierView):
 
 
 class Interpolation(View):
-    """The line through points, constant beyond the first and the last."""
+    """The line through points, constant beyond the first and the last.
+
+    Its gradient is that of a line with a slant on top. Without one it is 0 on the plateaus,
+    where most samples are: PGD left 0.93 of breast cancer to a machine that it leaves 0.13.
+    """
 
     x: Tensor
     y: Tensor
@@ -168,11 +176,14 @@ class Interpolation(View):
         if len(self.y) == 1:
             return self.y.double().expand(len(score))
         # In the precision of the thresholds, as scikit-learn converts scores to it.
-        score = score.to(self.x).clamp(self.least, self.largest)
+        score = score.to(self.x)
+        slanted = SLANT * score / (self.x[-1] - self.x[0])
+        score = score.clamp(self.least, self.largest)
         right = torch.searchsorted(self.x, score.detach().contiguous(), right=True)
         right = right.clamp(1, len(self.x) - 1)
         slope = (self.y[right] - self.y[right - 1]) / (self.x[right] - self.x[right - 1])
-        return (self.y[right - 1] + slope * (score - self.x[right - 1])).double()
+        value = self.y[right - 1] + slope * (score - self.x[right - 1])
+        return (value + (slanted - slanted.detach())).double()
 
 
 class TemperatureCalibrated(ClassifierView):

@@ -19,7 +19,7 @@ from skjacobian.differentiable._registry import (
     binary_logits,
     view_of,
 )
-from skjacobian.differentiable._support_vectors import one_vs_rest_scores, pairs_of_classes
+from skjacobian.differentiable._votes import Votes
 from skjacobian.exceptions import NotDifferentiableError
 
 
@@ -252,20 +252,24 @@ class OneVsRestProcesses(ClassifierView):
 
 
 class OneVsOneProcesses(ClassifierView):
-    """A Gaussian process for each pair of classes, and their votes."""
+    """A Gaussian process for each pair of classes; logits are the margins of their votes.
+
+    The probabilities of the pairs break ties.
+    """
 
     has_proba = False
-    pairs: Tensor
 
     def __init__(self, processes: list[Any], n_classes: int) -> None:
         super().__init__()
         self.processes = nn.ModuleList(LatentProcess(process) for process in processes)
-        self.hold(pairs=pairs_of_classes(n_classes))
+        self.votes = Votes(n_classes)
 
     def forward(self, X: Tensor) -> Tensor:
-        """Return votes, and within ±1/3 the confidences that break their ties."""
-        latent = torch.stack([process(X) for process in self.processes], dim=1)
-        return one_vs_rest_scores(latent <= 0, -_probabilities(self.processes, X), self.pairs)
+        """Return the margins of the votes."""
+        decisions = -torch.stack([process(X) for process in self.processes], dim=1)
+        confidence = -_probabilities(self.processes, X)
+        predicted = self.votes.scores(decisions, confidence).argmax(1)
+        return self.votes.margins(decisions, predicted, confidence)
 
 
 def _probabilities(processes: nn.ModuleList, X: Tensor) -> Tensor:

@@ -1,9 +1,7 @@
 """The views of classifiers that reduce many classes to problems of two."""
 
-from itertools import combinations
 from typing import Any
 
-import numpy as np
 import torch
 from sklearn.multiclass import OneVsOneClassifier, OneVsRestClassifier
 from torch import Tensor, nn
@@ -18,6 +16,7 @@ from skjacobian.differentiable._meta_classifiers import (
     together,
 )
 from skjacobian.differentiable._registry import ClassifierView, binary_logits, view_of
+from skjacobian.differentiable._votes import Votes
 from skjacobian.exceptions import NotDifferentiableError
 
 
@@ -105,7 +104,8 @@ def _binary_views(classifier: Any, needs_proba: bool) -> list[ClassifierView]:
 class OneVsOne(ClassifierView):
     """One classifier for each pair of classes: votes, and confidences that decide ties.
 
-    The votes have no gradient; the confidences have one everywhere.
+    Of three or more classes the logits are margins of the votes (`Votes.margins`); those of
+    the `decision_function` itself, votes and confidences within ±1/3, have hardly a gradient.
 
     Parameters
     ----------
@@ -117,34 +117,44 @@ class OneVsOne(ClassifierView):
     """
 
     has_proba = False
-    first: Tensor
-    second: Tensor
 
     def __init__(self, views: list[ClassifierView], n_classes: int, by_decision: bool) -> None:
         super().__init__()
         self.views = nn.ModuleList(views)
         self.by_decision = by_decision
-        first, second = np.array(list(combinations(range(n_classes), 2))).T
-        self.hold(first=np.eye(n_classes)[first], second=np.eye(n_classes)[second])
+        if n_classes > 2:
+            self.votes = Votes(n_classes)
 
     def forward(self, X: Tensor) -> Tensor:
-        """Return the decision function, of two classes less the threshold of `predict`."""
-        decision = self.decision_function(X)
-        if decision.ndim == 2:
-            return decision
-        return binary_logits(decision - (0.0 if self.by_decision else 0.5))
+        """Return the margins of the votes; of two classes the logits of their classifier."""
+        if len(self.views) == 1:
+            logits: Tensor = self.views[0](X)
+            return logits
+        decisions = self._decisions(X)
+        confidence = self._confidence(X)
+        predicted = self.votes.scores(decisions, confidence).argmax(1)
+        return self.votes.margins(decisions, predicted, confidence)
 
     def decision_function(self, X: Tensor) -> Tensor:
         """Return the votes for each class plus its confidences, shrunk to less than a vote."""
-        wins = together([view(X).argmax(1) for view in self._views()], 1).to(self.first)
-        votes = (1 - wins) @ self.first + wins @ self.second
-        confidences = together([self._confidence(view, X) for view in self._views()], 1)
-        total = confidences.to(self.first) @ (self.second - self.first)
-        decision = votes + total / (3 * (total.abs() + 1))
-        return decision[:, 1] if decision.shape[1] == 2 else decision
+        decisions, confidence = self._decisions(X), self._confidence(X)
+        if len(self.views) > 1:
+            return self.votes.scores(decisions, confidence)
+        confidence = -confidence.squeeze(1)
+        return (decisions.squeeze(1) < 0).to(confidence) + confidence / (3 * (confidence.abs() + 1))
 
-    def _confidence(self, view: ClassifierView, X: Tensor) -> Tensor:
-        return view.decision_function(X) if self.by_decision else view.predict_proba(X)[:, 1]
+    def _decisions(self, X: Tensor) -> Tensor:
+        """Return by how much the logit of the first class of each pair is larger."""
+        logits = [view(X) for view in self._views()]
+        return together([z[:, 0] - z[:, 1] for z in logits], 1).double()
+
+    def _confidence(self, X: Tensor) -> Tensor:
+        """Return what breaks ties of the votes, for the first class of each pair."""
+        if self.by_decision:
+            of_second = [view.decision_function(X) for view in self._views()]
+        else:
+            of_second = [view.predict_proba(X)[:, 1] for view in self._views()]
+        return -together(of_second, 1).double()
 
     def _views(self) -> list[Any]:
         return list(self.views)

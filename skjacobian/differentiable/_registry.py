@@ -36,7 +36,9 @@ def as_torch(estimator: Any) -> TensorFunction:
     Of a transformer it is the map that `transform` computes. Of a classifier it is the map
     from raw X to logits of shape (n_samples, n_classes), columns in the order of `classes_`:
     their softmax is `predict_proba`, or, where there is none that `predict` follows, they
-    are the `decision_function` (of two classes the columns 0 and the decision).
+    are the `decision_function` (of two classes the columns 0 and the decision), or, where
+    `predict` counts votes of pairs of classes, margins of these. Steps, as votes and isotonic
+    plateaus are, have gradients that lead over them.
 
     docs/tabular.md lists the estimators that are known. Others are taught with
     ``as_torch.register(type)``, on a function from the fitted estimator to such a map.

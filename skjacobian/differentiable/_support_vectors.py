@@ -1,10 +1,9 @@
-"""The views of support vector machines, and the votes of classifiers of pairs."""
+"""The views of support vector machines."""
 
 from itertools import combinations, pairwise
 from typing import Any
 
 import numpy as np
-import torch
 from sklearn.svm import SVC, NuSVC
 from torch import Tensor
 
@@ -16,20 +15,17 @@ from skjacobian.differentiable._registry import (
     binary_logits,
     view_of,
 )
+from skjacobian.differentiable._votes import Votes
 from skjacobian.exceptions import NotDifferentiableError
-
-# More than what confidences can make of a difference of scores, less than a vote.
-TIE_BREAK = 2 / 3
 
 
 class SupportVectors(ClassifierView):
     """Kernel machines, one for each pair of classes, and their votes.
 
-    Of three or more classes the logits are the `decision_function` of shape "ovr": the
-    votes, and a confidence within ±1/3, through which the gradient comes. `predict` counts
-    votes alone, and of tied classes takes the first. Where there is a tie, and unless
-    `break_ties`, the first of them gets 2/3 on top, so that the largest logit is that of
-    the class predicted.
+    Of three or more classes the logits are margins of the votes (`Votes.margins`): 0 for the
+    class predicted, and less for the others. `predict` counts votes alone and of tied classes
+    takes the first; with `break_ties` it takes the largest `decision_function` of shape
+    "ovr": the votes, and confidences within ±1/3.
 
     `has_proba` is False: the probabilities of `probability=True` come from another fit, and
     `predict` does not follow them.
@@ -39,7 +35,6 @@ class SupportVectors(ClassifierView):
     vectors: Tensor
     coefficients: Tensor
     intercept: Tensor
-    pairs: Tensor
 
     def __init__(self, classifier: Any) -> None:
         super().__init__()
@@ -60,16 +55,21 @@ class SupportVectors(ClassifierView):
             vectors=vectors,
             coefficients=coefficients,
             intercept=classifier.intercept_,
-            pairs=pairs_of_classes(self.n_classes),
         )
+        if self.n_classes > 2:
+            self.votes = Votes(self.n_classes)
 
     def forward(self, X: Tensor) -> Tensor:
         """Return the logits of `X`."""
         pairwise = self._pairwise(X)
         if self.n_classes == 2:
             return binary_logits(pairwise.squeeze(1))
-        scores = self._scores(pairwise)
-        return scores if self.break_ties else scores + self._tie_break(pairwise)
+        if self.break_ties:
+            predicted = self._scores(pairwise).argmax(1)
+            return self.votes.margins(pairwise, predicted, confidence=pairwise)
+        # libsvm gives the vote of a decision of 0 to the second class, the scores to the first.
+        predicted = self.votes.count(pairwise).argmax(1)
+        return self.votes.margins(pairwise, predicted, confidence=None)
 
     def decision_function(self, X: Tensor) -> Tensor:
         """Return the decision function in the shape that was set."""
@@ -84,47 +84,7 @@ class SupportVectors(ClassifierView):
         return self.kernel(X, self.vectors) @ self.coefficients.T + self.intercept
 
     def _scores(self, pairwise: Tensor) -> Tensor:
-        return one_vs_rest_scores(pairwise >= 0, pairwise, self.pairs)
-
-    def _tie_break(self, pairwise: Tensor) -> Tensor:
-        """Return what lifts the first of the classes that share the most votes, if several."""
-        # libsvm gives the vote of a decision of 0 to the second class, the scores to the first.
-        votes = count_votes(pairwise > 0, self.pairs)
-        is_best = votes == votes.amax(1, keepdim=True)
-        is_tied = is_best.sum(1, keepdim=True) > 1
-        first = torch.zeros_like(votes).scatter_(1, votes.argmax(1, keepdim=True), TIE_BREAK)
-        return first * is_tied
-
-
-def pairs_of_classes(n_classes: int) -> np.ndarray:
-    """Return for each pair of classes a row with 1 for the first, -1 for the second."""
-    pairs = list(combinations(range(n_classes), 2))
-    signs = np.zeros((len(pairs), n_classes))
-    for row, (first, second) in zip(signs, pairs, strict=True):
-        row[first], row[second] = 1, -1
-    return signs
-
-
-def count_votes(first_wins: Tensor, pairs: Tensor) -> Tensor:
-    """Return how many of its pairs each class wins."""
-    # Wins and losses add up to n_classes - 1, and differ by this product.
-    balance = torch.where(first_wins, 1.0, -1.0).to(pairs) @ pairs
-    return (balance + pairs.shape[1] - 1) / 2
-
-
-def one_vs_rest_scores(first_wins: Tensor, confidence: Tensor, pairs: Tensor) -> Tensor:
-    """Return the votes for each class plus what its confidences come to, within ±1/3.
-
-    Parameters
-    ----------
-    first_wins : Tensor of bool of shape (n_samples, n_pairs)
-    confidence : Tensor of shape (n_samples, n_pairs)
-        In the first class of each pair.
-    pairs : Tensor of shape (n_pairs, n_classes)
-        Of `pairs_of_classes`.
-    """
-    total = confidence @ pairs
-    return count_votes(first_wins, pairs) + total / (3 * (total.abs() + 1))
+        return self.votes.scores(pairwise, pairwise)
 
 
 def _dual_coefficients(classifier: Any) -> np.ndarray:
