@@ -176,14 +176,15 @@ class Interpolation(View):
         if len(self.y) == 1:
             return self.y.double().expand(len(score))
         # In the precision of the thresholds, as scikit-learn converts scores to it.
-        score = score.to(self.x)
-        slanted = SLANT * score / (self.x[-1] - self.x[0])
-        score = score.clamp(self.least, self.largest)
+        limit = torch.finfo(self.x.dtype).max
+        free = score.to(self.x).clamp(-limit, limit)
+        score = free.clamp(self.least, self.largest)
         right = torch.searchsorted(self.x, score.detach().contiguous(), right=True)
         right = right.clamp(1, len(self.x) - 1)
         slope = (self.y[right] - self.y[right - 1]) / (self.x[right] - self.x[right - 1])
         value = self.y[right - 1] + slope * (score - self.x[right - 1])
-        return (value + (slanted - slanted.detach())).double()
+        slant = SLANT / (self.x[-1] - self.x[0])
+        return (value + slant * (free - free.detach())).double()
 
 
 class TemperatureCalibrated(ClassifierView):

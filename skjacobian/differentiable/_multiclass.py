@@ -126,10 +126,9 @@ class OneVsOne(ClassifierView):
             self.votes = Votes(n_classes)
 
     def forward(self, X: Tensor) -> Tensor:
-        """Return the margins of the votes; of two classes the logits of their classifier."""
+        """Return the margins of the votes; of two classes the decision less its threshold."""
         if len(self.views) == 1:
-            logits: Tensor = self.views[0](X)
-            return logits
+            return binary_logits(self.decision_function(X) - (0.0 if self.by_decision else 0.5))
         decisions = self._decisions(X)
         confidence = self._confidence(X)
         predicted = self.votes.scores(decisions, confidence).argmax(1)

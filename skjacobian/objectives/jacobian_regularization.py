@@ -93,10 +93,7 @@ class JacobianRegularization(Objective):
     ) -> ObjectiveValue:
         """Return the regularized cross-entropy of each sample."""
         sizes = sizes_of(predict_logits, X) if self.penalty_samples == "auto" else None
-        norm, part = _plan(
-            *(self.norm, self.output, self.n_projections, self.class_samples),
-            *(self.penalty_samples, len(X), sizes, X.is_cuda),
-        )
+        norm, part = self._plan(len(X), sizes, X.is_cuda)
         if part.every > 1 and int(torch.randint(part.every, (1,), generator=generator)) > 0:
             logits = predict_logits(X)
             loss = cross_entropy(logits, y)
@@ -121,6 +118,16 @@ class JacobianRegularization(Objective):
         # With the factor inside: each product of its own is a kernel, and a node for autograd.
         loss = loss.index_add(0, index, norms, alpha=float(lam * scale))
         return ObjectiveValue(loss, penalty, logits)
+
+    def _plan(
+        self, n_samples: int, sizes: Sizes | None, accelerated: bool
+    ) -> tuple[JacobianNorm, Sample]:
+        norm = (self.norm, self.output, self.n_projections, self.class_samples)
+        try:
+            return _plan(*norm, self.penalty_samples, n_samples, sizes, accelerated)
+        except TypeError:  # of what has no hash; it may be fine, or wrong in a way to be named
+            plan = _plan.__wrapped__
+            return plan(*norm, self.penalty_samples, n_samples, sizes, accelerated)
 
     def checked(self) -> "JacobianRegularization":
         """Return the same; raise unless the parameters of the norm go together."""

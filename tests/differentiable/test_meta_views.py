@@ -13,6 +13,7 @@ from sklearn.ensemble import (
     VotingClassifier,
 )
 from sklearn.frozen import FrozenEstimator
+from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import f1_score, make_scorer
 from sklearn.model_selection import (
@@ -32,6 +33,7 @@ from torch import nn
 
 from skjacobian import JacobianRegularizedClassifier
 from skjacobian.differentiable import as_torch
+from skjacobian.differentiable._calibration import Interpolation
 from skjacobian.exceptions import NotDifferentiableError
 
 X, y = make_classification(90, 6, n_informative=4, n_classes=3, random_state=0)
@@ -334,6 +336,12 @@ def test_a_class_with_one_isotonic_value_is_constant():
     ).fit(constant, ["ash", "oak"] * 4)
     seen = as_torch(classifier).predict_proba(torch.from_numpy(X[:, :1]))
     np.testing.assert_allclose(seen, classifier.predict_proba(X[:, :1]), atol=1e-12)
+
+
+def test_an_isotonic_regression_of_infinite_scores_is_that_of_the_last_ones():
+    regression = IsotonicRegression(out_of_bounds="clip").fit([0.0, 1e-6, 2e-6], [0.0, 0.5, 1.0])
+    scores = torch.tensor([np.inf, -np.inf, 1e300], dtype=torch.float64)
+    assert Interpolation(regression)(scores).tolist() == [1.0, 0.0, 1.0]
 
 
 def test_ties_of_isotonic_plateaus_go_to_the_first_class():

@@ -8,10 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.calibration import CalibratedClassifierCV
-from sklearn.datasets import load_breast_cancer, load_digits
+from sklearn.datasets import load_breast_cancer, load_digits, load_wine
 from sklearn.gaussian_process import GaussianProcessClassifier
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import FixedThresholdClassifier
 from sklearn.multiclass import OneVsOneClassifier
+from sklearn.naive_bayes import GaussianNB
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC, LinearSVC
@@ -140,6 +142,28 @@ def test_decisions_of_any_size_give_finite_margins_and_gradients():
         np.testing.assert_array_equal(logits.argmax(1), predicted)
         (slope,) = torch.autograd.grad(logits.sum(), decisions)
         assert slope.isfinite().all()
+
+
+@pytest.mark.filterwarnings("ignore:divide by zero")
+def test_a_class_ruled_out_leaves_margins_and_scores_finite():
+    """Its probability is 0, so the decisions about it are infinite."""
+    X, y = load_wine(return_X_y=True)
+    model = OneVsOneClassifier(GaussianNB(priors=[1.0, 0.0])).fit(X, y)
+    view, values = as_torch(model), torch.from_numpy(X)
+    logits = view(values)
+    assert logits.isfinite().all()
+    np.testing.assert_array_equal(model.classes_[logits.argmax(1)], model.predict(X))
+    np.testing.assert_allclose(view.decision_function(values), model.decision_function(X))
+
+
+@pytest.mark.parametrize("threshold", [-1.0, 1.0])
+def test_of_two_classes_vote_and_confidence_count_though_they_disagree(threshold):
+    X, y = load_breast_cancer(return_X_y=True)
+    X = StandardScaler().fit_transform(X)
+    inner = FixedThresholdClassifier(LinearSVC(random_state=0), threshold=threshold)
+    model = OneVsOneClassifier(inner).fit(X, y)
+    logits = as_torch(model)(torch.from_numpy(X))
+    np.testing.assert_array_equal(model.classes_[logits.argmax(1)], model.predict(X))
 
 
 X, y = load_digits(return_X_y=True)

@@ -708,3 +708,13 @@ def test_the_closed_form_of_a_network_with_batch_normalization_is_taken_in_train
     ]
     for value in values[1:]:
         torch.testing.assert_close(value.loss, values[0].loss)
+
+
+def test_parameters_without_a_hash_are_taken_or_named_as_others_are():
+    net, (X, y) = make_net(), batch()
+    part = JacobianRegularization(penalty_samples=np.array(0.5))
+    same = JacobianRegularization(penalty_samples=0.5)
+    values = [objective(net, X, y, generator=seeded()).loss for objective in (part, same)]
+    torch.testing.assert_close(*values, rtol=0, atol=0)
+    with pytest.raises(ValueError, match=r"Got norm=\['l2'\], but expected"):
+        JacobianRegularization(norm=["l2"])(net, X, y, generator=seeded())
