@@ -32,8 +32,9 @@ MEANINGS = {
     "gradients": "Raised if the first gradient is zero or not finite at any sample that stands. "
     "Gradient attacks cannot search there; only Square has been tried, for longer.",
     "scale of the logits": "Raised if PGD on cross-entropy says 2 points more than PGD on the "
-    "soft margin. The logits are so large that cross-entropy has no gradient: figures that "
-    "others get with it are too high. This one does not depend on the scale.",
+    "soft margin. Logits of this scale mislead cross-entropy: it has no gradient where they are "
+    "very large, and pushes against all classes at once where they are small. Figures that others "
+    "get with it are too high. This one does not depend on the scale.",
     "random predictions": "Raised if the same samples get other predictions when asked again. "
     "Attacks that take one answer for the model overstate its robustness.",
     "black box": "Raised if Square, after all gradients failed, fools 1 % of the samples, or "
@@ -305,7 +306,7 @@ class _Checks:
         return _flag("gradients", n_masked, f"{n_masked} of {n_attacked} samples")
 
     def scale_of_the_logits(self) -> Flag:
-        """Logits so large that cross-entropy saturates."""
+        """Logits of a scale at which cross-entropy misleads: it saturates, or is spread thin."""
         name = "scale of the logits"
         if not self.has_gradients:
             return _flag(name, 0, "not checked: there are no gradients")
