@@ -16,7 +16,7 @@ from skjacobian.differentiable._meta_classifiers import (
     together,
 )
 from skjacobian.differentiable._registry import ClassifierView, binary_logits, view_of
-from skjacobian.differentiable._votes import Votes
+from skjacobian.differentiable._votes import Votes, shrunk
 from skjacobian.exceptions import NotDifferentiableError
 
 
@@ -140,7 +140,7 @@ class OneVsOne(ClassifierView):
         if len(self.views) > 1:
             return self.votes.scores(decisions, confidence)
         confidence = -confidence.squeeze(1)
-        return (decisions.squeeze(1) < 0).to(confidence) + confidence / (3 * (confidence.abs() + 1))
+        return (decisions.squeeze(1) < 0).to(confidence) + shrunk(confidence)
 
     def _decisions(self, X: Tensor) -> Tensor:
         """Return by how much the logit of the first class of each pair is larger."""

@@ -59,7 +59,7 @@ class Votes(View):
         width = width.clamp(min=torch.finfo(width.dtype).tiny)
         gradual = self._sum(decisions / (width + decisions.abs()))
         total = confidence @ self.pairs
-        return votes + (gradual - gradual.detach()) + total / (3 * (total.abs() + 1))
+        return votes + (gradual - gradual.detach()) + shrunk(total)
 
     def _sum(self, wins: Tensor) -> Tensor:
         """Return the votes for each class: 1 counts for the first of a pair, -1 for the second."""
@@ -131,6 +131,11 @@ class Votes(View):
         classes = torch.arange(self.pairs.shape[1], device=predicted.device)
         comes_first = classes < predicted.unsqueeze(1)
         return torch.where(comes_first, -torch.inf, torch.inf).to(self.pairs)
+
+
+def shrunk(total: Tensor) -> Tensor:
+    """Return sums of confidences within ±1/3, so that they decide between equal votes alone."""
+    return total / (3 * (total.abs() + 1))
 
 
 def _finite(decisions: Tensor) -> Tensor:

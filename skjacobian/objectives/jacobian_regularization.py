@@ -122,12 +122,13 @@ class JacobianRegularization(Objective):
     def _plan(
         self, n_samples: int, sizes: Sizes | None, accelerated: bool
     ) -> tuple[JacobianNorm, Sample]:
+        """Return the norm to take, and the part of a batch to take it on."""
         norm = (self.norm, self.output, self.n_projections, self.class_samples)
+        known = (*norm, self.penalty_samples, n_samples, sizes, accelerated)
         try:
-            return _plan(*norm, self.penalty_samples, n_samples, sizes, accelerated)
+            return _cached_plan(*known)
         except TypeError:  # of what has no hash; it may be fine, or wrong in a way to be named
-            plan = _plan.__wrapped__
-            return plan(*norm, self.penalty_samples, n_samples, sizes, accelerated)
+            return _plan(*known)
 
     def checked(self) -> "JacobianRegularization":
         """Return the same; raise unless the parameters of the norm go together."""
@@ -143,8 +144,6 @@ def _norm(
     return checked_norm(norm, output, n_projections, given)
 
 
-# The same for every batch but the last; found anew it takes a fiftieth of a small step.
-@lru_cache(typed=True)
 def _plan(
     norm: str,
     output: str,
@@ -176,6 +175,10 @@ def _plan(
     if rows_add:
         measure = replace(measure, class_samples=part.class_samples)
     return measure, part
+
+
+# The same for every batch but the last; found anew it takes a fiftieth of a small step.
+_cached_plan = lru_cache(typed=True)(_plan)
 
 
 def _number(penalty_samples: Any, n_samples: int) -> int:
