@@ -13,12 +13,12 @@ from sklearn.utils import check_consistent_length, check_random_state
 from sklearn.utils.validation import column_or_1d
 from torch import Tensor, nn
 
+from skjacobian._attacked_columns import AttackedColumns, in_the_order_of_fit
 from skjacobian._rng import own_entropy
 from skjacobian._table import Table
-from skjacobian._validation import check_number, check_option
-from skjacobian.attacks import FGSM, PGD, Attack, Cascade, Found
+from skjacobian._validation import check_number
+from skjacobian.attacks import Attack, Found
 from skjacobian.attacks._found import concatenate
-from skjacobian.constraints import FeatureConstraints, check_constraints
 from skjacobian.differentiable import (
     TensorFunction,
     as_torch,
@@ -28,15 +28,6 @@ from skjacobian.differentiable import (
 )
 from skjacobian.exceptions import AttackWarning, NotDifferentiableError
 from skjacobian.model_modes import frozen, output_kind, to_logits
-from skjacobian.threat_model import (
-    fit_feature_scale,
-    has_names,
-    mutable_by_name,
-    resolve_mutable,
-    values_by_name,
-)
-
-ATTACKS: dict[str, type[Attack]] = {"pgd": PGD, "fgsm": FGSM, "strong": Cascade}
 
 # Least and most samples of a batch, and how many numbers it should hold: on the CPU what
 # its caches can, on CUDA what keeps the card busy.
@@ -86,8 +77,8 @@ class UnderAttack:
     view : callable
         What is attacked: the torch view, or scores without gradients.
     is_black_box : bool
-    categories : list of int
-        Columns that an adversary cannot change, because they hold no numbers or are encoded.
+    columns : AttackedColumns
+        What an adversary may do to the columns of X.
     """
 
     def __init__(
@@ -102,9 +93,8 @@ class UnderAttack:
         verbose: bool = False,
     ) -> None:
         _check_has(estimator, "predict")
-        given, X = X, _in_the_order_of_fit(estimator, X)
+        given, X = X, in_the_order_of_fit(estimator, X)
         self.estimator, self.X, self.verbose = estimator, X, verbose
-        self.is_reordered = X is not given
         self.table = Table(X)
         self.X_tensor = self.table.tensor
         self.view, self.is_black_box = _view(estimator, self.table, needs)
@@ -112,7 +102,8 @@ class UnderAttack:
         self.y = column_or_1d(y)
         check_consistent_length(self.X_tensor, self.y)
         _check_kind_of_labels(self.y, estimator.classes_)
-        self.categories = sorted({*self.table.categories, *encoded_columns(estimator)})
+        categories = sorted({*self.table.categories, *encoded_columns(estimator)})
+        self.columns = AttackedColumns(self.table, categories, is_reordered=X is not given)
         self.device = _device_of(self.view)
         self.batch_size = check_batch_size(batch_size) or _batch_size(self.X_tensor, self.device)
         self.seed = int(check_random_state(own_entropy(random_state)).randint(2**31 - 1))
@@ -127,104 +118,19 @@ class UnderAttack:
                 return f"black box, {method}"
         return "black box, predict"
 
-    def names_of(self, columns: list[int]) -> list[Any]:
-        """Return the names of columns, or their indices where they have none."""
-        names = self.table.columns
-        return columns if names is None else [names[j] for j in columns]
-
     @cached_property
     def right(self) -> np.ndarray:
         """Whether `predict` is right about the clean samples."""
         return np.asarray(self.estimator.predict(self.X) == self.y)
 
     def arm(self, attack: Attack, **threat_model: Any) -> Attack:
-        """Return an attack with a threat model, as `threat_model` takes it, that X obeys."""
-        armed = attack.with_threat(self.threat_model(**threat_model))
+        """Return an attack with a threat model, as users say it, that X obeys."""
+        armed = attack.with_threat(self.columns.threat_model(**threat_model))
         armed.check_params()
         armed.check_clean(self.X_tensor)
-        if stuck := self.stuck_features(armed, threat_model["constraints"]):
+        if stuck := self.columns.stuck(armed, threat_model["constraints"]):
             warnings.warn(f"Got eps={armed.eps!r}, {stuck}", AttackWarning, stacklevel=3)
         return armed
-
-    def stuck_features(self, attack: Attack, constraints: FeatureConstraints | None) -> str:
-        """Say, if so, that the radius is too small to change anything, or some whole numbers.
-
-        Of these only those that nobody said to be whole numbers: their type does.
-        """
-        if attack.eps_is_zero or len(self.X_tensor) == 0:
-            return ""
-        moves, too_small = _movable(attack, self.X_tensor)
-        if not bool(moves.any()):
-            return (
-                "at which no feature can change: whole numbers (columns of an integer type are) "
-                "do where eps·feature_scale is at least 1, immutable ones and those of scale 0 "
-                '(constant ones have it under "std" and "range") never. The robust accuracy is '
-                "the clean one."
-            )
-        said = [] if constraints is None else constraints.by_index(self._names()).integer
-        stuck = [j for j in self.table.integer if too_small.flatten()[j] and j not in said]
-        if not stuck:
-            return ""
-        names = ", ".join(map(str, self.names_of(stuck)[:10])) + (", …" if stuck[10:] else "")
-        return (
-            f"at which columns of an integer type cannot change ({names}): whole numbers do where "
-            "eps·feature_scale is at least 1. Cast them to float if they can take any value."
-        )
-
-    def threat_model(
-        self,
-        norm: str,
-        eps: float,
-        feature_scale: Any,
-        bounds: Any,
-        mutable: Any,
-        constraints: Any,
-    ) -> dict[str, Any]:
-        """Return the parameters of an attack, what depends on the data taken from all of X."""
-        check_constraints(constraints, feature_scale, bounds)
-        if (columns := self.table.columns) is not None:
-            if self.is_reordered:
-                _check_names_only(columns, feature_scale, bounds, mutable, constraints)
-            mutable = mutable_by_name(mutable, columns)
-            feature_scale = values_by_name(feature_scale, columns)
-            if isinstance(bounds, tuple | list):
-                bounds = tuple(values_by_name(side, columns) for side in bounds)
-        self._check_not_categories(mutable)
-        return {
-            "norm": norm,
-            "eps": eps,
-            "feature_scale": fit_feature_scale(feature_scale, self.X_tensor),
-            "bounds": bounds,
-            "mutable": mutable,
-            "constraints": self._constraints(constraints),
-        }
-
-    def _check_not_categories(self, mutable: Any) -> None:
-        mask = resolve_mutable(mutable, self.X_tensor)
-        chosen = [] if mask is None else [j for j in self.categories if mask.flatten()[j]]
-        if chosen:
-            raise ValueError(
-                f"Got mutable with the columns {self.names_of(chosen)}, but expected columns of "
-                "numbers that no encoder reads: others cannot be attacked."
-            )
-
-    def unsaid_categories(self, mutable: Any, constraints: FeatureConstraints | None) -> list[Any]:
-        """Return the names of the columns held fixed although nobody said that they are."""
-        if mutable is not None:
-            return []
-        said = [] if constraints is None else constraints.by_index(self._names()).immutable
-        return self.names_of([j for j in self.categories if j not in said])
-
-    def _names(self) -> Any:
-        return self.table.columns or range(self.X_tensor[0].numel())
-
-    def _constraints(self, constraints: FeatureConstraints | None) -> FeatureConstraints | None:
-        """Return the constraints by index, with those that the types of the columns make."""
-        if constraints is None and not self.categories and not self.table.integer:
-            return None
-        return (constraints or FeatureConstraints()).by_index(
-            self._names(), immutable=self.categories, integer=self.table.integer
-        )
 
     @cached_property
     def logits_view(self) -> TensorFunction:
@@ -297,35 +203,6 @@ class _Log(nn.Module):
         return to_logits("probabilities", probabilities)(probabilities)
 
 
-def check_threat_model_is_unset(attack: Attack, owner: str) -> None:
-    """Raise if an attack object brings a threat model, which is that of its `owner`."""
-    defaults = type(attack)().get_params()
-    for name in attack.THREAT_MODEL:
-        if not np.array_equal(getattr(attack, name), defaults[name]):
-            raise ValueError(
-                f"Got attack={attack!r}, but expected its {name} to be left alone: the threat "
-                f"model is not the attack's. Set {owner}({name}=...)."
-            )
-
-
-def make_attack(attack: str | Attack, owner: str, **search: Any) -> Attack:
-    """Return the attack that a name stands for, or an object that says nothing twice.
-
-    Parameters
-    ----------
-    attack : {"pgd", "fgsm", "strong"} or Attack
-    owner : str
-        Who says the threat model.
-    **search
-        Parameters of "pgd".
-    """
-    if isinstance(attack, Attack):
-        check_threat_model_is_unset(attack, owner)
-        return attack
-    check_option("attack", attack, ATTACKS)
-    return PGD(**search) if attack == "pgd" else ATTACKS[attack]()
-
-
 def warn_of_disagreement(perturbed: Perturbed) -> None:
     """Warn where the torch view is fooled by a perturbation and `predict` is not."""
     n_different = int((perturbed.found.fooled.numpy() & perturbed.right).sum())
@@ -351,49 +228,12 @@ def _view(estimator: Any, table: Table, needs: str) -> tuple[TensorFunction, boo
     return view, False
 
 
-def _in_the_order_of_fit(estimator: Any, X: Any) -> Any:
-    """Return a DataFrame with the columns that an estimator was fitted on, in their order.
-
-    What selects columns by name takes them in any order, and others besides them.
-    """
-    names = getattr(estimator, "feature_names_in_", None)
-    if names is None or not hasattr(X, "iloc") or list(X.columns) == list(names):
-        return X
-    missing = [name for name in names if name not in X.columns]
-    if missing:
-        raise ValueError(
-            f"Got X without the columns {missing}, but expected those that "
-            f"{type(estimator).__name__} was fitted on."
-        )
-    return X[list(names)]
-
-
 def _check_has(estimator: Any, name: str) -> None:
     """Raise if an estimator cannot be asked for a class."""
     if not hasattr(estimator, name):
         raise TypeError(
             f"Got an estimator of type {type(estimator).__name__} without {name}, but "
             "expected a fitted classifier, which has predict and classes_."
-        )
-
-
-def _check_names_only(
-    columns: list[Any], feature_scale: Any, bounds: Any, mutable: Any, constraints: Any
-) -> None:
-    """Raise if a threat model names columns by place, where X has them in another order."""
-    sides = bounds if isinstance(bounds, tuple | list) else ()
-    by_place = {
-        "feature_scale": np.ndim(feature_scale) and not has_names(feature_scale, columns),
-        "bounds": any(np.ndim(side) and not has_names(side, columns) for side in sides),
-        "mutable": mutable is not None and mutable_by_name(mutable, columns) is mutable,
-        "constraints": constraints is not None and constraints.has_places,
-    }
-    said = [name for name, is_by_place in by_place.items() if is_by_place]
-    if said:
-        raise ValueError(
-            f"Got {' and '.join(said)} by place and X with other columns, or in another order, "
-            "than the estimator was fitted on, but expected names (a Series for values by "
-            "column), or X[estimator.feature_names_in_]: places would be ambiguous."
         )
 
 
@@ -405,19 +245,6 @@ def _check_kind_of_labels(y: np.ndarray, classes: Any) -> None:
             f"Got y with labels like {y[0]!r}, but expected those that the classifier was fitted "
             f"on, like {np.ravel(classes)[0]!r}."
         )
-
-
-def _movable(attack: Attack, X: Tensor) -> tuple[Tensor, Tensor]:
-    """Return which features can change, and which whole numbers only by too large a step."""
-    scale = attack.scale_of(X)
-    reach = torch.as_tensor(attack.eps, dtype=torch.float64) * (1.0 if scale is None else scale)
-    reach = reach.expand(X.shape[1:])
-    if attack.constraints is None:
-        return reach > 0, torch.zeros_like(reach, dtype=torch.bool)
-    rules = attack.constraints.resolve(X)
-    free = (reach > 0) & ~(rules.increasing & rules.decreasing)
-    too_small = free & rules.is_whole & (reach < 1)
-    return free & ~too_small, too_small
 
 
 def _check_is_valid(attack: Attack, X: Tensor, X_adv: Tensor) -> None:

@@ -7,9 +7,10 @@ from typing import Any, Self
 import numpy as np
 from sklearn.utils._optional_dependencies import check_matplotlib_support
 
-from skjacobian._under_attack import UnderAttack, make_attack
+from skjacobian._under_attack import UnderAttack
 from skjacobian._validation import check_count, check_non_negative, reject
 from skjacobian.attacks import Attack
+from skjacobian.attacks._named import make_attack
 from skjacobian.constraints import FeatureConstraints
 from skjacobian.threat_model import resolve_bounds
 

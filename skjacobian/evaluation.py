@@ -9,13 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skjacobian._under_attack import (
-    Perturbed,
-    UnderAttack,
-    check_threat_model_is_unset,
-)
+from skjacobian._under_attack import Perturbed, UnderAttack
 from skjacobian._validation import check_non_negative, check_option, reject
 from skjacobian.attacks import PGD, Attack, Cascade, Square
+from skjacobian.attacks._named import check_threat_model_is_unset
 from skjacobian.constraints import FeatureConstraints
 from skjacobian.exceptions import AttackWarning
 from skjacobian.geometry import BALL_NORMS, vector_norm
@@ -159,7 +156,7 @@ def evaluate_robustness(
         verbose=verbose,
     )
     attack = attack.with_threat(
-        subject.threat_model(norm, eps, feature_scale, bounds, mutable, constraints)
+        subject.columns.threat_model(norm, eps, feature_scale, bounds, mutable, constraints)
     )
     attack.check_params()
     attack.check_valid(subject.X_tensor)
@@ -170,8 +167,8 @@ def evaluate_robustness(
         perturbed = subject.perturb(attack, attacked)
         flags = _Checks(subject, attack, attacked, perturbed).flags(
             inside,
-            subject.unsaid_categories(mutable, constraints),
-            subject.stuck_features(attack, constraints),
+            subject.columns.unsaid_categories(mutable, constraints),
+            subject.columns.stuck(attack, constraints),
         )
     robust = np.zeros(len(subject.y), dtype=bool)
     robust[attacked] = perturbed.right

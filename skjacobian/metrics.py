@@ -7,12 +7,7 @@ import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import _check_sample_weight
 
-from skjacobian._under_attack import (
-    UnderAttack,
-    check_batch_size,
-    make_attack,
-    warn_of_disagreement,
-)
+from skjacobian._under_attack import UnderAttack, check_batch_size, warn_of_disagreement
 from skjacobian._validation import (
     check_non_negative,
     check_option,
@@ -20,6 +15,7 @@ from skjacobian._validation import (
     unwrap_scalar,
 )
 from skjacobian.attacks import PGD, Attack
+from skjacobian.attacks._named import make_attack
 from skjacobian.constraints import FeatureConstraints
 from skjacobian.geometry import BALL_NORMS
 

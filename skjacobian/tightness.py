@@ -176,7 +176,7 @@ def surrogate_gap(
     subject = UnderAttack(
         estimator, X, y, needs="gradients", batch_size=batch_size, random_state=random_state
     )
-    if subject.categories or bool(subject.X_tensor.isnan().any()):
+    if subject.columns.categories or bool(subject.X_tensor.isnan().any()):
         raise ValueError(
             "Got X with missing values or columns of categories, but expected numbers alone: the "
             "theory is about vectors. Pass what the preprocessing makes of X, and the classifier."

@@ -46,6 +46,7 @@ LAYERS = {
     "_training_data": 4,
     "differentiable": 4,
     "modules": 4,
+    "_attacked_columns": 5,
     "_estimator": 5,
     "_under_attack": 5,
     "classifiers": 5,

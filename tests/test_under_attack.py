@@ -10,8 +10,9 @@ from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
-from skjacobian._under_attack import UnderAttack, check_batch_size, check_threat_model_is_unset
+from skjacobian._under_attack import UnderAttack, check_batch_size
 from skjacobian.attacks import PGD, Cascade, RayS, Square
+from skjacobian.attacks._named import check_threat_model_is_unset
 from skjacobian.attacks.cascade import PLANS
 from skjacobian.differentiable import as_torch
 

@@ -1,0 +1,172 @@
+"""The columns of a table under attack, and a threat model as users say it of them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from skjacobian._table import Table
+from skjacobian.attacks import Attack
+from skjacobian.constraints import FeatureConstraints, check_constraints
+from skjacobian.threat_model import (
+    fit_feature_scale,
+    has_names,
+    mutable_by_name,
+    resolve_mutable,
+    values_by_name,
+)
+
+
+@dataclass(frozen=True)
+class AttackedColumns:
+    """The columns of a table, of which an adversary may change some.
+
+    Attributes
+    ----------
+    table : Table
+    categories : list of int
+        Columns that an adversary cannot change, because they hold no numbers or are encoded.
+    is_reordered : bool
+        Whether they stand in another order than the user gave them in.
+    """
+
+    table: Table
+    categories: list[int]
+    is_reordered: bool
+
+    def threat_model(
+        self,
+        norm: str,
+        eps: float,
+        feature_scale: Any,
+        bounds: Any,
+        mutable: Any,
+        constraints: Any,
+    ) -> dict[str, Any]:
+        """Return the parameters of an attack, what depends on the data taken from all of X."""
+        check_constraints(constraints, feature_scale, bounds)
+        if (columns := self.table.columns) is not None:
+            if self.is_reordered:
+                _check_names_only(columns, feature_scale, bounds, mutable, constraints)
+            mutable = mutable_by_name(mutable, columns)
+            feature_scale = values_by_name(feature_scale, columns)
+            if isinstance(bounds, tuple | list):
+                bounds = tuple(values_by_name(side, columns) for side in bounds)
+        self._check_no_categories(mutable)
+        return {
+            "norm": norm,
+            "eps": eps,
+            "feature_scale": fit_feature_scale(feature_scale, self.table.tensor),
+            "bounds": bounds,
+            "mutable": mutable,
+            "constraints": self._constraints(constraints),
+        }
+
+    def _check_no_categories(self, mutable: Any) -> None:
+        mask = resolve_mutable(mutable, self.table.tensor)
+        chosen = [] if mask is None else [j for j in self.categories if mask.flatten()[j]]
+        if chosen:
+            raise ValueError(
+                f"Got mutable with the columns {self._names_of(chosen)}, but expected columns of "
+                "numbers that no encoder reads: others cannot be attacked."
+            )
+
+    def _constraints(self, constraints: FeatureConstraints | None) -> FeatureConstraints | None:
+        """Return the constraints by index, with those that the types of the columns make."""
+        if constraints is None and not self.categories and not self.table.integer:
+            return None
+        return (constraints or FeatureConstraints()).by_index(
+            self._names(), immutable=self.categories, integer=self.table.integer
+        )
+
+    def unsaid_categories(self, mutable: Any, constraints: FeatureConstraints | None) -> list[Any]:
+        """Return the names of the columns held fixed although nobody said that they are."""
+        if mutable is not None:
+            return []
+        said = [] if constraints is None else constraints.by_index(self._names()).immutable
+        return self._names_of([j for j in self.categories if j not in said])
+
+    def stuck(self, attack: Attack, constraints: FeatureConstraints | None) -> str:
+        """Say, if so, that the radius is too small to change anything, or some whole numbers.
+
+        Of these only those that nobody said to be whole numbers: their type does.
+        """
+        if attack.eps_is_zero or len(self.table.tensor) == 0:
+            return ""
+        moves, too_small = _movable(attack, self.table.tensor)
+        if not bool(moves.any()):
+            return (
+                "at which no feature can change: whole numbers (columns of an integer type are) "
+                "do where eps·feature_scale is at least 1, immutable ones and those of scale 0 "
+                '(constant ones have it under "std" and "range") never. The robust accuracy is '
+                "the clean one."
+            )
+        said = [] if constraints is None else constraints.by_index(self._names()).integer
+        stuck = [j for j in self.table.integer if too_small.flatten()[j] and j not in said]
+        if not stuck:
+            return ""
+        names = ", ".join(map(str, self._names_of(stuck)[:10])) + (", …" if stuck[10:] else "")
+        return (
+            f"at which columns of an integer type cannot change ({names}): whole numbers do where "
+            "eps·feature_scale is at least 1. Cast them to float if they can take any value."
+        )
+
+    def _names(self) -> Any:
+        return self.table.columns or range(self.table.tensor[0].numel())
+
+    def _names_of(self, columns: list[int]) -> list[Any]:
+        """Return the names of columns, or their indices where they have none."""
+        names = self.table.columns
+        return columns if names is None else [names[j] for j in columns]
+
+
+def in_the_order_of_fit(estimator: Any, X: Any) -> Any:
+    """Return a DataFrame with the columns that an estimator was fitted on, in their order.
+
+    What selects columns by name takes them in any order, and others besides them.
+    """
+    names = getattr(estimator, "feature_names_in_", None)
+    if names is None or not hasattr(X, "iloc") or list(X.columns) == list(names):
+        return X
+    missing = [name for name in names if name not in X.columns]
+    if missing:
+        raise ValueError(
+            f"Got X without the columns {missing}, but expected those that "
+            f"{type(estimator).__name__} was fitted on."
+        )
+    return X[list(names)]
+
+
+def _check_names_only(
+    columns: list[Any], feature_scale: Any, bounds: Any, mutable: Any, constraints: Any
+) -> None:
+    """Raise if a threat model names columns by place, where X has them in another order."""
+    sides = bounds if isinstance(bounds, tuple | list) else ()
+    by_place = {
+        "feature_scale": np.ndim(feature_scale) and not has_names(feature_scale, columns),
+        "bounds": any(np.ndim(side) and not has_names(side, columns) for side in sides),
+        "mutable": mutable is not None and mutable_by_name(mutable, columns) is mutable,
+        "constraints": constraints is not None and constraints.has_places,
+    }
+    said = [name for name, is_by_place in by_place.items() if is_by_place]
+    if said:
+        raise ValueError(
+            f"Got {' and '.join(said)} by place and X with other columns, or in another order, "
+            "than the estimator was fitted on, but expected names (a Series for values by "
+            "column), or X[estimator.feature_names_in_]: places would be ambiguous."
+        )
+
+
+def _movable(attack: Attack, X: Tensor) -> tuple[Tensor, Tensor]:
+    """Return which features can change, and which whole numbers only by too large a step."""
+    scale = attack.scale_of(X)
+    reach = torch.as_tensor(attack.eps, dtype=torch.float64) * (1.0 if scale is None else scale)
+    reach = reach.expand(X.shape[1:])
+    if attack.constraints is None:
+        return reach > 0, torch.zeros_like(reach, dtype=torch.bool)
+    rules = attack.constraints.resolve(X)
+    free = (reach > 0) & ~(rules.increasing & rules.decreasing)
+    too_small = free & rules.is_whole & (reach < 1)
+    return free & ~too_small, too_small
