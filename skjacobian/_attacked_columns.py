@@ -89,13 +89,13 @@ class AttackedColumns:
         return self._names_of([j for j in self.categories if j not in said])
 
     def stuck(self, attack: Attack, constraints: FeatureConstraints | None) -> str:
-        """Say, if so, that the radius is too small to change anything, or some whole numbers.
+        """Say, if so, that nothing can change at this radius, or whole numbers by too little.
 
         Of these only those that nobody said to be whole numbers: their type does.
         """
         if attack.eps_is_zero or len(self.table.tensor) == 0:
             return ""
-        moves, too_small = _movable(attack, self.table.tensor)
+        moves, lost = _movable(attack, self.table.tensor)
         if not bool(moves.any()):
             return (
                 "at which no feature can change: whole numbers (columns of an integer type are) "
@@ -104,14 +104,32 @@ class AttackedColumns:
                 "the clean one."
             )
         said = [] if constraints is None else constraints.by_index(self._names()).integer
-        stuck = [j for j in self.table.integer if too_small.flatten()[j] and j not in said]
-        if not stuck:
-            return ""
-        names = ", ".join(map(str, self._names_of(stuck)[:10])) + (", …" if stuck[10:] else "")
-        return (
-            f"at which columns of an integer type cannot change ({names}): whole numbers do where "
-            "eps·feature_scale is at least 1. Cast them to float if they can take any value."
-        )
+        stuck = [j for j in self.table.integer if lost.flatten()[j] and j not in said]
+        if stuck:
+            return (
+                f"at which columns of an integer type ({self._shown(stuck)}) cannot change, or by "
+                "less than two thirds of eps·feature_scale: whole numbers change by whole numbers. "
+                "Cast them to float if they can take any value."
+            )
+        if rounded := self._rounded(attack):
+            return (
+                f"at which columns ({self._shown(rounded)}) cannot change: beside their numbers it "
+                f"is lost in the rounding of {self.table.tensor.dtype}. Cast them to a wider type, "
+                "or subtract an offset."
+            )
+        return ""
+
+    def _rounded(self, attack: Attack) -> list[int]:
+        """Return the columns in which no sample can change because rounding takes it back."""
+        X = self.table.tensor
+        reach = reach_of(attack, X).to(X.dtype)
+        moves = ((X + reach != X) | (X - reach != X) | X.isnan()).any(0)
+        return ((reach > 0) & ~moves).flatten().nonzero().flatten().tolist()
+
+    def _shown(self, columns: list[int]) -> str:
+        """Return the names of columns, not too many of them, for a message."""
+        names = list(map(str, self._names_of(columns)))
+        return ", ".join(names[:10]) + (", …" if names[10:] else "")
 
     def _names(self) -> Any:
         return self.table.columns or range(self.table.tensor[0].numel())
@@ -159,14 +177,19 @@ def _check_names_only(
         )
 
 
-def _movable(attack: Attack, X: Tensor) -> tuple[Tensor, Tensor]:
-    """Return which features can change, and which whole numbers only by too large a step."""
+def reach_of(attack: Attack, X: Tensor) -> Tensor:
+    """Return how far each feature can change."""
     scale = attack.scale_of(X)
     reach = torch.as_tensor(attack.eps, dtype=torch.float64) * (1.0 if scale is None else scale)
-    reach = reach.expand(X.shape[1:])
+    return reach.expand(X.shape[1:])
+
+
+def _movable(attack: Attack, X: Tensor) -> tuple[Tensor, Tensor]:
+    """Return which features can change, and which whole numbers not by 2/3 of their reach."""
+    reach = reach_of(attack, X)
     if attack.constraints is None:
         return reach > 0, torch.zeros_like(reach, dtype=torch.bool)
     rules = attack.constraints.resolve(X)
     free = (reach > 0) & ~(rules.increasing & rules.decreasing)
-    too_small = free & rules.is_whole & (reach < 1)
-    return free & ~too_small, too_small
+    lost = free & rules.is_whole & (3 * reach.floor() < 2 * reach)
+    return free & ~(rules.is_whole & (reach < 1)), lost

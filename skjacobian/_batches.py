@@ -1,6 +1,7 @@
 """Training data as tensors, served in whole batches."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -36,6 +37,20 @@ class Batch(tuple[Tensor, Tensor]):
     sample_weight: Tensor | None = None
 
 
+def n_batches(n_samples: int, batch_size: int) -> int:
+    """Return how many batches samples make; a last one of a single sample joins another.
+
+    Batch normalization cannot be trained on a single sample.
+
+    Examples
+    --------
+    >>> n_batches(96, 32), n_batches(97, 32), n_batches(98, 32)
+    (3, 3, 4)
+    """
+    n_full, rest = divmod(n_samples, batch_size)
+    return n_full + (rest > (1 if n_full else 0))
+
+
 class Batches:
     """Serves whole batches by index, which costs a third of fetching row by row.
 
@@ -45,7 +60,7 @@ class Batches:
     batch_size : int
     shuffle : bool, default=False
     drop_last : bool, default=False
-        Leave out an incomplete last batch.
+        Leave out what does not fill a batch.
     generator : torch.Generator, optional
         Source of the order; needed to shuffle.
     """
@@ -65,8 +80,9 @@ class Batches:
         self.generator = generator
 
     def __len__(self) -> int:
-        n_full, rest = divmod(len(self.dataset), self.batch_size)
-        return n_full + (rest > 0 and not self.drop_last)
+        if self.drop_last:
+            return len(self.dataset) // self.batch_size
+        return n_batches(len(self.dataset), self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
         X, y, weight = self.dataset.X, self.dataset.y, self.dataset.sample_weight
@@ -76,8 +92,10 @@ class Batches:
             if self.shuffle
             else torch.arange(n_samples)
         ).to(X.device)
-        for start in range(0, len(self) * self.batch_size, self.batch_size):
-            index = order[start : start + self.batch_size]
+        n_served = len(self) * self.batch_size if self.drop_last else n_samples
+        starts = range(0, len(self) * self.batch_size, self.batch_size)
+        for start, end in pairwise((*starts, n_served)):
+            index = order[start:end]
             batch = Batch((X.index_select(0, index), y.index_select(0, index)))
             batch.sample_weight = None if weight is None else weight.index_select(0, index)
             yield batch

@@ -1,5 +1,6 @@
 """What both classifiers share: parameters, checks, fitting, prediction."""
 
+import warnings
 from numbers import Integral, Real
 from typing import Any, Self
 
@@ -14,7 +15,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 from torch import Tensor
 
-from skjacobian._batches import Samples
+from skjacobian._batches import Samples, n_batches
 from skjacobian._net import (
     LR_SCHEDULES,
     OPTIMIZERS,
@@ -244,6 +245,7 @@ class RobustClassifier(ClassifierMixin, NetOwner):
         samples = self._samples(values, y, weight, rows)
         objective = self._make_objective(samples.X)
         scores = self._validation_callbacks(X, y, sample_weight, held_out)
+        n_before = len(self.net_.history)
         train(
             self.net_,
             samples,
@@ -256,7 +258,22 @@ class RobustClassifier(ClassifierMixin, NetOwner):
             callbacks=[*scores, *(self.callbacks or [])],
             verbose=int(self.verbose),
         )
+        if len(held_out) and self.scoring is not None:
+            self._warn_of_a_flat_score(self.history_[n_before:])
         return self
+
+    def _warn_of_a_flat_score(self, epochs: list[dict[str, Any]]) -> None:
+        """Warn if the score that early stopping watched says nothing of what was learned."""
+        scores = {epoch["valid_score"] for epoch in epochs}
+        accuracies = [epoch["valid_accuracy"] for epoch in epochs]
+        if len(scores) == 1 and max(accuracies) > accuracies[0]:
+            warnings.warn(
+                f"Got scoring={self.scoring!r}, whose score was {scores.pop():g} in every epoch "
+                "while accuracy rose, so early stopping kept the weights of the first. A scorer "
+                f"sees X as {type(self).__name__} gets it: behind a scaler in a pipeline, scaled.",
+                UserWarning,
+                stacklevel=4,
+            )
 
     def _hold_out(
         self, rows: np.ndarray, y: np.ndarray, random_state: np.random.RandomState
@@ -330,8 +347,8 @@ class RobustClassifier(ClassifierMixin, NetOwner):
     def _n_epochs(self, n_samples: int) -> int:
         """Return `max_epochs`; "auto" makes about 1000 steps, in 10 to 100 epochs."""
         if self.max_epochs == "auto":
-            n_batches = -(-n_samples // self._batch_size(n_samples))
-            return int(np.clip(-(-1000 // n_batches), 10, 100))
+            n_steps = n_batches(n_samples, self._batch_size(n_samples))
+            return int(np.clip(-(-1000 // n_steps), 10, 100))
         return int(unwrap_scalar(self.max_epochs))
 
     def _batch_size(self, n_samples: int) -> int:
@@ -348,11 +365,14 @@ class RobustClassifier(ClassifierMixin, NetOwner):
             return []
         X, y = _safe_indexing(X, rows), y[rows]
         weight = None if sample_weight is None else np.asarray(sample_weight)[rows]
+        scorer = None if self.scoring is None else check_scoring(self, self.scoring)
+        accepts_weight = getattr(scorer, "_accept_sample_weight", lambda: False)()
+        weighted = {"sample_weight": weight} if weight is not None and accepts_weight else {}
 
         def score() -> dict[str, float]:
             scores = {"valid_accuracy": accuracy_score(y, self.predict(X), sample_weight=weight)}
-            if self.scoring is not None:
-                value = check_scoring(self, self.scoring)(self, X, y)
+            if scorer is not None:
+                value = scorer(self, X, y, **weighted)
                 if isinstance(value, dict):
                     reject("scoring", self.scoring, "a scorer that returns one number")
                 scores["valid_score"] = value
@@ -400,6 +420,20 @@ class RobustClassifier(ClassifierMixin, NetOwner):
             Columns in the order of `classes_`.
         """
         return torch.from_numpy(self._logits(X)).softmax(1).numpy()
+
+    def predict_log_proba(self, X: Any) -> np.ndarray:
+        """Return the logarithm of the probability of each class.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, *image_shape)
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes)
+            Columns in the order of `classes_`. Finite where the probability rounds to 0.
+        """
+        return torch.from_numpy(self._logits(X)).log_softmax(1).numpy()
 
     def predict(self, X: Any) -> np.ndarray:
         """Return the most probable label of each sample.

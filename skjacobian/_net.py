@@ -1,5 +1,6 @@
 """The skorch net that trains on an objective. The only file that imports skorch."""
 
+import inspect
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -13,6 +14,7 @@ from skorch.callbacks import (
     Callback,
     EarlyStopping,
     EpochTimer,
+    LRScheduler,
     PassthroughScoring,
     PrintLog,
 )
@@ -88,8 +90,20 @@ class ObjectiveNet(NeuralNetClassifier):
             if getattr(type(callback), method_name, None) is not no_op:
                 getattr(callback, method_name)(self, **cb_kwargs)
 
-    def check_callback_params(self) -> None:
-        """Raise for parameters of callbacks that there are not; skorch ignores them."""
+    def check_callbacks(self, lr_schedule: str) -> None:
+        """Raise for callbacks that would do nothing or fail, and parameters of none."""
+        for _, callback in self.callbacks_:
+            if isinstance(callback, LRScheduler) and lr_schedule != "constant":
+                raise ValueError(
+                    f"Got an LRScheduler in callbacks and lr_schedule={lr_schedule!r}, but "
+                    "expected lr_schedule='constant': both set the learning rate."
+                )
+            monitor = getattr(callback, "monitor", None)
+            if self.train_split is None and str(monitor).startswith("valid"):
+                raise ValueError(
+                    f"Got {type(callback).__name__}(monitor={monitor!r}) in callbacks, but "
+                    "expected early_stopping=True, which holds out data, or another monitor."
+                )
         names = [name for name, _ in self.callbacks_]
         for parameter in self.get_params_for("callbacks"):
             name = parameter.split("__")[0]
@@ -274,6 +288,7 @@ def make_net(
     spelling, `optimizer__betas` and so on.
     """
     optimizer_class = OPTIMIZERS[optimizer] if isinstance(optimizer, str) else optimizer
+    _check_optimizer_params(optimizer_class, nested)
     order = torch.Generator().manual_seed(seed)
     defaults = {"iterator_train__shuffle": True, "iterator_train__generator": order}
     if optimizer_class in _FUSED:
@@ -291,6 +306,22 @@ def make_net(
         verbose=0,
         **{**defaults, **nested},
     ).initialize()
+
+
+def _check_optimizer_params(optimizer: type[torch.optim.Optimizer], nested: dict[str, Any]) -> None:
+    """Raise for parameters that an optimizer has not, and for one that has another name here."""
+    accepted = inspect.signature(torch.optim.Adam if optimizer is Adam else optimizer).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
+    options = [name for name in (*accepted, "param_groups") if name not in ("params", "lr")]
+    for parameter, value in nested.items():
+        part, _, name = parameter.partition("__")
+        if part != "optimizer":
+            continue
+        if name == "lr":
+            reject(parameter, value, "the learning rate as lr")
+        if name not in options and not takes_any:
+            hint = did_you_mean(name, options)
+            reject(parameter, value, f"a parameter of {optimizer.__name__}{hint}")
 
 
 def train(
@@ -314,13 +345,23 @@ def train(
         group["lr"] = lr
     schedule: list[tuple[str, Callback]] = []
     if lr_schedule == "cosine":
-        n_steps = epochs * -(-len(samples) // batch_size)
+        n_steps = epochs * len(net.get_iterator(samples, training=True))
         schedule = [("lr_schedule", CosineSchedule(lr, n_steps))]
+    if not all(map(_is_callback, callbacks)):
+        expected = "a sequence of skorch callbacks, or of pairs (name, callback)"
+        reject("callbacks", callbacks, expected)
     net.callbacks = [*schedule, *callbacks]
     net._initialize_callbacks()
-    net.check_callback_params()
+    net.check_callbacks(lr_schedule)
     net.max_epochs = epochs
     net.partial_fit(samples)
+
+
+def _is_callback(given: Any) -> bool:
+    """Tell whether something is a callback, its class, or such with a name."""
+    callback = given[1] if isinstance(given, tuple) and len(given) == 2 else given
+    is_class = isinstance(callback, type) and issubclass(callback, Callback)
+    return is_class or isinstance(callback, Callback)
 
 
 def early_stopping(monitor: str, patience: int) -> tuple[str, Callback]:

@@ -67,6 +67,8 @@ class Table:
                 if kind == "b" and len(known) == 1:  # its code is its value
                     codes = codes + int(known[0])
                     known = type(known)([False, True])
+                elif series[j].dtype == object:
+                    codes, known = _telling_none(series[j], codes, known)
                 self.categories[j] = known
                 series[j] = type(series[j])(codes, dtype=np.float32)
         if not series:
@@ -106,6 +108,8 @@ class Table:
 
 def _numbers(X: Any) -> Any:
     """Return an array of objects as floats, as scikit-learn takes it; any other as it is."""
+    if isinstance(X, list | tuple) and any(isinstance(row, str) for row in X):
+        X = np.array(X, dtype=object)
     if not isinstance(X, np.ndarray) or X.dtype.kind not in "OUS":
         return X
     for value in X.flat:
@@ -127,6 +131,14 @@ def _without_objects(column: Any) -> Any:
     if column.dtype != object or not all(map(_is_number, column)):
         return column
     return column.astype(np.float64)
+
+
+def _telling_none(column: Any, codes: np.ndarray, known: Any) -> tuple[np.ndarray, Any]:
+    """Give None a code of its own: pandas knows one missing value, and encoders two."""
+    is_none = np.array([value is None for value in column])
+    if not is_none.any():
+        return codes, known
+    return np.where(is_none, len(known), codes), type(known)([*known, None], dtype=object)
 
 
 def _type_of(series: Any, values: np.ndarray) -> Any:

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.base import clone
-from sklearn.utils import check_consistent_length, check_random_state
-from sklearn.utils.validation import column_or_1d
+from sklearn.utils import assert_all_finite, check_consistent_length, check_random_state
+from sklearn.utils.validation import check_is_fitted, column_or_1d
 from torch import Tensor, nn
 
-from skjacobian._attacked_columns import AttackedColumns, in_the_order_of_fit
+from skjacobian._attacked_columns import AttackedColumns, in_the_order_of_fit, reach_of
+from skjacobian._domain import domain
 from skjacobian._rng import own_entropy
 from skjacobian._table import Table
 from skjacobian._validation import check_number
@@ -100,6 +101,7 @@ class UnderAttack:
         self.view, self.is_black_box = _view(estimator, self.table, needs)
         _check_has(estimator, "classes_")
         self.y = column_or_1d(y)
+        assert_all_finite(self.y, input_name="y")
         check_consistent_length(self.X_tensor, self.y)
         _check_kind_of_labels(self.y, estimator.classes_)
         categories = sorted({*self.table.categories, *encoded_columns(estimator)})
@@ -128,9 +130,54 @@ class UnderAttack:
         armed = attack.with_threat(self.columns.threat_model(**threat_model))
         armed.check_params()
         armed.check_clean(self.X_tensor)
+        said = (threat_model["mutable"], threat_model["constraints"])
+        if held := self.columns.unsaid_categories(*said):
+            warnings.warn(
+                f"Got X whose columns ({', '.join(map(str, held))}) hold categories and are held "
+                "fixed: who can change them may do better. FeatureConstraints(immutable=[...]) "
+                "rules that out.",
+                AttackWarning,
+                stacklevel=3,
+            )
         if stuck := self.columns.stuck(armed, threat_model["constraints"]):
             warnings.warn(f"Got eps={armed.eps!r}, {stuck}", AttackWarning, stacklevel=3)
-        return armed
+        return self.where_defined(armed)
+
+    def where_defined(self, attack: Attack) -> Attack:
+        """Return the attack, kept in the range of each feature in which the model is defined.
+
+        Beyond it, as at the logarithm of a negative number, `predict` raises.
+        """
+        X = self.X_tensor.double()
+        if attack.eps_is_zero or X.ndim != 2 or len(X) == 0:
+            return attack
+        bounds, reach = attack.bounds_of(X), reach_of(attack, X)
+        low, high = X - reach, X + reach
+        if bounds is not None:
+            low, high = torch.maximum(low, bounds[0]), torch.minimum(high, bounds[1])
+        found = domain(self._is_defined, X, low.minimum(X), high.maximum(X))
+        if found is None:
+            return attack
+        low, high = found
+        if attack.constraints is None or attack.constraints.bounds is None:
+            bounds = (
+                (low, high) if bounds is None else (low.maximum(bounds[0]), high.minimum(bounds[1]))
+            )
+            return attack.with_threat({**attack.threat_model, "bounds": bounds})
+        narrowed = attack.constraints.narrowed(low.numpy(), high.numpy())
+        return attack.with_threat({**attack.threat_model, "constraints": narrowed})
+
+    def _is_defined(self, X: Tensor) -> Tensor:
+        """Tell at which points the model returns numbers."""
+        X = X.to(self.X_tensor.dtype)
+        with frozen(self.view), torch.no_grad(), np.errstate(all="ignore"):
+            try:
+                output = self.view(X.to(self.device)).cpu()
+            except ValueError:  # of scikit-learn, which refuses to predict
+                if len(X) == 1:
+                    return torch.zeros(1, dtype=torch.bool)
+                return torch.cat([self._is_defined(row) for row in torch.split(X, 1)])
+        return ~(output.isnan() | (output == torch.inf)).any(1)
 
     @cached_property
     def logits_view(self) -> TensorFunction:
@@ -222,6 +269,8 @@ def _view(estimator: Any, table: Table, needs: str) -> tuple[TensorFunction, boo
         view = as_torch(estimator)
         bind_samples(view, table)
     except NotDifferentiableError:
+        check_is_fitted(estimator)
+        _check_has(estimator, "classes_")
         if needs == "gradients":
             raise
         return black_box(estimator, table), True

@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Self
 
 import numpy as np
@@ -14,18 +15,18 @@ from torch import Tensor
 
 from skjacobian._table import Table
 from skjacobian._validation import check_option, did_you_mean, reject
-from skjacobian.threat_model import inward
+from skjacobian.threat_model import NAMES_NEED, inward
 
 COLUMNS = ("immutable", "integer", "increasing", "decreasing")
+LEARNED_SCALES = ("std", "range")
 
 
 class FeatureConstraints(BaseEstimator):
     """What an adversary cannot do to the columns of a table.
 
     Columns are named by the names of a DataFrame, by indices (of any column names) or by a
-    mask. Whatever an attack tries and
-    returns obeys all constraints, exactly. Missing values (NaN) are left alone, with or
-    without constraints.
+    mask. Whatever an attack tries and returns obeys all constraints, exactly. Missing values
+    (NaN) are left alone, with or without constraints.
 
     Parameters
     ----------
@@ -39,7 +40,7 @@ class FeatureConstraints(BaseEstimator):
     one_hot : sequence of sequences of str or int, optional
         Groups of columns of which exactly one is 1 and the others are 0. Another category is
         a perturbation of two columns by 1.
-    scale : mapping of column to number, "std" or "range", optional
+    scale : "std", "range", or mapping of column to number, "std" or "range", optional
         Unit of columns, ‖delta / scale‖ <= eps; 1 for those not named. "std" and "range" are
         those of the data that `fit` sees.
     bounds : mapping of column to (low, high), or "train", optional
@@ -55,7 +56,7 @@ class FeatureConstraints(BaseEstimator):
     low_, high_ : array of shape (n_features_in_,)
         Range of each column; NaN for those that hold no numbers.
     scale_ : array of shape (n_features_in_,)
-        Scale of each column, where `scale` is "std" or "range".
+        Scale of each column, where `scale` says "std" or "range".
 
     Examples
     --------
@@ -109,11 +110,44 @@ class FeatureConstraints(BaseEstimator):
             self.feature_names_in_ = np.array(X.columns, dtype=object)
         self.low_ = np.array([column.min() if len(column) else np.nan for column in columns])
         self.high_ = np.array([column.max() if len(column) else np.nan for column in columns])
-        if isinstance(self.scale, str):
-            check_option("scale", self.scale, ["std", "range"])
+        self._check_values()
+        if self._scale_is_learned:
             std = np.array([column.std() if len(column) else 0.0 for column in columns])
-            self.scale_ = std if self.scale == "std" else np.nan_to_num(self.high_ - self.low_)
+            known = {"std": std, "range": np.nan_to_num(self.high_ - self.low_)}
+            self.scale_ = np.ones(len(columns))
+            if isinstance(self.scale, str):
+                self.scale_ = known[self.scale]
+            else:
+                index = _indices("scale", list(self.scale), self._names())
+                for j, scale in zip(index, self.scale.values(), strict=True):
+                    self.scale_[j] = known[scale][j] if isinstance(scale, str) else scale
         return self
+
+    def _names(self) -> Sequence[Any]:
+        """Return the names of the columns that `fit` saw, or their indices."""
+        return list(getattr(self, "feature_names_in_", range(self.n_features_in_)))
+
+    @property
+    def _scale_is_learned(self) -> bool:
+        scales = self.scale.values() if isinstance(self.scale, Mapping) else [self.scale]
+        return any(isinstance(scale, str) for scale in scales)
+
+    def _check_values(self) -> None:
+        """Raise for scales and bounds that make no sense."""
+        if isinstance(self.scale, str):
+            check_option("scale", self.scale, LEARNED_SCALES)
+        elif self.scale is not None:
+            expected = "a mapping of columns to positive finite numbers, 'std', 'range' or None"
+            is_mapping = isinstance(self.scale, Mapping)
+            if not is_mapping or not all(map(_is_scale, self.scale.values())):
+                reject("scale", self.scale, expected)
+        if isinstance(self.bounds, str):
+            check_option("bounds", self.bounds, ["train"])
+        elif self.bounds is not None:
+            expected = "a mapping of columns to (low, high) with low <= high, 'train' or None"
+            is_mapping = isinstance(self.bounds, Mapping)
+            if not is_mapping or not all(map(_is_range, self.bounds.values())):
+                reject("bounds", self.bounds, expected)
 
     def __sklearn_clone__(self) -> "FeatureConstraints":
         # What was learned is a fact about the data, as are the constraints: it is part of
@@ -130,6 +164,7 @@ class FeatureConstraints(BaseEstimator):
         **more : sequence of int
             Further columns that are `immutable`, `integer`, `increasing` or `decreasing`.
         """
+        self._check_values()
         indexed = copy.copy(self)
         for name in COLUMNS:
             given = _indices(name, getattr(self, name), names)
@@ -141,6 +176,19 @@ class FeatureConstraints(BaseEstimator):
                 index = _indices(name, list(value), names)
                 setattr(indexed, name, dict(zip(index, value.values(), strict=True)))
         return indexed._in_the_order_of(names)
+
+    def narrowed(self, low: np.ndarray, high: np.ndarray) -> "FeatureConstraints":
+        """Return constraints, said by index and with bounds, whose bounds lie in a range too."""
+        narrowed = copy.copy(self)
+        own_low, own_high = (self._bounds(len(low), side) for side in (0, 1))
+        assert own_low is not None
+        assert own_high is not None
+        low, high = np.maximum(own_low, low), np.minimum(own_high, high)
+        if isinstance(self.bounds, str):
+            narrowed.low_, narrowed.high_ = low, high
+        else:
+            narrowed.bounds = dict(enumerate(zip(low, high, strict=True)))
+        return narrowed
 
     @property
     def has_places(self) -> bool:
@@ -181,6 +229,7 @@ class FeatureConstraints(BaseEstimator):
                 f"Got X with {n_features} features, but expected {self.n_features_in_}, as "
                 "FeatureConstraints was fitted on."
             )
+        self._check_values()
         names = range(n_features)
         groups = [_indices("one_hot", group, names) for group in self.one_hot or ()]
         masks = {}
@@ -210,15 +259,11 @@ class FeatureConstraints(BaseEstimator):
     def _scales(self, n_features: int) -> np.ndarray | None:
         if self.scale is None:
             return None
-        if isinstance(self.scale, str):
+        if self._scale_is_learned:
             check_is_fitted(self, "scale_")
             return self.scale_
-        if not isinstance(self.scale, Mapping):
-            reject("scale", self.scale, "a mapping of columns to numbers, 'std', 'range' or None")
         scales = np.ones(n_features)
         scales[_indices("scale", list(self.scale), range(n_features))] = list(self.scale.values())
-        if not (np.isfinite(scales) & (scales > 0)).all():
-            reject("scale", self.scale, "a mapping of columns to positive finite numbers")
         return scales
 
     def _bounds(self, n_features: int, side: int) -> np.ndarray | None:
@@ -227,12 +272,8 @@ class FeatureConstraints(BaseEstimator):
         if self.bounds is None:
             return None
         if isinstance(self.bounds, str):
-            check_option("bounds", self.bounds, ["train"])
             check_is_fitted(self, "low_")
             return np.nan_to_num((self.low_, self.high_)[side], nan=infinite)
-        expected = "a mapping of columns to (low, high) with low <= high, 'train' or None"
-        if not isinstance(self.bounds, Mapping) or not all(map(_is_range, self.bounds.values())):
-            reject("bounds", self.bounds, expected)
         bounds = np.full(n_features, infinite)
         index = _indices("bounds", list(self.bounds), range(n_features))
         bounds[index] = [pair[side] for pair in self.bounds.values()]
@@ -366,6 +407,13 @@ def _present_numbers(table: Table) -> list[np.ndarray]:
     ]
 
 
+def _is_scale(scale: Any) -> bool:
+    """Tell whether something is a positive finite number, or one to be learned."""
+    if isinstance(scale, str):
+        return scale in LEARNED_SCALES
+    return isinstance(scale, Real) and 0 < float(scale) < math.inf
+
+
 def _is_range(pair: Any) -> bool:
     """Tell whether something is (low, high), two numbers in this order."""
     try:
@@ -403,5 +451,5 @@ def _index(name: str, column: Any, names: list[Any], expected: str) -> int:
         return names.index(column)
     hint = did_you_mean(column, [n for n in names if isinstance(n, str)])
     if isinstance(column, str) and not any(isinstance(n, str) for n in names):
-        hint = "; names need a DataFrame passed to RobustScorer"
+        hint = f"; {NAMES_NEED}"
     reject(name, column, f"{expected}{hint}")

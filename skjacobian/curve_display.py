@@ -16,6 +16,7 @@ from skjacobian.geometry import BALL_NORMS
 from skjacobian.intervals import wilson_interval
 from skjacobian.threat_model import fit_feature_scale
 
+SEARCH_PARAMS = ("n_steps", "n_restarts", "batch_size", "random_state", "verbose")
 SYMBOLS = {"linf": r"$\ell_\infty$", "l2": r"$\ell_2$", "l1": r"$\ell_1$"}
 
 
@@ -113,6 +114,7 @@ class RobustnessCurveDisplay:
         RobustnessCurveDisplay
         """
         check_matplotlib_support(f"{cls.__name__}.from_estimator")
+        _check_search_params(search_params)
         distances = adversarial_distances(
             estimator,
             X,
@@ -218,6 +220,7 @@ class RobustnessCurveDisplay:
         RobustnessCurveDisplay
         """
         check_matplotlib_support(f"{cls.__name__}.from_cv_results")
+        _check_search_params(search_params)
         _check_cv_results(cv_results, X, y)
         scale = fit_feature_scale(feature_scale, Table(X).tensor)
         curves = []
@@ -358,6 +361,16 @@ def _styles(n_curves: int, name: Any, curve_kwargs: Any) -> list[dict[str, Any]]
         {**default, "label": label, **normalize_kwargs(style, Line2D)}
         for label, style in zip(names, given, strict=True)
     ]
+
+
+def _check_search_params(params: dict[str, Any]) -> None:
+    """Raise for parameters that the search has not, like those of lines."""
+    for name, value in params.items():
+        if name not in SEARCH_PARAMS:
+            raise TypeError(
+                f"Got {name}={value!r}, but expected only {', '.join(SEARCH_PARAMS)} besides the "
+                "named parameters; those of lines go into curve_kwargs."
+            )
 
 
 def _check_cv_results(cv_results: Mapping[str, Any], X: Any, y: Any) -> None:

@@ -50,9 +50,9 @@ MEANINGS = {
     "attacked through their logarithm; where they have been rounded to 0 or 1, gradients vanish.",
     "categories": "Raised if columns hold categories that were not said to be immutable. They "
     "were held fixed: an adversary who can change them may do better.",
-    "stuck features": "Raised if no feature can change at this radius, or columns of an integer "
-    "type cannot, of which nobody said that they are whole numbers. An adversary who can may do "
-    "better.",
+    "stuck features": "Raised if no feature can change at this radius; or columns of an integer "
+    "type, of which nobody said that they are whole numbers, cannot or by clearly less; or "
+    "rounding takes back what others change by. An adversary who can may do better.",
     "weak attack": "Raised if less than the strong cascade with gradients was run, or a budget "
     "cut it short. Robust accuracy is an upper bound; a stronger attack gives a lower one.",
 }
@@ -164,6 +164,7 @@ def evaluate_robustness(
     attacked = np.flatnonzero(subject.right & inside)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AttackWarning)  # the flags say it
+        attack = subject.where_defined(attack)
         perturbed = subject.perturb(attack, attacked)
         flags = _Checks(subject, attack, attacked, perturbed).flags(
             inside,

@@ -32,7 +32,8 @@ class RobustScorer(BaseEstimator):
     robust accuracy, as tight as the attack is strong.
 
     The attack happens in the units of the X that the estimator receives: of a `Pipeline`,
-    the raw features. It goes through the scalers, exactly (`as_torch`).
+    the raw features. It goes through the scalers, exactly (`as_torch`). In a DataFrame,
+    columns of an integer type stay whole numbers, and those of categories or bool fixed.
 
     Parameters
     ----------
@@ -214,21 +215,24 @@ class RobustScorer(BaseEstimator):
             reject("eps", self.eps, "at least one radius")
         check_option("average", self.average, AVERAGES)
         check_batch_size(self.batch_size)
-        if isinstance(self.attack, Attack):
-            self._check_search_is_unset(self.attack)
+        if not (isinstance(self.attack, str) and self.attack == "pgd"):
+            self._check_search_is_unset()
         search = {name: unwrap_scalar(getattr(self, name)) for name in SEARCH}
         attack = make_attack(self.attack, "RobustScorer", **search)
         PGD(**search).check_params()
         return [check_non_negative("eps", value) for value in values], attack
 
-    def _check_search_is_unset(self, attack: Attack) -> None:
-        """Raise where attack object and scorer say different things of the search."""
+    def _check_search_is_unset(self) -> None:
+        """Raise where the scorer says how "pgd" searches, which is not the attack."""
         own = RobustScorer().get_params(deep=False)
         for name in SEARCH:
             if getattr(self, name) != own[name]:
+                expected = "left alone: it is a parameter of attack='pgd'"
+                if isinstance(self.attack, Attack):
+                    expected = f"set on the object: attack={type(self.attack).__name__}({name}=...)"
                 raise ValueError(
-                    f"Got {name}={getattr(self, name)!r} and an attack object, but expected "
-                    f"{name} to be set on the object: attack={type(attack).__name__}({name}=...)."
+                    f"Got {name}={getattr(self, name)!r} and attack={self.attack!r}, but expected "
+                    f"{name} to be {expected}."
                 )
 
 

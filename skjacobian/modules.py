@@ -6,10 +6,11 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from skjacobian._validation import check_option, did_you_mean, reject
+from skjacobian._validation import check_count, check_option, did_you_mean, reject
 from skjacobian.jacobian._stack import Rescaling
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -114,7 +115,7 @@ class CNN(_Layers):
         shape = _image_shape(tuple(input_shape), image_shape)
         width_in, height, width = shape
         layers: list[nn.Module] = [nn.Flatten(), nn.Unflatten(1, shape)]
-        for width_out in channels:
+        for width_out in _widths("channels", channels):
             layers.append(nn.Conv2d(width_in, width_out, kernel_size, padding="same"))
             layers.append(_activation(activation))
             if min(height, width) >= 2:
@@ -179,12 +180,17 @@ def _dense(
     n_in: int, n_out: int, hidden_units: Sequence[int], activation: str, dropout: float
 ) -> list[nn.Module]:
     layers: list[nn.Module] = []
-    for n_hidden in hidden_units:
+    for n_hidden in _widths("hidden_units", hidden_units):
         layers += [nn.Linear(n_in, n_hidden), _activation(activation)]
         if dropout:
             layers.append(nn.Dropout(dropout))
         n_in = n_hidden
     return [*layers, nn.Linear(n_in, n_out)]
+
+
+def _widths(name: str, widths: int | Sequence[int]) -> list[int]:
+    """Return the widths of layers; a number is that of one layer."""
+    return [check_count(name, width) for width in np.atleast_1d(np.asarray(widths, dtype=object))]
 
 
 def _activation(name: str) -> nn.Module:
@@ -258,7 +264,13 @@ def make_module(
         reject("module", module, f"something that makes an nn.Module, not {type(made).__name__}")
     made.to(dtype).eval()
     with torch.no_grad():
-        output = made(torch.zeros(2, *input_shape, dtype=dtype))
+        try:
+            output = made(torch.zeros(2, *input_shape, dtype=dtype))
+        except RuntimeError as error:
+            raise ValueError(
+                f"Got module={module!r}, but expected one that takes {dtype} of shape "
+                f"(n_samples, {', '.join(map(str, input_shape))}): {error}"
+            ) from error
     made.train()
     shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
     if shape != (2, n_classes):

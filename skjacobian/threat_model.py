@@ -10,6 +10,11 @@ from torch import Tensor
 
 from skjacobian._validation import check_option, did_you_mean, reject
 
+NAMES_NEED = (
+    "names need a DataFrame, which a step of a pipeline gets from the one before it by "
+    "set_output(transform='pandas')"
+)
+
 # A clean sample may exceed its bounds by this many units in the last place: scalers
 # return 1.0000000000000002 for 1.
 _ROUNDING_ULPS = 16
@@ -166,7 +171,7 @@ def _mutable_array(mutable: Any, expected: str) -> np.ndarray:
     except (TypeError, ValueError):
         reject("mutable", mutable, expected)
     if values.dtype.kind in "UST" or any(isinstance(value, str) for value in values.flat):
-        reject("mutable", mutable, f"{expected}; names need a DataFrame passed to RobustScorer")
+        reject("mutable", mutable, f"{expected}; {NAMES_NEED}")
     return values
 
 

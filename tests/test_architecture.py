@@ -47,6 +47,7 @@ LAYERS = {
     "differentiable": 4,
     "modules": 4,
     "_attacked_columns": 5,
+    "_domain": 1,
     "_estimator": 5,
     "_under_attack": 5,
     "classifiers": 5,

@@ -35,9 +35,14 @@ def test_every_sample_is_served_once_with_its_label_and_weight(
     batches = Batches(numbered(n_samples, weighted=True), batch_size, shuffle, drop_last, seeded(0))
     epoch = list(batches)
     n_full = n_samples // batch_size
+    sizes = [len(batch[0]) for batch in epoch]
     assert len(batches) == len(epoch)
-    assert len(batches) == n_full if drop_last else -(-n_samples // batch_size)
-    assert all(len(batch[0]) == batch_size for batch in epoch[:n_full])
+    assert all(size == batch_size for size in sizes[:-1])
+    assert all(size == batch_size for size in sizes) or not drop_last
+    assert sum(sizes) == (n_full * batch_size if drop_last else n_samples)
+    # Batch normalization cannot be trained on one sample.
+    assert min(sizes, default=2) > 1 or batch_size == 1 or n_samples == 1
+    assert max(sizes, default=0) <= batch_size + 1
     numbers = [int(y) for batch in epoch for y in batch[1]]
     assert len(set(numbers)) == len(numbers)
     assert len(numbers) == (n_full * batch_size if drop_last else n_samples)
@@ -77,8 +82,8 @@ def test_a_batch_unpacks_as_a_pair_and_has_no_weights_unless_the_samples_have():
 
 
 def test_images_keep_their_shape():
-    samples = Samples(torch.zeros(5, 1, 4, 4), torch.zeros(5))
-    assert [tuple(X.shape) for X, _ in Batches(samples, 2)] == [(2, 1, 4, 4)] * 2 + [(1, 1, 4, 4)]
+    samples = Samples(torch.zeros(8, 1, 4, 4), torch.zeros(8))
+    assert [tuple(X.shape) for X, _ in Batches(samples, 3)] == [(3, 1, 4, 4)] * 2 + [(2, 1, 4, 4)]
 
 
 def test_batches_are_copies_so_that_training_cannot_change_the_data():

@@ -31,7 +31,7 @@ from sklearn.utils.estimator_checks import (
     check_param_validation,
     parametrize_with_checks,
 )
-from skorch.callbacks import Callback, EpochScoring, LRScheduler, ProgressBar
+from skorch.callbacks import Callback, EarlyStopping, EpochScoring, LRScheduler, ProgressBar
 from torch import nn
 
 from skjacobian import AdversarialClassifier, JacobianRegularizedClassifier, RobustScorer
@@ -183,6 +183,15 @@ def test_labels_of_any_kind_come_back(labels, iris):
     model = JacobianRegularizedClassifier(**SMALL).fit(X, labels[y])
     assert set(model.predict(X)) <= set(labels)
     assert model.classes_.tolist() == sorted(labels.tolist())
+
+
+def test_log_probabilities_are_finite_where_probabilities_vanish(iris):
+    X, y = iris
+    model = JacobianRegularizedClassifier(**SMALL).fit(X, y)
+    np.testing.assert_allclose(np.exp(model.predict_log_proba(X)), model.predict_proba(X))
+    far = 1e5 * X[:5]
+    assert (model.predict_proba(far) == 0).any()
+    assert np.isfinite(model.predict_log_proba(far)).all()
 
 
 def test_two_classes_have_one_decision_value(iris):
@@ -449,6 +458,40 @@ def test_early_stopping_restores_the_best_weights(digits):
     assert {"valid_accuracy", "valid_loss", "train_loss", "train_penalty"} <= set(model.history_[0])
 
 
+def test_the_weights_of_samples_count_in_the_score_of_early_stopping(iris):
+    X, y = iris
+    weight = np.random.default_rng(0).random(len(y)) ** 8
+    model = JacobianRegularizedClassifier(**SMALL, early_stopping=True, scoring="accuracy")
+    model.fit(X, y, sample_weight=weight)
+    for row in model.history_:
+        assert row["valid_score"] == row["valid_accuracy"]
+    assert model.fit(X, y).history_ != clone(model).fit(X, y, sample_weight=weight).history_
+    # A scorer that knows no weights is asked without.
+    unweighted = clone(model).set_params(scoring=lambda model, X, y: model.score(X, y))
+    unweighted.fit(X, y, sample_weight=weight)
+
+
+def test_a_score_that_says_nothing_of_what_is_learned_is_warned_of(digits):
+    X, y = digits
+    raw_units = RobustScorer(eps=1.6, bounds=(0, 16), n_steps=2)  # X is behind a scaler
+    model = JacobianRegularizedClassifier(**SMALL, early_stopping=True, scoring=raw_units)
+    with pytest.warns(UserWarning, match=r"Got scoring=RobustScorer.* was 0 in every epoch"):
+        model.fit(X, y)
+
+
+@pytest.mark.parametrize("n_samples", [97, 129])
+def test_batch_normalization_is_trained_whatever_the_number_of_samples(n_samples):
+    def network(n_features, n_classes):
+        hidden = (nn.Linear(n_features, 8), nn.BatchNorm1d(8), nn.ReLU())
+        return nn.Sequential(*hidden, nn.Linear(8, n_classes))
+
+    X = np.random.default_rng(0).normal(size=(n_samples, 3))
+    model = JacobianRegularizedClassifier(network, max_epochs=2, random_state=0)
+    model.fit(X, (X[:, 0] > 0).astype(int))
+    assert model.history_[-1]["lr"] > 0
+    assert len(model.history_) == 2
+
+
 def test_skorch_callbacks_work_unmodified(iris):
     seen = []
 
@@ -596,6 +639,26 @@ Y_SMALL = np.arange(10) % 2
             {"module": lambda: nn.Linear(4, 3)},
             r"has shape \(2, 3\), but expected logits of shape \(2, 2\)",
         ),
+        (
+            JacobianRegularizedClassifier,
+            {"module": lambda: nn.Linear(3, 2)},
+            r"Got module=.*, but expected one that takes torch.float64 of shape \(n_samples, 4\)",
+        ),
+        (
+            JacobianRegularizedClassifier,
+            {"module__hidden_units": (8, -8)},
+            "Got hidden_units=-8, but expected an integer of at least 1",
+        ),
+        (
+            AdversarialClassifier,
+            {"optimizer__lr": 0.1},
+            "Got optimizer__lr=0.1, but expected the learning rate as lr",
+        ),
+        (
+            JacobianRegularizedClassifier,
+            {"optimizer__beta": (0.9, 0.99)},
+            r"Got optimizer__beta=.* a parameter of Adam \(did you mean 'betas'\?\)",
+        ),
         (AdversarialClassifier, {"eps": -0.1}, "'eps' parameter .* Got -0.1 instead"),
         (AdversarialClassifier, {"eps": np.nan}, "'eps' parameter .* Got nan instead"),
         (
@@ -621,6 +684,22 @@ def test_bad_parameters_are_named_before_training(Classifier, params, message):
 
     with pytest.raises(ValueError, match=message):
         Classifier(callbacks=[Fails()], **params).fit(X_SMALL, Y_SMALL)
+
+
+def test_a_callback_that_would_do_nothing_or_fail_is_an_error():
+    schedule = LRScheduler("StepLR", step_size=1)
+    with pytest.raises(ValueError, match="Got an LRScheduler in callbacks and lr_schedule='cosine"):
+        JacobianRegularizedClassifier(callbacks=[schedule]).fit(X_SMALL, Y_SMALL)
+    stop = ("stop", EarlyStopping(patience=2))
+    with pytest.raises(ValueError, match=r"Got EarlyStopping\(monitor='valid_loss'\) in callbacks"):
+        JacobianRegularizedClassifier(callbacks=[stop]).fit(X_SMALL, Y_SMALL)
+    held_out = {"early_stopping": True, "validation_fraction": 0.2}
+    model = JacobianRegularizedClassifier(callbacks=[stop], **held_out, **SMALL)
+    model.fit(X_SMALL, Y_SMALL)
+    with pytest.raises(
+        ValueError, match=r"Got callbacks=.* expected a sequence of skorch callbacks"
+    ):
+        JacobianRegularizedClassifier(callbacks=[3]).fit(X_SMALL, Y_SMALL)
 
 
 @pytest.mark.parametrize("Classifier", CLASSIFIERS)

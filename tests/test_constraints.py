@@ -168,6 +168,42 @@ def test_train_bounds_and_scale_are_those_of_the_data_that_fit_saw():
     assert clone(constraints).low_ is constraints.low_
 
 
+def test_a_scale_is_learned_for_all_columns_or_for_some():
+    spread = FRAME.std(ddof=0)
+    known = {"std": spread, "range": FRAME.max() - FRAME.min()}
+    mixed = FeatureConstraints(scale={"debt": "range", "age": 3, "income": "std"}).fit(FRAME)
+    assert mixed.scale_.tolist() == pytest.approx(
+        [
+            {"debt": known["range"].debt, "age": 3, "income": spread.income}.get(name, 1.0)
+            for name in FRAME.columns
+        ]
+    )
+    for name in known:
+        each = FeatureConstraints(scale=dict.fromkeys(FRAME.columns, name)).fit(FRAME)
+        together = FeatureConstraints(scale=name).fit(FRAME)
+        np.testing.assert_allclose(each.scale_, together.scale_)
+    # What was learned goes with the names.
+    turned = FRAME[FRAME.columns[::-1]]
+    scorers = [
+        RobustScorer(
+            norm="l2",
+            eps=0.5,
+            constraints=FeatureConstraints(scale={"debt": "range", "age": 3, "income": "std"}).fit(
+                table
+            ),
+        )
+        for table in (FRAME, turned)
+    ]
+    assert scorers[0](MODEL, FRAME, Y) == scorers[1](MODEL, FRAME, Y)
+    with pytest.raises(NotFittedError):
+        RobustScorer(constraints=FeatureConstraints(scale={"age": "std"}))(MODEL, FRAME, Y)
+    for scale in ({"age": "mean"}, {"age": -1}, {"age": np.nan}, {"age": None}, 3):
+        with pytest.raises(ValueError, match=r"Got scale=.*but expected a mapping of columns"):
+            FeatureConstraints(scale=scale).fit(FRAME)
+    with pytest.raises(ValueError, match=r"Got scale={'age': -1}, but expected"):
+        RobustScorer(constraints=FeatureConstraints(scale={"age": -1}))(MODEL, FRAME, Y)
+
+
 def test_missing_values_are_left_alone():
     X = FRAME.drop(columns="age").astype(float)
     X.iloc[::3, 0] = np.nan
@@ -210,7 +246,7 @@ def test_a_search_over_parameters_keeps_fitted_constraints():
 
 def test_what_was_learned_goes_with_the_names():
     constraints = FeatureConstraints(bounds="train", scale="std").fit(FRAME[FRAME.columns[::-1]])
-    scorer = RobustScorer(norm="l2", eps=0.3, constraints=constraints)
+    scorer = RobustScorer(norm="l2", eps=0.5, constraints=constraints)
     same = FeatureConstraints(bounds="train", scale="std").fit(FRAME)
     assert scorer(MODEL, FRAME, Y) == clone(scorer).set_params(constraints=same)(MODEL, FRAME, Y)
 

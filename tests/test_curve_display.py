@@ -306,6 +306,11 @@ def test_cv_results_of_other_samples_are_rejected(cv_results, iris):
         RobustnessCurveDisplay.from_cv_results(cv_results, X, y[:100])
 
 
+def test_a_parameter_of_lines_is_not_one_of_the_search(model, iris):
+    with pytest.raises(TypeError, match=r"Got color='r', but .* lines go into curve_kwargs"):
+        RobustnessCurveDisplay.from_estimator(model, *iris, color="r")
+
+
 def test_an_unknown_parameter_is_named(model, iris):
     with pytest.raises(TypeError, match="n_step"):
         RobustnessCurveDisplay.from_estimator(model, *iris, n_step=3)

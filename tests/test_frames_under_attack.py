@@ -3,12 +3,13 @@
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.compose import make_column_transformer
 from sklearn.datasets import load_iris
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import LeaveOneOut, cross_val_score
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from skjacobian import FeatureConstraints, RobustScorer, evaluate_robustness, robustness_curve
 from skjacobian.exceptions import AttackWarning
@@ -63,23 +64,52 @@ def test_what_is_said_by_place_is_rejected_where_places_are_ambiguous(said):
         RobustScorer(eps=0.1, **said)(MODEL, REVERSED, y)
 
 
-def test_columns_of_an_integer_type_that_cannot_move_are_said():
-    table = pd.DataFrame({"kids": [0, 1, 2, 3] * 20, "bmi": np.linspace(-1, 1, 80)})
-    label = (table.kids + table.bmi > 1.5).astype(int)
+@pytest.mark.parametrize("eps", [0.5, 1.6])
+def test_columns_of_an_integer_type_that_cannot_move_or_much_less_are_said(eps):
+    table = pd.DataFrame({"kids": [0, 2, 4, 6] * 20, "bmi": np.linspace(-1, 1, 80)})
+    label = (table.kids + table.bmi > 3.5).astype(int)
     model = LogisticRegression().fit(table, label)
     with pytest.warns(
-        AttackWarning, match=r"Got eps=0.5, at which columns .* cannot change \(kids\)"
+        AttackWarning, match=rf"Got eps={eps}, at which columns .* \(kids\) cannot change"
     ):
-        frozen = RobustScorer(eps=0.5)(model, table, label)
-    assert frozen > RobustScorer(eps=0.5)(model, table.astype(float), label)
-    whole = FeatureConstraints(integer=["kids"])
-    assert RobustScorer(eps=0.5, constraints=whole)(model, table, label) == frozen
+        whole = RobustScorer(eps=eps)(model, table, label)
+    assert whole > RobustScorer(eps=eps)(model, table.astype(float), label)
+    said = FeatureConstraints(integer=["kids"])
+    assert RobustScorer(eps=eps, constraints=said)(model, table, label) == whole
     with pytest.warns(AttackWarning, match="stuck features"):
-        report = evaluate_robustness(model, table, label, eps=0.5)
+        report = evaluate_robustness(model, table, label, eps=eps)
     assert "stuck features" in [flag.name for flag in report.raised]
     assert "kids" in str(report)
-    quiet = evaluate_robustness(model, table, label, eps=0.5, constraints=whole)
+    quiet = evaluate_robustness(model, table, label, eps=eps, constraints=said)
     assert "stuck features" not in [flag.name for flag in quiet.raised]
+
+
+def test_columns_whose_changes_are_lost_in_rounding_are_said():
+    time = 1.6e9 + np.arange(0, 2000, 10.0)
+    table = pd.DataFrame({"time": time, "bmi": np.linspace(-1, 1, 200)})
+    label = (table.time > table.time.median()).astype(int)
+    model = make_pipeline(StandardScaler(), LogisticRegression()).fit(table, label)
+    threat = {"eps": 30.0, "feature_scale": [1, 0.001]}
+    single = table.astype("float32")  # whose neighbours are 128 apart there
+    with pytest.warns(
+        AttackWarning, match=r"Got eps=30.0, at which columns \(time\) cannot change"
+    ):
+        RobustScorer(**threat)(model, single, label)
+    with pytest.warns(AttackWarning, match="stuck features"):
+        evaluate_robustness(model, single, label, **threat)
+    assert RobustScorer(**threat)(model, table, label) < 0.98
+
+
+def test_categories_that_are_held_fixed_are_said():
+    table = pd.DataFrame({"job": ["a", "b"] * 40, "bmi": np.linspace(-1, 1, 80)})
+    label = (table.bmi > 0).astype(int)
+    encode = make_column_transformer((OneHotEncoder(), ["job"]), remainder="passthrough")
+    model = make_pipeline(encode, LogisticRegression()).fit(table, label)
+    with pytest.warns(AttackWarning, match=r"Got X whose columns \(job\) hold categories"):
+        held = RobustScorer(eps=0.1)(model, table, label)
+    said = FeatureConstraints(immutable=["job"])
+    assert RobustScorer(eps=0.1, constraints=said)(model, table, label) == held
+    assert RobustScorer(eps=0.1, mutable=["bmi"])(model, table, label) == held
 
 
 @pytest.mark.parametrize("feature_scale", ["std", "range"])
@@ -98,6 +128,14 @@ def test_that_nothing_can_move_is_said(feature_scale):
         assert RobustScorer(constraints=held)(model, X.to_numpy(), y) == model.score(
             X.to_numpy(), y
         )
+
+
+@pytest.mark.parametrize("ask", [RobustScorer(), evaluate_robustness, robustness_curve])
+def test_missing_labels_and_texts_are_errors(ask):
+    with pytest.raises(ValueError, match="Input y contains NaN"):
+        ask(MODEL, X, y.astype(float).where(y > 0))
+    with pytest.raises(ValueError, match="Got X with 'setosa', which is no number"):
+        ask(MODEL, ["setosa", "virginica"], [0, 1])
 
 
 @pytest.mark.parametrize("ask", [RobustScorer(), evaluate_robustness, robustness_curve])

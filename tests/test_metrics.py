@@ -227,7 +227,7 @@ def test_without_a_perturbation_it_is_the_accuracy(cls, norm):
 @pytest.mark.parametrize("attack", ["pgd", "fgsm"])
 def test_it_does_not_rise_with_the_radius_and_comes_to_nothing(model, norm, attack):
     radii = [0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 20.0]
-    scores = robust_accuracy_score(model, X, y, norm=norm, eps=radii, attack=attack, n_steps=10)
+    scores = robust_accuracy_score(model, X, y, norm=norm, eps=radii, attack=attack)
     assert list(scores) == ["accuracy", *(f"robust_accuracy_eps{eps:g}" for eps in radii)]
     values = list(scores.values())
     assert values == sorted(values, reverse=True)
@@ -726,7 +726,7 @@ class Remembering(Wrapped):
 
 def test_perturbed_rows_of_a_data_frame_keep_their_place_in_the_index():
     model = wrapped(Remembering)
-    frame = pd.DataFrame(CORNERS, index=list("pqrs"), columns=["u", "v"])
+    frame = pd.DataFrame(CORNERS.copy(), index=list("pqrs"), columns=["u", "v"])
     frame.loc["q", "u"] = 9.0
     robust_accuracy_score(model, frame, CORNERS_Y, eps=0.1, n_steps=2)
     clean, perturbed = model.frames
@@ -948,7 +948,16 @@ def test_a_threat_model_in_the_attack_object_is_a_conflict(model, cls, name, val
 @pytest.mark.parametrize(("name", "value"), [("n_steps", 5), ("step_size", 0.1), ("n_restarts", 2)])
 def test_the_search_of_an_attack_object_is_set_on_the_object(model, name, value):
     scorer = RobustScorer(attack=PGD(), **{name: value})
-    match = rf"Got {name}={value} and an attack object.*attack=PGD\({name}=\.\.\.\)"
+    match = rf"Got {name}={value} and attack=PGD\(\).*object: attack=PGD\({name}=\.\.\.\)"
+    with pytest.raises(ValueError, match=match):
+        scorer(model, X, y)
+
+
+@pytest.mark.parametrize("attack", ["strong", "fgsm"])
+@pytest.mark.parametrize(("name", "value"), [("n_steps", 5), ("step_size", 0.1), ("n_restarts", 2)])
+def test_the_search_of_pgd_is_no_parameter_of_other_attacks(model, attack, name, value):
+    scorer = RobustScorer(attack=attack, **{name: value})
+    match = f"Got {name}={value} and attack='{attack}', but expected {name} to be left alone"
     with pytest.raises(ValueError, match=match):
         scorer(model, X, y)
 

@@ -26,6 +26,17 @@ def test_an_mlp_has_the_widths_that_were_asked_for():
     assert weights == [(5, 7), (5,), (4, 5), (4,), (3, 4), (3,)]
 
 
+def test_a_number_is_the_width_of_one_layer():
+    assert str(MLP(7, 3, hidden_units=5)) == str(MLP(7, 3, hidden_units=(5,)))
+    image = (1, 6, 6)
+    assert str(CNN(image, 3, channels=4)) == str(CNN(image, 3, channels=[4]))
+    for width in (8.0, "8", True, 0):
+        with pytest.raises(ValueError, match=r"Got hidden_units=.*expected an integer of at"):
+            MLP(7, 3, hidden_units=width)
+    with pytest.raises(ValueError, match="Got channels=-1, but expected an integer of at least 1"):
+        CNN(image, 3, channels=(4, -1))
+
+
 def test_an_mlp_without_hidden_units_is_linear(generator):
     mlp = MLP(4, 3, hidden_units=())
     weight, bias = mlp.parameters()

@@ -131,3 +131,13 @@ def test_columns_of_equal_names_stay_apart():
 def test_what_is_no_table_is_rejected(X, match):
     with pytest.raises(ValueError, match=match):
         Table(X)
+
+
+def test_none_and_nan_stay_what_they_were():
+    # Encoders know them as two categories.
+    column = pd.Series(["a", None, np.nan, "a", None], dtype=object)
+    table = Table(pd.DataFrame({"job": column, "age": 1.0}))
+    back = table.rows(np.array([4, 2, 0]), table.tensor[[4, 2, 0]].numpy())
+    assert back.job.iloc[0] is None
+    assert np.isnan(back.job.iloc[1])
+    assert back.job.iloc[2] == "a"

@@ -220,9 +220,9 @@ def test_no_word_on_mutable_features_means_all():
         ([], "Got mutable=[], but expected None, a boolean mask of the 6 features or integer"),
         ([False] * 6, "integer indices from -6 to 5, at least one."),
         (["age"], "Got mutable=['age'], but expected None, a boolean mask of the 6 features"),
-        (["age"], "names need a DataFrame passed to RobustScorer"),
-        ("age", "names need a DataFrame passed to RobustScorer"),
-        (np.array(["age", 1], dtype=object), "names need a DataFrame passed to RobustScorer"),
+        (["age"], "names need a DataFrame, which a step of a pipeline"),
+        ("age", "names need a DataFrame, which a step of a pipeline"),
+        (np.array(["age", 1], dtype=object), "names need a DataFrame, which a step of a pipeline"),
     ],
     ids=repr,
 )

@@ -4,10 +4,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.model_selection import FixedThresholdClassifier, TunedThresholdClassifierCV
+from sklearn.model_selection._search import BaseSearchCV
+from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from skjacobian._table import Table
+from skjacobian.differentiable._meta_classifiers import rule_of
 from skjacobian.differentiable._registry import TensorFunction
 
 
@@ -50,6 +54,12 @@ def black_box(estimator: Any, table: Table) -> TensorFunction:
 
 def _class_scores(estimator: Any, X: Any) -> np.ndarray:
     """Return one column for each class."""
+    if isinstance(estimator, BaseSearchCV):
+        return _class_scores(estimator.best_estimator_, X)
+    if isinstance(estimator, Pipeline) and len(estimator) > 1:
+        return _class_scores(estimator[-1], estimator[:-1].transform(X))
+    if isinstance(estimator, FixedThresholdClassifier | TunedThresholdClassifierCV):
+        return _above_threshold(estimator, X)
     if hasattr(estimator, "predict_proba"):
         return np.asarray(estimator.predict_proba(X))
     if hasattr(estimator, "decision_function"):
@@ -59,6 +69,20 @@ def _class_scores(estimator: Any, X: Any) -> np.ndarray:
         if decision.shape[1] == len(estimator.classes_) and not _scores_pairs(estimator):
             return decision
     return (np.asarray(estimator.predict(X))[:, None] == estimator.classes_).astype(float)
+
+
+def _above_threshold(classifier: Any, X: Any) -> np.ndarray:
+    """Return 0 for the negative class, and how far the score is above the threshold."""
+    rule = rule_of(classifier)
+    if rule.on_proba:
+        score = classifier.estimator_.predict_proba(X)[:, rule.positive]
+    else:
+        sign = 1 if rule.positive == 1 else -1
+        score = sign * classifier.estimator_.decision_function(X)
+    margin = score - rule.threshold
+    # A score at the threshold is positive, while of equal scores the first class wins.
+    columns = [np.zeros_like(margin), margin + (margin == 0) * np.finfo(float).tiny]
+    return np.stack(columns if rule.positive == 1 else columns[::-1], axis=1)
 
 
 def _scores_pairs(estimator: Any) -> bool:

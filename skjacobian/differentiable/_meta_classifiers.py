@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import reduce
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -185,10 +185,7 @@ class Thresholded(LogProbaView):
     FixedThresholdClassifier, settings=("estimator", "threshold", "pos_label", "response_method")
 )
 def _(classifier: FixedThresholdClassifier) -> ClassifierView:
-    threshold = classifier.threshold
-    if threshold == "auto":
-        threshold = 0.5 if _on_proba(classifier) else 0.0
-    return _thresholded(classifier, threshold, classifier.pos_label)
+    return _thresholded(classifier)
 
 
 @view_of(
@@ -199,30 +196,50 @@ def _(classifier: FixedThresholdClassifier) -> ClassifierView:
     ),
 )
 def _(classifier: TunedThresholdClassifierCV) -> ClassifierView:
-    pos_label = classifier._curve_scorer._get_pos_label()
-    return _thresholded(classifier, classifier.best_threshold_, pos_label)
+    return _thresholded(classifier)
 
 
-def _on_proba(classifier: Any) -> bool:
-    """Tell whether the threshold of a classifier is one of probabilities."""
+class Rule(NamedTuple):
+    """What a classifier with a threshold of its own decides by.
+
+    Attributes
+    ----------
+    on_proba : bool
+        Whether the score is the probability of the positive class, or the decision function.
+    threshold : float
+    positive : int
+        Column of the positive class.
+    """
+
+    on_proba: bool
+    threshold: float
+    positive: int
+
+
+def rule_of(classifier: FixedThresholdClassifier | TunedThresholdClassifierCV) -> Rule:
+    """Return what a fitted classifier with a threshold decides by."""
+    on_proba = classifier.response_method == "predict_proba"
     if classifier.response_method == "auto":
-        return hasattr(classifier.estimator_, "predict_proba")
-    return bool(classifier.response_method == "predict_proba")
-
-
-def _thresholded(classifier: Any, threshold: float, pos_label: Any) -> ClassifierView:
-    on_proba = _on_proba(classifier)
-    view = inner_view(
-        classifier.estimator_, f"the estimator of the {type(classifier).__name__}", on_proba
-    )
+        on_proba = hasattr(classifier.estimator_, "predict_proba")
+    if isinstance(classifier, TunedThresholdClassifierCV):
+        threshold, pos_label = classifier.best_threshold_, classifier._curve_scorer._get_pos_label()
+    else:
+        threshold, pos_label = classifier.threshold, classifier.pos_label
+        if threshold == "auto":
+            threshold = 0.5 if on_proba else 0.0
     labels = classifier.classes_.tolist()
     if pos_label is not None and pos_label not in labels:
         raise NotDifferentiableError(
             f"Got {type(classifier).__name__} with pos_label {pos_label!r}, but expected one of "
             f"{labels}."
         )
-    positive = 1 if pos_label is None else labels.index(pos_label)
-    return Thresholded(view, on_proba, threshold, positive)
+    return Rule(on_proba, threshold, 1 if pos_label is None else labels.index(pos_label))
+
+
+def _thresholded(classifier: Any) -> ClassifierView:
+    rule = rule_of(classifier)
+    place = f"the estimator of the {type(classifier).__name__}"
+    return Thresholded(inner_view(classifier.estimator_, place, rule.on_proba), *rule)
 
 
 @view_of(

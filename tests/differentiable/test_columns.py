@@ -233,8 +233,8 @@ def test_columns_in_another_order_than_in_fit_are_put_in_its_order():
         make_column_transformer((StandardScaler(), ["age", "income"]), (OneHotEncoder(), ["town"])),
         LogisticRegression(),
     ).fit(FRAME, Y)
-    whole = FeatureConstraints(integer=["age", "floor"])
-    scorer = RobustScorer(norm="l2", eps=0.5, constraints=whole)
+    said = FeatureConstraints(integer=["age", "floor"], immutable=["job", "town"])
+    scorer = RobustScorer(norm="l2", eps=0.5, constraints=said)
     expected = scorer(model, FRAME, Y)
     assert scorer(model, FRAME[FRAME.columns[::-1]], Y) == expected < model.score(FRAME, Y)
     assert scorer(model, FRAME.assign(extra=1.0), Y) == expected
@@ -258,4 +258,4 @@ def test_a_bag_of_pipelines_with_encoders_is_attacked():
     X = FRAME[["floor", "income"]].to_numpy()
     bag = BaggingClassifier(make_pipeline(columns, LogisticRegression()), 3, random_state=0)
     assert encoded_columns(bag.fit(X, Y)) == [0]
-    assert RobustScorer(eps=0.5)(bag, X, Y) < bag.score(X, Y)
+    assert RobustScorer(eps=0.5, mutable=[1])(bag, X, Y) < bag.score(X, Y)

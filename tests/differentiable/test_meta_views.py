@@ -32,7 +32,8 @@ from sklearn.tree import DecisionTreeClassifier
 from torch import nn
 
 from skjacobian import JacobianRegularizedClassifier
-from skjacobian.differentiable import as_torch
+from skjacobian._table import Table
+from skjacobian.differentiable import as_torch, black_box
 from skjacobian.differentiable._calibration import Interpolation
 from skjacobian.exceptions import NotDifferentiableError
 
@@ -526,3 +527,20 @@ def test_a_number_of_bagged_classifiers_that_changed_after_fit_is_rejected():
         match=r"Got BaggingClassifier\(n_estimators=2\) that was fitted with 3",
     ):
         as_torch(bagging)
+
+
+# --- black boxes with a threshold ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrap", [lambda model: model, scaled], ids=["alone", "in a pipeline"])
+@pytest.mark.parametrize("positive", ["ash", "oak"])
+@pytest.mark.parametrize("inside", [TREE, KNeighborsClassifier(5)], ids=str)
+def test_a_black_box_knows_the_threshold(inside, positive, wrap):
+    for threshold in (0.0, 0.1, 0.4, 0.9):
+        fixed = FixedThresholdClassifier(inside, threshold=threshold, pos_label=positive)
+        model = wrap(fixed).fit(X, BINARY)
+        scores = black_box(model, Table(X))(torch.from_numpy(SPREAD))
+        assert (model.classes_[scores.argmax(1)] == model.predict(SPREAD)).all()
+    searched = GridSearchCV(wrap(tuned(inside)), {}, cv=2).fit(X, BINARY)
+    scores = black_box(searched, Table(X))(torch.from_numpy(SPREAD))
+    assert (searched.classes_[scores.argmax(1)] == searched.predict(SPREAD)).all()

@@ -92,7 +92,8 @@ def test_the_sample_is_a_part_of_the_batch(**given):
 
 def is_small(n_samples, operations, **_):
     """Tell whether starting kernels takes longer than the operations of a sixth of a step."""
-    return 0 < 3 * operations * max(n_samples / 6, 20) < _cost.FREE_OPERATIONS
+    rows = max(n_samples // 6 // 4 * 4, 20)
+    return 0 < 3 * operations * rows < _cost.FREE_OPERATIONS
 
 
 def is_taken_whole(n_samples, operations, n_classes, share, rows_add):

@@ -1,0 +1,81 @@
+"""Where a model is defined: logarithms and roots of features end the range of these."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+# Tells of points of shape (n_samples, n_features) at which the model is defined.
+IsDefined = Callable[[Tensor], Tensor]
+
+# How many rows, or features, are looked at in one call of the model.
+CHUNK = 256
+# How far out is looked at most, in units of the largest value of a feature.
+FARTHEST = 1e6
+# A pole itself has no gradient: of the way to it so much is left.
+MARGIN = 1e-6
+
+
+def domain(
+    is_defined: IsDefined, X: Tensor, low: Tensor, high: Tensor
+) -> tuple[Tensor, Tensor] | None:
+    """Return the range of each feature in which a model is defined; None if nothing ends it.
+
+    Each feature is varied alone, from the sample that has its least (largest) value: the
+    ranges of logarithms, roots and powers do not depend on the other features.
+
+    Parameters
+    ----------
+    is_defined : callable
+    X : Tensor of shape (n_samples, n_features)
+        Samples, at which the model is defined.
+    low, high : Tensor of shape (n_samples, n_features)
+        The range that is asked about, around each sample.
+
+    Examples
+    --------
+    >>> import torch
+    >>> X = torch.tensor([[1.0, 5.0], [2.0, 6.0]])
+    >>> low, high = domain(lambda X: ~X.log().isnan().any(1), X, X - 3, X + 3)
+    >>> [f"{value:.0e}" for value in low.tolist()], high.tolist()
+    (['1e-06', '-inf'], [inf, inf])
+    """
+    if X.ndim != 2 or X.numel() == 0:
+        return None
+    farthest = FARTHEST * (1 + X.nan_to_num(nan=0.0).abs().amax(0))
+    sides = [(low.maximum(X - farthest), 1.0), (high.minimum(X + farthest), -1.0)]
+    rows = [(sign * X).nan_to_num(nan=torch.inf).argmin(0) for _, sign in sides]
+    outermost = torch.unique(torch.cat(rows))[:CHUNK]
+    if all(bool(is_defined(ends[outermost]).all()) for ends, _ in sides):
+        return None
+    limits = []
+    for (ends, sign), row in zip(sides, rows, strict=True):
+        limit = torch.full_like(X[0], -sign * torch.inf)
+        for features in torch.split(torch.arange(X.shape[1]), CHUNK):
+            chosen = row[features]
+            start, end = X[chosen, features], ends[chosen, features]
+            limit[features] = limit[features].where(
+                _defined_at(is_defined, X[chosen], features, end),
+                _last_defined(is_defined, X[chosen], features, start, end),
+            )
+        limits.append(limit)
+    return limits[0], limits[1]
+
+
+def _defined_at(is_defined: IsDefined, X: Tensor, features: Tensor, values: Tensor) -> Tensor:
+    """Tell of each row whether the model is defined with a value for one of its features."""
+    changed = X.clone()
+    changed[torch.arange(len(X)), features] = values
+    return is_defined(changed)
+
+
+def _last_defined(
+    is_defined: IsDefined, X: Tensor, features: Tensor, start: Tensor, end: Tensor
+) -> Tensor:
+    """Return by bisection, less a margin, how far from `start` the model is defined."""
+    inside, outside = start, end
+    for _ in range(60):
+        middle = (inside + outside) / 2
+        defined = _defined_at(is_defined, X, features, middle)
+        inside, outside = middle.where(defined, inside), outside.where(defined, middle)
+    return inside + MARGIN * (start - inside)

@@ -1,0 +1,151 @@
+"""Attacks stay where a model is defined, and are as strong there as inside bounds that say so."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy.special import logit
+from sklearn.compose import make_column_transformer
+from sklearn.ensemble import GradientBoostingClassifier
+from sklearn.impute import SimpleImputer
+from sklearn.kernel_approximation import SkewedChi2Sampler
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer, PowerTransformer, StandardScaler
+
+from skjacobian import (
+    FeatureConstraints,
+    RobustScorer,
+    evaluate_robustness,
+    robustness_curve,
+)
+from skjacobian._domain import domain
+from skjacobian.attacks import Square
+
+RNG = np.random.default_rng(0)
+X = np.c_[RNG.exponential(1, (160, 2)), RNG.gamma(2, 1, (160, 2))]
+y = (np.log(X).sum(1) > np.median(np.log(X).sum(1))).astype(int)
+EPS = {"linf": 0.5, "l2": 0.8, "l1": 1.0}
+
+
+def fitted(*steps):
+    return make_pipeline(*steps, StandardScaler(), LogisticRegression()).fit(X, y)
+
+
+# --- the range --------------------------------------------------------------------------------
+
+
+def defined(function):
+    return lambda X: ~function(X).isnan().any(1)
+
+
+@pytest.mark.parametrize(
+    ("function", "low", "high"),
+    [
+        (torch.log, 0.0, np.inf),
+        (torch.sqrt, 0.0, np.inf),
+        (torch.log1p, -1.0, np.inf),
+        (lambda X: (3 - X).log(), -np.inf, 3.0),
+        (torch.arcsin, -1.0, 1.0),
+        (lambda X: ((X + 2) / 3).logit(), -2.0, 1.0),
+    ],
+)
+def test_the_range_ends_where_the_function_does(function, low, high, generator):
+    samples = 0.8 * torch.rand(20, 3, generator=generator, dtype=torch.float64)
+    samples[:, 1] = 0.5
+    found = domain(defined(function), samples, samples - 5, samples + 5)
+    for side, limit, extreme in zip(
+        found, (low, high), (samples.amin(0), samples.amax(0)), strict=True
+    ):
+        if np.isinf(limit):
+            assert side.tolist() == [limit] * 3
+        else:
+            inward = torch.sign(extreme - limit)
+            assert ((side - limit) * inward > 0).all()
+            torch.testing.assert_close(side, torch.full_like(side, limit), atol=1e-5, rtol=0)
+
+
+def test_only_the_features_that_end_somewhere_are_narrowed_and_only_where_it_matters():
+    samples = torch.tensor([[1.0, 1.0], [3.0, -2.0]], dtype=torch.float64)
+    is_defined = defined(lambda X: X[:, :1].log())
+    low, high = domain(is_defined, samples, samples - 2, samples + 2)
+    assert 0 < low[0] < 1e-5
+    assert low[1] == -torch.inf
+    assert high.tolist() == [torch.inf, torch.inf]
+    assert domain(is_defined, samples, samples - 0.5, samples + 2) is None
+
+
+# --- attacks ----------------------------------------------------------------------------------
+
+STEPS = {
+    "log": FunctionTransformer(np.log),
+    "sqrt": FunctionTransformer(np.sqrt),
+    "box-cox": PowerTransformer("box-cox"),
+    "skewed chi2": SkewedChi2Sampler(skewedness=0.01, random_state=0),
+    "log of scaled": make_pipeline(StandardScaler(with_mean=False), FunctionTransformer(np.log)),
+    "log of one": make_column_transformer(
+        (FunctionTransformer(np.log), [0]), remainder="passthrough"
+    ),
+    "logit": FunctionTransformer(logit),
+}
+
+
+@pytest.mark.parametrize("norm", EPS)
+@pytest.mark.parametrize("step", STEPS)
+def test_attacks_are_as_strong_as_with_bounds_that_say_where(step, norm):
+    scale = 0.04 if step == "logit" else 1.0
+    samples = X * scale
+    model = make_pipeline(STEPS[step], StandardScaler(), LogisticRegression()).fit(samples, y)
+    eps = EPS[norm] * scale
+    bounds = (1e-6 * scale, 1 - 1e-6 if step == "logit" else np.inf)
+    kwargs = {"norm": norm, "eps": eps}
+    unsaid = RobustScorer(**kwargs)(model, samples, y)
+    said = RobustScorer(**kwargs, bounds=bounds)(model, samples, y)
+    assert unsaid <= said + 0.02 < model.score(samples, y)
+    train = FeatureConstraints(bounds="train").fit(samples)
+    assert unsaid <= RobustScorer(**kwargs, constraints=train)(model, samples, y) + 0.02
+
+
+def test_the_report_and_the_curve_stay_there_too():
+    model = fitted(FunctionTransformer(np.log))
+    report = evaluate_robustness(model, X, y, eps=0.5)
+    assert (report.X_adv > 0).all()
+    raised = [flag.name for flag in report.raised]
+    assert not {"gradients", "huge radius"} & set(raised)
+    _, (accuracy,) = robustness_curve(model, X, y, eps=[0.5])
+    assert report.robust_accuracy <= accuracy <= report.robust_accuracy + 0.05
+
+
+@pytest.mark.parametrize("bounds", ["train", {0: (-5.0, 5.0)}, None])
+def test_constraints_are_kept_beside_the_range(bounds):
+    model = fitted(FunctionTransformer(np.log))
+    constraints = FeatureConstraints(bounds=bounds, increasing=[1]).fit(X)
+    report = evaluate_robustness(model, X, y, eps=0.5, constraints=constraints)
+    assert (report.X_adv > 0).all()
+    assert (report.X_adv[:, 1] >= X[:, 1]).all()
+    if bounds == "train":
+        assert (report.X_adv <= X.max(0)).all()
+    elif bounds:
+        assert (report.X_adv[:, 0] <= 5).all()
+
+
+def test_missing_values_and_whole_numbers_are_no_obstacle():
+    table = pd.DataFrame(X, columns=list("abcd")).assign(d=np.ceil(X[:, 3]).astype(int))
+    table.loc[::7, "a"] = np.nan
+    log = FunctionTransformer(np.log)
+    model = make_pipeline(SimpleImputer(), log, StandardScaler(), LogisticRegression())
+    model.fit(table, y)
+    report = evaluate_robustness(model, table, y, eps=2)
+    assert (report.X_adv.d >= 1).all()
+    assert (report.X_adv[["b", "c"]] > 0).all(axis=None)
+    assert report.X_adv.a.isna().sum() == table.a.isna().sum()
+    assert report.robust_accuracy < 0.5 * report.accuracy
+
+
+def test_a_black_box_that_refuses_to_predict_is_not_asked():
+    trees = GradientBoostingClassifier(n_estimators=20, random_state=0)  # know no NaN
+    model = make_pipeline(FunctionTransformer(np.log), StandardScaler(), trees)
+    model.fit(X, y)
+    scorer = RobustScorer(eps=0.5, attack=Square(n_queries=100))
+    unsaid, said = scorer(model, X, y), scorer.set_params(bounds=(1e-6, np.inf))(model, X, y)
+    assert unsaid <= said + 0.05 < model.score(X, y)
