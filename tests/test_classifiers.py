@@ -623,6 +623,11 @@ Y_SMALL = np.arange(10) % 2
             {"penalty_samples": 1.5},
             "'penalty_samples' parameter .* Got 1.5 instead",
         ),
+        (
+            JacobianRegularizedClassifier,
+            {"interpolation": 0.6},
+            "'interpolation' parameter .* Got 0.6 instead",
+        ),
         (JacobianRegularizedClassifier, {"device": "tpu"}, "Got device='tpu', but expected"),
         (
             JacobianRegularizedClassifier,

@@ -18,6 +18,7 @@ from skjacobian.objectives import (
     CrossEntropy,
     JacobianRegularization,
 )
+from skjacobian.objectives.jacobian_regularization import interpolated
 from skjacobian.objectives.trades import divergence
 
 DOUBLE = torch.float64
@@ -30,6 +31,7 @@ OBJECTIVES = {
     "Jacobian, l21": JacobianRegularization(lam=0.1, norm="l21"),
     "Jacobian, projected": JacobianRegularization(lam=0.1, n_projections=2),
     "Jacobian, sampled": JacobianRegularization(lam=0.1, penalty_samples=3),
+    "Jacobian, between samples": JacobianRegularization(lam=0.1, interpolation=0.5),
     "adversarial": AdversarialTraining(
         attack=PGD(n_steps=3, loss="cross_entropy"), objective=CrossEntropy()
     ),
@@ -124,16 +126,19 @@ def test_the_same_seed_gives_the_same_value(objective):
     assert torch.equal(first.logits, second.logits)
 
 
-@pytest.mark.parametrize("name", ["Jacobian, projected", "adversarial, l2", "TRADES"])
+@pytest.mark.parametrize(
+    "name", ["Jacobian, projected", "Jacobian, between samples", "adversarial, l2", "TRADES"]
+)
 def test_another_seed_gives_another_value(name):
     net = make_net()
     first, second = (OBJECTIVES[name](net, *batch(), generator=seeded(seed)) for seed in (0, 1))
     assert not torch.allclose(first.loss, second.loss)
 
 
-@pytest.mark.parametrize(
-    "name", [n for n in OBJECTIVES if "projected" not in n and "sampled" not in n]
-)
+EACH_DRAWS = ("Jacobian, projected", "Jacobian, sampled", "Jacobian, between samples")
+
+
+@pytest.mark.parametrize("name", [n for n in OBJECTIVES if n not in EACH_DRAWS])
 def test_equal_samples_get_equal_losses_unless_each_draws_for_itself(name, generator):
     X, y = batch(n=3)
     value = OBJECTIVES[name](
@@ -718,3 +723,64 @@ def test_parameters_without_a_hash_are_taken_or_named_as_others_are():
     torch.testing.assert_close(*values, rtol=0, atol=0)
     with pytest.raises(ValueError, match=r"Got norm=\['l2'\], but expected"):
         JacobianRegularization(norm=["l2"])(net, X, y, generator=seeded())
+
+
+# --- between samples ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(4,), (1, 2, 2)])
+@pytest.mark.parametrize("index", [None, torch.tensor([7, 2, 5])])
+def test_interpolated_points_lie_on_the_way_to_others_of_the_batch(index, shape, generator):
+    X = torch.randn(10, *shape, generator=generator, dtype=DOUBLE)
+    start = X if index is None else X[index]
+    for largest in (0.0, 0.2, 0.5):
+        points = interpolated(X, index, largest, generator)
+        assert points.shape == start.shape
+        step = (points - start).flatten(1)
+        way = X.flatten(1) - start.flatten(1).unsqueeze(1)  # from each to each of the batch
+        length = way.square().sum(2)
+        share = (way * step.unsqueeze(1)).sum(2) / length.where(length > 0, 1.0)
+        missed = (share.unsqueeze(2) * way - step.unsqueeze(1)).abs().amax(2)
+        allowed = (share >= -1e-9) & (share <= largest + 1e-9)
+        assert (missed.masked_fill(~allowed, torch.inf).amin(1) < 1e-9).all()
+
+
+@pytest.mark.parametrize("part", [None, 4])
+@pytest.mark.parametrize("kind", ["mlp", "cnn", "batch norm"])
+@pytest.mark.parametrize("norm", JACOBIAN_NORMS)
+def test_between_samples_the_norm_is_that_at_the_points(norm, kind, part):
+    net, (X, y) = make_net(kind), batch()
+    objective = JacobianRegularization(lam=0.1, norm=norm, penalty_samples=part, interpolation=0.4)
+    value = objective(net, X, y, generator=seeded())
+    draws = seeded()
+    chosen = None if part is None else torch.randperm(10, generator=draws)[:part]
+    points = interpolated(X, chosen, 0.4, draws)
+    index = torch.arange(10) if part is None else chosen
+    expected = torch.zeros(10, dtype=DOUBLE)
+    expected[index] = jacobian_norm(net, points, y[index], norm=norm) * 10 / len(index)
+    torch.testing.assert_close(value.penalty, expected)
+    torch.testing.assert_close(value.logits, net(X))
+
+
+@pytest.mark.parametrize("class_samples", [None, 1])
+@pytest.mark.parametrize("hidden_units", [(6,), (8, 5)])
+def test_between_samples_the_joint_pass_agrees_with_backward_passes(hidden_units, class_samples):
+    X, y = batch()
+    gradients = []
+    for engine in ("auto", "loop"):
+        with global_seed():
+            net = MLP(4, 3, hidden_units=hidden_units).double()
+        objective = JacobianRegularization(
+            penalty_samples=6, class_samples=class_samples, interpolation=0.5, engine=engine
+        )
+        gradients.append(gradient_of(net, objective(net, X, y, generator=seeded()).loss))
+    torch.testing.assert_close(*gradients)
+
+
+def test_between_samples_batch_statistics_are_those_of_the_samples():
+    X, y = batch()
+    net, alone = make_net("batch norm"), make_net("batch norm")
+    JacobianRegularization(interpolation=0.5)(net, X, y, generator=seeded())
+    alone(X)
+    for seen, expected in zip(net.buffers(), alone.buffers(), strict=True):
+        torch.testing.assert_close(seen, expected)
