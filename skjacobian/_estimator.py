@@ -240,7 +240,8 @@ class RobustClassifier(ClassifierMixin, NetOwner):
         seed = int(random_state.randint(2**31 - 1)) if fresh else None
         rows, held_out = self._hold_out(rows, y, random_state)
         if seed is not None:
-            preprocessor = fit_preprocessor(self.preprocessor, values, y, weight, rows)
+            names = getattr(self, "feature_names_in_", None)
+            preprocessor = fit_preprocessor(self.preprocessor, values, y, weight, rows, names)
             self._init_net(preprocessor, values, seed)
         samples = self._samples(values, y, weight, rows)
         objective = self._make_objective(samples.X)

@@ -36,7 +36,12 @@ class TransformerInstance(HasMethods):
 
 
 def fit_preprocessor(
-    preprocessor: Any, X: np.ndarray, y: np.ndarray, weight: np.ndarray | None, rows: np.ndarray
+    preprocessor: Any,
+    X: np.ndarray,
+    y: np.ndarray,
+    weight: np.ndarray | None,
+    rows: np.ndarray,
+    names: Any = None,
 ) -> Any:
     """Return a clone of a transformer, fitted on some rows; None for None.
 
@@ -50,6 +55,8 @@ def fit_preprocessor(
     weight : ndarray of shape (n_samples,) or None
     rows : ndarray of int
         Those to fit on.
+    names : array of str, optional
+        Those of the columns, by which it may choose some.
 
     Raises
     ------
@@ -66,6 +73,7 @@ def fit_preprocessor(
     # `clone` leaves the estimator in a FrozenEstimator as it is, and requests are set below.
     preprocessor = copy.deepcopy(clone(preprocessor))
     X, y = (X, y) if len(rows) == len(X) else (X[rows], y[rows])
+    X = _named(X, names)
     if weight is None:
         return preprocessor.fit(X, y)
     with config_context(enable_metadata_routing=True):
@@ -75,6 +83,17 @@ def fit_preprocessor(
         routing = get_routing_for_object(preprocessor)
         taken = routing.consumes("fit", ["sample_weight"])
         return preprocessor.fit(X, y, **dict.fromkeys(taken, weight[rows]))
+
+
+def _named(X: np.ndarray, names: Any) -> Any:
+    """Return a DataFrame of named columns, if they have names and there is pandas."""
+    if names is None:
+        return X
+    try:
+        import pandas as pd
+    except ImportError:  # a table of another library
+        return X
+    return pd.DataFrame(X, columns=names)
 
 
 def output_shape(preprocessor: Any, sample: np.ndarray) -> tuple[int, ...]:

@@ -44,7 +44,7 @@ class JacobianRegularizedClassifier(RobustClassifier):
         first layers of the network. So the Jacobian is by the raw X, as in scoring, and
         `lam` is for its units; behind a scaler in a pipeline both are for scaled ones.
         `module` is sized from what it returns. `warm_start` and `partial_fit` keep it as
-        first fitted. X itself must be numbers and not missing, its columns chosen by index.
+        first fitted. X itself must be numbers and not missing.
     lam : float, default=0.005
         λ >= 0, the strength of the penalty. 0 is plain training at its cost. The default
         suits "l2" and features of about unit scale (docs/benchmarks.md says how it was
@@ -270,8 +270,7 @@ class AdversarialClassifier(RobustClassifier):
         first layers of the network. So `eps`, `feature_scale`, `bounds` and the Jacobian
         are in the units of the raw X, as in scoring; behind a scaler in a pipeline they are
         in scaled ones. `module` is sized from what it returns. `warm_start` and
-        `partial_fit` keep it as first fitted. X itself must be numbers and not missing, its
-        columns chosen by index.
+        `partial_fit` keep it as first fitted. X itself must be numbers and not missing.
     method : {"pgd", "fgsm", "trades"}, default="pgd"
         "pgd" trains on the samples that projected gradient descent finds (Madry et al.,
         arXiv 1706.06083), "fgsm" on those of one step from a random start (Wong, Rice &

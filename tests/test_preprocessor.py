@@ -9,6 +9,7 @@ import pytest
 import torch
 from sklearn import config_context
 from sklearn.base import BaseEstimator, TransformerMixin, clone
+from sklearn.compose import make_column_transformer
 from sklearn.datasets import load_breast_cancer, load_iris
 from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
@@ -378,6 +379,24 @@ def test_a_grid_may_hold_preprocessors_and_their_parameters(Classifier, raw):
     assert (results["mean_test_robust"] <= results["mean_test_accuracy"]).all()
     assert len(set(results["mean_test_accuracy"])) > 1
     assert (results["mean_test_accuracy"][3] == results["mean_test_accuracy"][0]).all()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("weighted", [False, True])
+def test_columns_are_chosen_by_name_or_by_index(weighted, raw):
+    X, y = raw
+    names = ["a", "b", "c", "d"]
+    table = pd.DataFrame(X, columns=names)
+    weight = np.linspace(1, 2, len(y)) if weighted else None
+    fitted = []
+    for columns, samples in ((["d", "a"], table), ([3, 0], table), ([3, 0], X)):
+        scaler = make_column_transformer((StandardScaler(), columns), remainder="passthrough")
+        model = JacobianRegularizedClassifier(preprocessor=scaler, **SMALL)
+        model.fit(samples, y, sample_weight=weight)
+        fitted.append(model.predict_proba(samples))
+        RobustScorer(eps=0.01)(pickle.loads(pickle.dumps(model)), samples, y)
+    np.testing.assert_array_equal(fitted[0], fitted[2])
+    np.testing.assert_array_equal(fitted[1], fitted[2])
 
 
 @pytest.mark.parametrize("Classifier", CLASSIFIERS)
