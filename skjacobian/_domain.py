@@ -8,7 +8,7 @@ from torch import Tensor
 # Tells of points of shape (n_samples, n_features) at which the model is defined.
 IsDefined = Callable[[Tensor], Tensor]
 
-# How many rows, or features, are looked at in one call of the model.
+# How many features are looked at in one call of the model.
 CHUNK = 256
 # How far out is looked at most, in units of the largest value of a feature.
 FARTHEST = 1e6
@@ -43,22 +43,20 @@ def domain(
     if X.ndim != 2 or X.numel() == 0:
         return None
     farthest = FARTHEST * (1 + X.nan_to_num(nan=0.0).abs().amax(0))
-    sides = [(low.maximum(X - farthest), 1.0), (high.minimum(X + farthest), -1.0)]
-    rows = [(sign * X).nan_to_num(nan=torch.inf).argmin(0) for _, sign in sides]
-    outermost = torch.unique(torch.cat(rows))[:CHUNK]
-    if all(bool(is_defined(ends[outermost]).all()) for ends, _ in sides):
+    # The samples of the least values, how far down they go, and the same upward.
+    rows = [(sign * X).nan_to_num(nan=torch.inf).argmin(0) for sign in (1, -1)]
+    ends = [low.maximum(X - farthest), high.minimum(X + farthest)]
+    ends = [end.gather(0, row.unsqueeze(0)).squeeze(0) for end, row in zip(ends, rows, strict=True)]
+    if bool(is_defined(torch.stack(ends)).all()):
         return None
-    limits = []
-    for (ends, sign), row in zip(sides, rows, strict=True):
-        limit = torch.full_like(X[0], -sign * torch.inf)
+    limits = [torch.full_like(X[0], -torch.inf), torch.full_like(X[0], torch.inf)]
+    for limit, end, row in zip(limits, ends, rows, strict=True):
         for features in torch.split(torch.arange(X.shape[1]), CHUNK):
-            chosen = row[features]
-            start, end = X[chosen, features], ends[chosen, features]
-            limit[features] = limit[features].where(
-                _defined_at(is_defined, X[chosen], features, end),
-                _last_defined(is_defined, X[chosen], features, start, end),
-            )
-        limits.append(limit)
+            at_end = _defined_at(is_defined, X[row[features]], features, end[features])
+            if len(ended := features[~at_end]):
+                samples = X[row[ended]]
+                start = samples[torch.arange(len(ended)), ended]
+                limit[ended] = _last_defined(is_defined, samples, ended, start, end[ended])
     return limits[0], limits[1]
 
 

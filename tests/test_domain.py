@@ -1,5 +1,7 @@
 """Attacks stay where a model is defined, and are as strong there as inside bounds that say so."""
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,6 +14,7 @@ from sklearn.kernel_approximation import SkewedChi2Sampler
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, PowerTransformer, StandardScaler
+from torch import nn
 
 from skjacobian import (
     FeatureConstraints,
@@ -20,7 +23,8 @@ from skjacobian import (
     robustness_curve,
 )
 from skjacobian._domain import domain
-from skjacobian.attacks import Square
+from skjacobian.attacks import APGD, PGD, Square
+from skjacobian.exceptions import AttackWarning
 
 RNG = np.random.default_rng(0)
 X = np.c_[RNG.exponential(1, (160, 2)), RNG.gamma(2, 1, (160, 2))]
@@ -140,6 +144,27 @@ def test_missing_values_and_whole_numbers_are_no_obstacle():
     assert (report.X_adv[["b", "c"]] > 0).all(axis=None)
     assert report.X_adv.a.isna().sum() == table.a.isna().sum()
     assert report.robust_accuracy < 0.5 * report.accuracy
+
+
+class LogOfDifference(nn.Module):
+    """Not defined where one feature exceeds another, which is no range of either."""
+
+    def forward(self, X):
+        log = (X[:, 0] - X[:, 1]).log()
+        return torch.stack([torch.ones_like(log), -0.01 * log], dim=1)
+
+
+@pytest.mark.parametrize("attack", [PGD(eps=1.0), APGD(eps=1.0), PGD(norm="l2", eps=1.0)], ids=str)
+def test_an_attack_that_meets_nan_says_so(attack, generator):
+    samples = torch.tensor([[3.0, 1.0], [4.0, 0.0]], dtype=torch.float64)
+    labels = torch.tensor([0, 0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        attack(LogOfDifference(), samples[1:], labels[1:], generator=generator)
+    samples[0, 1] = 1.7
+    with pytest.warns(AttackWarning, match="The model returned NaN for 1 of 2 samples"):
+        found = attack.search(LogOfDifference(), samples, labels, generator=generator)
+    assert found.no_gradient.tolist() == [True, False]
 
 
 def test_a_black_box_that_refuses_to_predict_is_not_asked():

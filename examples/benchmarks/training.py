@@ -45,6 +45,7 @@ def candidates(X, y, hidden_units, batch_size: int, epochs: int) -> dict[str, Ca
         "λ=0": {"lam": 0},
         "l2 (the default)": {},
         "l1": {"norm": "l1", "lam": 1e-3},
+        "l2, between samples": {"interpolation": 0.5},
         "l2, whole": whole,
         "l1, whole": {"norm": "l1", "lam": 1e-3, **whole},
         "l2, 1 projection, whole": {"n_projections": 1, **whole},

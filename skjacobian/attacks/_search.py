@@ -41,6 +41,7 @@ class Search:
         self.n_queries = torch.zeros_like(y)
         self.is_zero = torch.zeros_like(y, dtype=torch.bool)
         self.is_not_finite = torch.zeros_like(y, dtype=torch.bool)
+        self.is_undefined = torch.zeros_like(y, dtype=torch.bool)
         self.eligible = torch.ones_like(y, dtype=torch.bool)
         self.stages: list[Stage] = []
         self.clean = torch.full_like(self.best, torch.nan)
@@ -159,6 +160,7 @@ class Search:
 
         gradient = input_gradient(loss_of, X_adv)
         found = self.safe_margin(seen[0])
+        self.is_undefined[self.active] |= found.isnan()
         if not self.inspected:
             self._inspect(gradient, fooled=found > 0)
         return found, seen[1], gradient
@@ -207,7 +209,7 @@ class Search:
             self.calls_left = self.deadline = None
             with torch.no_grad():
                 best = best.where(~moved, self.safe_margin(self._all_logits(enforced)))
-        no_gradient = self.is_zero | self.is_not_finite
+        no_gradient = self.is_zero | self.is_not_finite | self.is_undefined
         return Found(X_adv, best > 0, self.n_queries, no_gradient, tuple(self.stages))
 
     def _inspect(self, gradient: Tensor, fooled: Tensor) -> None:
@@ -218,7 +220,7 @@ class Search:
         self.inspected = True
 
     def warn_of_bad_gradients(self) -> None:
-        """Warn if the first gradients were zero or not finite: a sign of masking."""
+        """Warn if first gradients were zero or not finite, a sign of masking, or logits NaN."""
         for masked, kind in ((self.is_zero, "zero"), (self.is_not_finite, "NaN or infinite")):
             count = int(masked.sum())
             if count:
@@ -231,6 +233,15 @@ class Search:
                     AttackWarning,
                     stacklevel=4,
                 )
+        count = int((self.is_undefined & ~self.is_not_finite).sum())
+        if count:
+            warnings.warn(
+                f"The model returned NaN for {count} of {len(self.all_y)} samples where the attack "
+                "went, so it lost its way there and robustness may be overstated. Bounds that "
+                "say where the model is defined help.",
+                AttackWarning,
+                stacklevel=4,
+            )
 
 
 def input_gradient(loss: SampleLoss, X: Tensor) -> Tensor:
