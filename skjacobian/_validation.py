@@ -56,6 +56,14 @@ def check_count(name: str, value: Any) -> int:
     )
 
 
+def check_tensor(name: str, value: Any, instead: str) -> None:
+    """Raise a TypeError unless `value` is a tensor; `instead` says what takes arrays."""
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(
+            f"Got {name} of type {type(value).__name__}, but expected a torch.Tensor. {instead}"
+        )
+
+
 def check_option(name: str, value: Any, options: Iterable[str]) -> str:
     """Return `value` if it is one of `options`, or raise with the closest option."""
     options = list(options)

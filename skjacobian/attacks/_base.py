@@ -8,7 +8,7 @@ from sklearn.base import BaseEstimator, clone
 from torch import Tensor
 
 from skjacobian._rng import seeded
-from skjacobian._validation import check_non_negative, check_option, reject
+from skjacobian._validation import check_non_negative, check_option, check_tensor, reject
 from skjacobian.attacks._found import Found
 from skjacobian.attacks._search import Search
 from skjacobian.constraints import FeatureConstraints, Rules, check_constraints
@@ -214,11 +214,7 @@ def _stay(search: Search) -> None:
 
 def _check_tensors(X: Tensor, y: Tensor) -> None:
     for name, value in (("X", X), ("y", y)):
-        if not isinstance(value, Tensor):
-            raise TypeError(
-                f"Got {name} of type {type(value).__name__}, but expected a torch.Tensor. "
-                "To attack an estimator with arrays, use RobustScorer."
-            )
+        check_tensor(name, value, "To attack an estimator with arrays, use RobustScorer.")
     if len(X) != len(y):
         raise ValueError(
             f"Got X with {len(X)} samples and y with {len(y)}, but expected as many of each."

@@ -755,3 +755,8 @@ def test_batch_normalization_without_running_statistics_is_an_error(training, en
     net = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4, track_running_stats=False))
     with pytest.raises(ValueError, match=r"track_running_stats=False.*nn\.LayerNorm"):
         jacobian_norm(net.train(training), torch.zeros(3, 5), engine=engine)
+
+
+def test_arrays_are_for_estimators():
+    with pytest.raises(TypeError, match=r"Got X of type ndarray, .* method jacobian_norm"):
+        jacobian_norm(nn.Linear(2, 3), np.zeros((4, 2)))
