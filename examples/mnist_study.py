@@ -83,6 +83,7 @@ MNIST = Protocol(
         "l2_between_twice": (0.02,),
         "l1_between_twice": (0.003,),
         "spectral_between_twice": (0.25,),
+        "cross_lipschitz_between": (0.015,),
         "cross_lipschitz_between_twice": (0.015,),
         "pgd_linf": (0.05, 0.1),
         "pgd_l2": (0.75, 1.5),

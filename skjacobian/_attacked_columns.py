@@ -180,7 +180,9 @@ def _check_names_only(
 def reach_of(attack: Attack, X: Tensor) -> Tensor:
     """Return how far each feature can change."""
     scale = attack.scale_of(X)
-    reach = torch.as_tensor(attack.eps, dtype=torch.float64) * (1.0 if scale is None else scale)
+    reach = torch.as_tensor(attack.eps, dtype=torch.float64)
+    if scale is not None:
+        reach = (reach * scale).where(scale > 0, 0.0)
     return reach.expand(X.shape[1:])
 
 

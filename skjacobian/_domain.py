@@ -11,13 +11,15 @@ IsDefined = Callable[[Tensor], Tensor]
 # How many features are looked at in one call of the model.
 CHUNK = 256
 # How far out is looked at most, in units of the largest value of a feature.
-FARTHEST = 1e6
+FARTHEST = 1e4
+# Halvings of that, which leave no more of it than rounding does.
+N_HALVINGS = 50
 # A pole itself has no gradient: of the way to it so much is left.
 MARGIN = 1e-6
 
 
 def domain(
-    is_defined: IsDefined, X: Tensor, low: Tensor, high: Tensor
+    is_defined: IsDefined, X: Tensor, reach: Tensor, bounds: tuple[Tensor, Tensor] | None
 ) -> tuple[Tensor, Tensor] | None:
     """Return the range of each feature in which a model is defined; None if nothing ends it.
 
@@ -29,35 +31,47 @@ def domain(
     is_defined : callable
     X : Tensor of shape (n_samples, n_features)
         Samples, at which the model is defined.
-    low, high : Tensor of shape (n_samples, n_features)
-        The range that is asked about, around each sample.
+    reach : Tensor of shape (n_features,)
+        How far from the samples is asked about.
+    bounds : pair of Tensor or None
+        Beyond which is not asked.
 
     Examples
     --------
     >>> import torch
     >>> X = torch.tensor([[1.0, 5.0], [2.0, 6.0]])
-    >>> low, high = domain(lambda X: ~X.log().isnan().any(1), X, X - 3, X + 3)
+    >>> reach = torch.full((2,), 3.0)
+    >>> low, high = domain(lambda X: ~X.log().isnan().any(1), X, reach, None)
     >>> [f"{value:.0e}" for value in low.tolist()], high.tolist()
     (['1e-06', '-inf'], [inf, inf])
     """
     if X.ndim != 2 or X.numel() == 0:
         return None
-    farthest = FARTHEST * (1 + X.nan_to_num(nan=0.0).abs().amax(0))
-    # The samples of the least values, how far down they go, and the same upward.
+    # The samples of the least values of the features, those values, and how far down they go;
+    # and the same upward.
     rows = [(sign * X).nan_to_num(nan=torch.inf).argmin(0) for sign in (1, -1)]
-    ends = [low.maximum(X - farthest), high.minimum(X + farthest)]
-    ends = [end.gather(0, row.unsqueeze(0)).squeeze(0) for end, row in zip(ends, rows, strict=True)]
+    least, largest = (X.gather(0, row.unsqueeze(0)).squeeze(0).double() for row in rows)
+    size = torch.maximum(least.abs(), largest.abs())
+    reach = reach.minimum(FARTHEST * size.where(size > 0, 1.0))
+    ends = [least - reach, largest + reach]
+    if bounds is not None:
+        ends = [
+            least.minimum(ends[0].maximum(bounds[0])),
+            largest.maximum(ends[1].minimum(bounds[1])),
+        ]
     if bool(is_defined(torch.stack(ends)).all()):
         return None
-    limits = [torch.full_like(X[0], -torch.inf), torch.full_like(X[0], torch.inf)]
-    for limit, end, row in zip(limits, ends, rows, strict=True):
+    limits = [torch.full_like(least, -torch.inf), torch.full_like(least, torch.inf)]
+    for limit, start, end, row in zip(limits, (least, largest), ends, rows, strict=True):
         for features in torch.split(torch.arange(X.shape[1]), CHUNK):
-            at_end = _defined_at(is_defined, X[row[features]], features, end[features])
+            samples = X[row[features]].double()
+            at_end = _defined_at(is_defined, samples, features, end[features])
             if len(ended := features[~at_end]):
-                samples = X[row[ended]]
-                start = samples[torch.arange(len(ended)), ended]
-                limit[ended] = _last_defined(is_defined, samples, ended, start, end[ended])
-    return limits[0], limits[1]
+                limit[ended] = _last_defined(
+                    is_defined, samples[~at_end], ended, start[ended], end[ended]
+                )
+    low, high = limits
+    return None if bool((low.isinf() & high.isinf()).all()) else (low, high)
 
 
 def _defined_at(is_defined: IsDefined, X: Tensor, features: Tensor, values: Tensor) -> Tensor:
@@ -72,7 +86,7 @@ def _last_defined(
 ) -> Tensor:
     """Return by bisection, less a margin, how far from `start` the model is defined."""
     inside, outside = start, end
-    for _ in range(60):
+    for _ in range(N_HALVINGS):
         middle = (inside + outside) / 2
         defined = _defined_at(is_defined, X, features, middle)
         inside, outside = middle.where(defined, inside), outside.where(defined, middle)

@@ -265,8 +265,9 @@ class RobustClassifier(ClassifierMixin, NetOwner):
 
     def _warn_of_a_flat_score(self, epochs: list[dict[str, Any]]) -> None:
         """Warn if the score that early stopping watched says nothing of what was learned."""
-        scores = {epoch["valid_score"] for epoch in epochs}
-        accuracies = [epoch["valid_accuracy"] for epoch in epochs]
+        ended = [epoch for epoch in epochs if "valid_score" in epoch]
+        scores = {epoch["valid_score"] for epoch in ended}
+        accuracies = [epoch["valid_accuracy"] for epoch in ended]
         if len(scores) == 1 and max(accuracies) > accuracies[0]:
             warnings.warn(
                 f"Got scoring={self.scoring!r}, whose score was {scores.pop():g} in every epoch "

@@ -39,6 +39,9 @@ LR_SCHEDULES = ("constant", "cosine")
 # One fused kernel for all parameters: a fifth of a small network's step on the CPU.
 _FUSED = (Adam, torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
 
+# What is recorded of the data that early stopping holds out.
+VALIDATED = ("valid_loss", "valid_accuracy", "valid_score")
+
 # The name under which other files speak of any skorch net.
 SkorchNet = NeuralNet
 
@@ -99,7 +102,7 @@ class ObjectiveNet(NeuralNetClassifier):
                     "expected lr_schedule='constant': both set the learning rate."
                 )
             monitor = getattr(callback, "monitor", None)
-            if self.train_split is None and str(monitor).startswith("valid"):
+            if self.train_split is None and str(monitor).removesuffix("_best") in VALIDATED:
                 raise ValueError(
                     f"Got {type(callback).__name__}(monitor={monitor!r}) in callbacks, but "
                     "expected early_stopping=True, which holds out data, or another monitor."
@@ -358,10 +361,11 @@ def train(
 
 
 def _is_callback(given: Any) -> bool:
-    """Tell whether something is a callback, its class, or such with a name."""
-    callback = given[1] if isinstance(given, tuple) and len(given) == 2 else given
+    """Tell whether something is a callback, its class, or such or None with a name."""
+    is_pair = isinstance(given, tuple | list) and len(given) == 2
+    callback = given[1] if is_pair else given
     is_class = isinstance(callback, type) and issubclass(callback, Callback)
-    return is_class or isinstance(callback, Callback)
+    return is_class or isinstance(callback, Callback) or (is_pair and callback is None)
 
 
 def early_stopping(monitor: str, patience: int) -> tuple[str, Callback]:

@@ -131,7 +131,7 @@ class UnderAttack:
         armed.check_params()
         armed.check_clean(self.X_tensor)
         said = (threat_model["mutable"], threat_model["constraints"])
-        if held := self.columns.unsaid_categories(*said):
+        if not armed.eps_is_zero and (held := self.columns.unsaid_categories(*said)):
             warnings.warn(
                 f"Got X whose columns ({', '.join(map(str, held))}) hold categories and are held "
                 "fixed: who can change them may do better. FeatureConstraints(immutable=[...]) "
@@ -148,14 +148,11 @@ class UnderAttack:
 
         Beyond it, as at the logarithm of a negative number, `predict` raises.
         """
-        X = self.X_tensor.double()
+        X = self.X_tensor
         if attack.eps_is_zero or X.ndim != 2 or len(X) == 0:
             return attack
-        bounds, reach = attack.bounds_of(X), reach_of(attack, X)
-        low, high = X - reach, X + reach
-        if bounds is not None:
-            low, high = torch.maximum(low, bounds[0]), torch.minimum(high, bounds[1])
-        found = domain(self._is_defined, X, low.minimum(X), high.maximum(X))
+        bounds = attack.bounds_of(X.new_empty((0, *X.shape[1:]), dtype=torch.float64))
+        found = domain(self._is_defined, X, reach_of(attack, X), bounds)
         if found is None:
             return attack
         low, high = found
@@ -169,14 +166,17 @@ class UnderAttack:
 
     def _is_defined(self, X: Tensor) -> Tensor:
         """Tell at which points the model returns numbers."""
-        X = X.to(self.X_tensor.dtype)
+        X = X.to(self.X_tensor.dtype, copy=True)
+        if self.is_black_box:  # which is asked in the types of the columns
+            X[:, self.table.integer] = X[:, self.table.integer].round()
         with frozen(self.view), torch.no_grad(), np.errstate(all="ignore"):
             try:
                 output = self.view(X.to(self.device)).cpu()
-            except ValueError:  # of scikit-learn, which refuses to predict
+            except (ValueError, OverflowError):  # of scikit-learn, which refuses to predict
                 if len(X) == 1:
                     return torch.zeros(1, dtype=torch.bool)
-                return torch.cat([self._is_defined(row) for row in torch.split(X, 1)])
+                halves = torch.split(X, -(-len(X) // 2))
+                return torch.cat([self._is_defined(half) for half in halves])
         return ~(output.isnan() | (output == torch.inf)).any(1)
 
     @cached_property

@@ -471,6 +471,17 @@ def test_the_weights_of_samples_count_in_the_score_of_early_stopping(iris):
     unweighted.fit(X, y, sample_weight=weight)
 
 
+def test_training_that_a_callback_ends_within_an_epoch_has_scores_before_it(iris):
+    class Stop(Callback):
+        def on_epoch_begin(self, net, **kwargs):
+            if len(net.history) == 3:
+                raise KeyboardInterrupt
+
+    params = {"early_stopping": True, "scoring": "accuracy", **SMALL, "max_epochs": 6}
+    model = JacobianRegularizedClassifier(callbacks=[Stop()], **params).fit(*iris)
+    assert ["valid_score" in row for row in model.history_] == [True, True, False]
+
+
 def test_a_score_that_says_nothing_of_what_is_learned_is_warned_of(digits):
     X, y = digits
     raw_units = RobustScorer(eps=1.6, bounds=(0, 16), n_steps=2)  # X is behind a scaler
@@ -701,6 +712,15 @@ def test_a_callback_that_would_do_nothing_or_fail_is_an_error():
     held_out = {"early_stopping": True, "validation_fraction": 0.2}
     model = JacobianRegularizedClassifier(callbacks=[stop], **held_out, **SMALL)
     model.fit(X_SMALL, Y_SMALL)
+    none = [("off", None), ["watch", Callback()], Callback]
+    JacobianRegularizedClassifier(callbacks=none, **SMALL).fit(X_SMALL, Y_SMALL)
+
+    class OwnScore(Callback):
+        def on_epoch_end(self, net, **kwargs):
+            net.history.record("valid_auc", 0.5)
+
+    own = [OwnScore(), EarlyStopping(monitor="valid_auc", patience=1)]
+    JacobianRegularizedClassifier(callbacks=own, **SMALL).fit(X_SMALL, Y_SMALL)
     with pytest.raises(
         ValueError, match=r"Got callbacks=.* expected a sequence of skorch callbacks"
     ):

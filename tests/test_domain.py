@@ -7,11 +7,13 @@ import pandas as pd
 import pytest
 import torch
 from scipy.special import logit
+from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.compose import make_column_transformer
-from sklearn.ensemble import GradientBoostingClassifier
+from sklearn.ensemble import GradientBoostingClassifier, RandomForestClassifier
 from sklearn.impute import SimpleImputer
 from sklearn.kernel_approximation import SkewedChi2Sampler
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import FixedThresholdClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, PowerTransformer, StandardScaler
 from torch import nn
@@ -57,7 +59,7 @@ def defined(function):
 def test_the_range_ends_where_the_function_does(function, low, high, generator):
     samples = 0.8 * torch.rand(20, 3, generator=generator, dtype=torch.float64)
     samples[:, 1] = 0.5
-    found = domain(defined(function), samples, samples - 5, samples + 5)
+    found = domain(defined(function), samples, torch.full((3,), 5.0), None)
     for side, limit, extreme in zip(
         found, (low, high), (samples.amin(0), samples.amax(0)), strict=True
     ):
@@ -72,11 +74,13 @@ def test_the_range_ends_where_the_function_does(function, low, high, generator):
 def test_only_the_features_that_end_somewhere_are_narrowed_and_only_where_it_matters():
     samples = torch.tensor([[1.0, 1.0], [3.0, -2.0]], dtype=torch.float64)
     is_defined = defined(lambda X: X[:, :1].log())
-    low, high = domain(is_defined, samples, samples - 2, samples + 2)
+    low, high = domain(is_defined, samples, torch.full((2,), 2.0), None)
     assert 0 < low[0] < 1e-5
     assert low[1] == -torch.inf
     assert high.tolist() == [torch.inf, torch.inf]
-    assert domain(is_defined, samples, samples - 0.5, samples + 2) is None
+    assert domain(is_defined, samples, torch.tensor([0.5, 2.0]), None) is None
+    bounds = (torch.tensor(0.5), torch.tensor(torch.inf))
+    assert domain(is_defined, samples[:1], torch.full((2,), 2.0), bounds) is None
 
 
 # --- attacks ----------------------------------------------------------------------------------
@@ -174,3 +178,42 @@ def test_a_black_box_that_refuses_to_predict_is_not_asked():
     scorer = RobustScorer(eps=0.5, attack=Square(n_queries=100))
     unsaid, said = scorer(model, X, y), scorer.set_params(bounds=(1e-6, np.inf))(model, X, y)
     assert unsaid <= said + 0.05 < model.score(X, y)
+
+
+def test_whole_columns_of_a_black_box_are_asked_about_in_whole_numbers():
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame({"a": rng.integers(0, 50, 200), "b": rng.normal(size=200)})
+    labels = (table.a > 25).astype(int)
+    forest = RandomForestClassifier(10, random_state=0).fit(table, labels)
+    near = (table.a >= 26) & (table.a <= 28)
+    attack = Square(n_queries=100)
+    constraints = FeatureConstraints(integer=["a"])
+    for dtype in ("int64", "Int64"):
+        samples = table[near].astype({"a": dtype})
+        scorer = RobustScorer(eps=3.5, attack=attack, constraints=constraints)
+        assert scorer(forest, samples, labels[near]) == 0
+
+
+def test_a_pipeline_of_transformers_that_learn_nothing_is_asked_as_it_is():
+    class Double(TransformerMixin, BaseEstimator):
+        def fit(self, X, y=None):
+            return self
+
+        def transform(self, X):
+            return 2 * np.asarray(X)
+
+    forest = RandomForestClassifier(10, random_state=0)
+    attack = Square(n_queries=50)
+    for last in (forest, FixedThresholdClassifier(forest, threshold=0.4)):
+        model = make_pipeline(Double(), "passthrough", last).fit(X, y)
+        assert RobustScorer(eps=0.3, attack=attack)(model, X, y) < model.score(X, y)
+
+
+def test_features_held_fixed_and_any_radius_are_no_obstacle():
+    constant = np.c_[X, np.ones(len(X))]
+    model = make_pipeline(StandardScaler(), LogisticRegression()).fit(constant, y)
+    _, accuracy = robustness_curve(model, constant, y, feature_scale="std")
+    assert accuracy[-1] == 0
+    model = fitted(FunctionTransformer(np.log))
+    _, accuracy = robustness_curve(model, X, y, mutable=[0, 1])
+    assert accuracy[-1] < 0.05

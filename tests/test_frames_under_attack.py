@@ -107,6 +107,7 @@ def test_categories_that_are_held_fixed_are_said():
     model = make_pipeline(encode, LogisticRegression()).fit(table, label)
     with pytest.warns(AttackWarning, match=r"Got X whose columns \(job\) hold categories"):
         held = RobustScorer(eps=0.1)(model, table, label)
+    assert RobustScorer(eps=0)(model, table, label) == model.score(table, label)
     said = FeatureConstraints(immutable=["job"])
     assert RobustScorer(eps=0.1, constraints=said)(model, table, label) == held
     assert RobustScorer(eps=0.1, mutable=["bmi"])(model, table, label) == held

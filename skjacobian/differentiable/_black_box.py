@@ -54,11 +54,7 @@ def black_box(estimator: Any, table: Table) -> TensorFunction:
 
 def _class_scores(estimator: Any, X: Any) -> np.ndarray:
     """Return one column for each class."""
-    if isinstance(estimator, BaseSearchCV):
-        return _class_scores(estimator.best_estimator_, X)
-    if isinstance(estimator, Pipeline) and len(estimator) > 1:
-        return _class_scores(estimator[-1], estimator[:-1].transform(X))
-    if isinstance(estimator, FixedThresholdClassifier | TunedThresholdClassifierCV):
+    if isinstance(_last(estimator), FixedThresholdClassifier | TunedThresholdClassifierCV):
         return _above_threshold(estimator, X)
     if hasattr(estimator, "predict_proba"):
         return np.asarray(estimator.predict_proba(X))
@@ -71,8 +67,21 @@ def _class_scores(estimator: Any, X: Any) -> np.ndarray:
     return (np.asarray(estimator.predict(X))[:, None] == estimator.classes_).astype(float)
 
 
+def _last(estimator: Any) -> Any:
+    """Return what decides in searches and pipelines."""
+    if isinstance(estimator, BaseSearchCV) and hasattr(estimator, "best_estimator_"):
+        return _last(estimator.best_estimator_)
+    return _last(estimator.steps[-1][1]) if isinstance(estimator, Pipeline) else estimator
+
+
 def _above_threshold(classifier: Any, X: Any) -> np.ndarray:
     """Return 0 for the negative class, and how far the score is above the threshold."""
+    if isinstance(classifier, BaseSearchCV):
+        return _above_threshold(classifier.best_estimator_, X)
+    if isinstance(classifier, Pipeline):
+        for _, step in classifier.steps[:-1]:
+            X = step.transform(X) if hasattr(step, "transform") else X
+        return _above_threshold(classifier.steps[-1][1], X)
     rule = rule_of(classifier)
     if rule.on_proba:
         score = classifier.estimator_.predict_proba(X)[:, rule.positive]
