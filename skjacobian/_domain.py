@@ -12,8 +12,8 @@ IsDefined = Callable[[Tensor], Tensor]
 CHUNK = 256
 # How far out is looked at most, in units of the largest value of a feature.
 FARTHEST = 1e4
-# Halvings of that, which leave no more of it than rounding does.
-N_HALVINGS = 50
+# Halvings of that, which leave a hundred-thousandth of a value, and far less at usual radii.
+N_HALVINGS = 30
 # A pole itself has no gradient: of the way to it so much is left.
 MARGIN = 1e-6
 

@@ -75,7 +75,7 @@ class JacobianRegularizedClassifier(RobustClassifier):
     interpolation : float, default=0.0
         How far from a sample, at most, on the way to another of its batch the penalty is
         taken: 0 at the samples, up to 0.5, halfway. Attacks go there; it made MNIST networks
-        more robust and more accurate (docs/study.md), for another small forward pass.
+        more robust at no cost of accuracy (docs/study.md), small tables not.
     lr : float, default=5e-3
         Learning rate.
     max_epochs : int or "auto", default="auto"
