@@ -110,7 +110,12 @@ class JacobianRegularization(Objective):
             index = torch.randperm(len(X), generator=generator)[: part.n_samples]
             index = index.to(X.device, non_blocking=True)
         labels = y[index] if norm.needs_labels and index is not None else y
-        logits, norms = self._logits_and_norms(predict_logits, X, index, norm, labels, generator)
+        how = (norm, labels, self.engine, generator)
+        if self.interpolation == 0:
+            logits, norms = _logits_and_norms(predict_logits, X, index, *how)
+        else:
+            points = interpolated(X, index, self.interpolation, generator)
+            logits, norms = _logits_and_norms_at(predict_logits, X, points, *how)
         loss = cross_entropy(logits, y)
         scale = part.every * len(X) / part.n_samples
         if index is None:
@@ -123,21 +128,6 @@ class JacobianRegularization(Objective):
         # With the factor inside: each product of its own is a kernel, and a node for autograd.
         loss = loss.index_add(0, index, norms, alpha=float(lam * scale))
         return ObjectiveValue(loss, penalty, logits)
-
-    def _logits_and_norms(
-        self,
-        predict_logits: PredictLogits,
-        X: Tensor,
-        index: Tensor | None,
-        norm: JacobianNorm,
-        y: Tensor,
-        generator: torch.Generator,
-    ) -> tuple[Tensor, Tensor]:
-        """Return the logits of X, and the norm at, or near, the samples of `index`."""
-        if self.interpolation == 0:
-            return _logits_and_norms(predict_logits, X, index, norm, y, self.engine, generator)
-        points = interpolated(X, index, self.interpolation, generator)
-        return _logits_and_norms_at(predict_logits, X, points, norm, y, self.engine, generator)
 
     def _plan(
         self, n_samples: int, sizes: Sizes | None, accelerated: bool
