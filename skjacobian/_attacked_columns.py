@@ -81,12 +81,12 @@ class AttackedColumns:
             self._names(), immutable=self.categories, integer=self.table.integer
         )
 
-    def unsaid_categories(self, mutable: Any, constraints: FeatureConstraints | None) -> list[Any]:
+    def unsaid_categories(self, mutable: Any, constraints: FeatureConstraints | None) -> str:
         """Return the names of the columns held fixed although nobody said that they are."""
         if mutable is not None:
-            return []
+            return ""
         said = [] if constraints is None else constraints.by_index(self._names()).immutable
-        return self._names_of([j for j in self.categories if j not in said])
+        return self._shown([j for j in self.categories if j not in said])
 
     def stuck(self, attack: Attack, constraints: FeatureConstraints | None) -> str:
         """Say, if so, that nothing can change at this radius, or whole numbers by too little.
@@ -122,7 +122,7 @@ class AttackedColumns:
     def _rounded(self, attack: Attack) -> list[int]:
         """Return the columns in which no sample can change because rounding takes it back."""
         X = self.table.tensor
-        reach = reach_of(attack, X).to(X.dtype)
+        reach = attack.reach_of(X).to(X.dtype)
         moves = ((X + reach != X) | (X - reach != X) | X.isnan()).any(0)
         return ((reach > 0) & ~moves).flatten().nonzero().flatten().tolist()
 
@@ -177,18 +177,9 @@ def _check_names_only(
         )
 
 
-def reach_of(attack: Attack, X: Tensor) -> Tensor:
-    """Return how far each feature can change."""
-    scale = attack.scale_of(X)
-    reach = torch.as_tensor(attack.eps, dtype=torch.float64)
-    if scale is not None:
-        reach = (reach * scale).where(scale > 0, 0.0)
-    return reach.expand(X.shape[1:])
-
-
 def _movable(attack: Attack, X: Tensor) -> tuple[Tensor, Tensor]:
     """Return which features can change, and which whole numbers not by 2/3 of their reach."""
-    reach = reach_of(attack, X)
+    reach = attack.reach_of(X)
     if attack.constraints is None:
         return reach > 0, torch.zeros_like(reach, dtype=torch.bool)
     rules = attack.constraints.resolve(X)

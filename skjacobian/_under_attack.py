@@ -13,8 +13,7 @@ from sklearn.utils import assert_all_finite, check_consistent_length, check_rand
 from sklearn.utils.validation import check_is_fitted, column_or_1d
 from torch import Tensor, nn
 
-from skjacobian._attacked_columns import AttackedColumns, in_the_order_of_fit, reach_of
-from skjacobian._domain import domain
+from skjacobian._attacked_columns import AttackedColumns, in_the_order_of_fit
 from skjacobian._rng import own_entropy
 from skjacobian._table import Table
 from skjacobian._validation import check_number
@@ -133,7 +132,7 @@ class UnderAttack:
         said = (threat_model["mutable"], threat_model["constraints"])
         if not armed.eps_is_zero and (held := self.columns.unsaid_categories(*said)):
             warnings.warn(
-                f"Got X whose columns ({', '.join(map(str, held))}) hold categories and are held "
+                f"Got X whose columns ({held}) hold categories and are held "
                 "fixed: who can change them may do better. FeatureConstraints(immutable=[...]) "
                 "rules that out.",
                 AttackWarning,
@@ -144,25 +143,8 @@ class UnderAttack:
         return self.where_defined(armed)
 
     def where_defined(self, attack: Attack) -> Attack:
-        """Return the attack, kept in the range of each feature in which the model is defined.
-
-        Beyond it, as at the logarithm of a negative number, `predict` raises.
-        """
-        X = self.X_tensor
-        if attack.eps_is_zero or X.ndim != 2 or len(X) == 0:
-            return attack
-        bounds = attack.bounds_of(X.new_empty((0, *X.shape[1:]), dtype=torch.float64))
-        found = domain(self._is_defined, X, reach_of(attack, X), bounds)
-        if found is None:
-            return attack
-        low, high = found
-        if attack.constraints is None or attack.constraints.bounds is None:
-            bounds = (
-                (low, high) if bounds is None else (low.maximum(bounds[0]), high.minimum(bounds[1]))
-            )
-            return attack.with_threat({**attack.threat_model, "bounds": bounds})
-        narrowed = attack.constraints.narrowed(low.numpy(), high.numpy())
-        return attack.with_threat({**attack.threat_model, "constraints": narrowed})
+        """Return the attack, kept in the range of each feature in which the model is defined."""
+        return attack.where_defined(self._is_defined, self.X_tensor)
 
     def _is_defined(self, X: Tensor) -> Tensor:
         """Tell at which points the model returns numbers."""

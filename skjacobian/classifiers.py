@@ -5,6 +5,7 @@ from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
+import torch
 from sklearn.utils._param_validation import RealNotInt, StrOptions
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from skjacobian.attacks import FGSM, PGD, Attack
 from skjacobian.constraints import FeatureConstraints, check_constraints
 from skjacobian.geometry import BALL_NORMS
 from skjacobian.jacobian import JACOBIAN_NORMS, OUTPUTS
+from skjacobian.model_modes import frozen
 from skjacobian.objectives import (
     TRADES,
     AdversarialTraining,
@@ -271,6 +273,7 @@ class AdversarialClassifier(RobustClassifier):
         are in the units of the raw X, as in scoring; behind a scaler in a pipeline they are
         in scaled ones. `module` is sized from what it returns. `warm_start` and
         `partial_fit` keep it as first fitted. X itself must be numbers and not missing.
+        The attack stays where it is defined: above 0 behind a logarithm.
     method : {"pgd", "fgsm", "trades"}, default="pgd"
         "pgd" trains on the samples that projected gradient descent finds (Madry et al.,
         arXiv 1706.06083), "fgsm" on those of one step from a random start (Wong, Rice &
@@ -524,7 +527,14 @@ class AdversarialClassifier(RobustClassifier):
             n_steps = int(unwrap_scalar(self.n_steps))
             attack = PGD(**shared, n_steps=n_steps, step_size=self.step_size)
         attack.check_clean(X)
-        return attack
+        if self.preprocessor is None:
+            return attack
+
+        def is_defined(points: Tensor) -> Tensor:
+            with frozen(self.module_), torch.no_grad():
+                return self.module_(points.to(X)).isfinite().all(1).cpu()
+
+        return attack.where_defined(is_defined, X.cpu())
 
     def _fitted_constraints(self, X: Tensor) -> FeatureConstraints | None:
         """Return the constraints by index, fitted on the training data unless they are."""

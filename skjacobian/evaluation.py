@@ -255,7 +255,7 @@ class _Checks:
             with frozen(subject.view), torch.no_grad():
                 self.outputs = [subject.view(X).cpu() for _ in range(2)]
 
-    def flags(self, inside: np.ndarray, unsaid: list[Any], stuck: str) -> tuple[Flag, ...]:
+    def flags(self, inside: np.ndarray, unsaid: str, stuck: str) -> tuple[Flag, ...]:
         """Return all flags, raised or not."""
         flags = [
             self.gradients(),
@@ -267,7 +267,7 @@ class _Checks:
             _flag("bounds", int((~inside).sum()), f"{(~inside).sum()} of {len(inside)} samples"),
             self.torch_view(),
             self.output(),
-            _flag("categories", unsaid, f"held fixed: {', '.join(map(str, unsaid)) or 'none'}"),
+            _flag("categories", unsaid, f"held fixed: {unsaid or 'none'}"),
             _flag("stuck features", stuck, f"eps={self.attack.eps:g}, {stuck or 'none'}"),
             self.weak_attack(),
         ]

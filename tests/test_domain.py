@@ -19,6 +19,7 @@ from sklearn.preprocessing import FunctionTransformer, PowerTransformer, Standar
 from torch import nn
 
 from skjacobian import (
+    AdversarialClassifier,
     FeatureConstraints,
     RobustScorer,
     evaluate_robustness,
@@ -217,3 +218,21 @@ def test_features_held_fixed_and_any_radius_are_no_obstacle():
     model = fitted(FunctionTransformer(np.log))
     _, accuracy = robustness_curve(model, X, y, mutable=[0, 1])
     assert accuracy[-1] < 0.05
+
+
+@pytest.mark.parametrize("function", [np.log, np.sqrt])
+@pytest.mark.parametrize("norm", EPS)
+def test_training_attacks_stay_where_the_preprocessor_is_defined(function, norm):
+    threat_model = {"norm": norm, "eps": EPS[norm] / 2}
+    preprocessor = make_pipeline(FunctionTransformer(function), StandardScaler())
+
+    scorer = RobustScorer(**threat_model)
+
+    def trained(**params):
+        model = AdversarialClassifier(
+            preprocessor=preprocessor, max_epochs=20, random_state=0, **params
+        )
+        return model.fit(X, y)
+
+    robust = trained(**threat_model)
+    assert scorer(robust, X, y) > scorer(trained(eps=0), X, y)

@@ -7,6 +7,7 @@ import torch
 from sklearn.base import BaseEstimator, clone
 from torch import Tensor
 
+from skjacobian._domain import IsDefined, domain
 from skjacobian._rng import seeded
 from skjacobian._validation import check_non_negative, check_option, check_tensor, reject
 from skjacobian.attacks._found import Found
@@ -164,6 +165,39 @@ class Attack(BaseEstimator):
     def scale_of(self, X: Tensor) -> Tensor | None:
         """Return the feature scale for samples `X`, 0 where a feature is fixed; None for 1."""
         return self._scale(X, self._rules(X))
+
+    def reach_of(self, X: Tensor) -> Tensor:
+        """Return how far each feature can change, bounds aside, in float64."""
+        scale = self.scale_of(X)
+        reach = torch.as_tensor(self.eps, dtype=torch.float64, device=X.device)
+        if scale is not None:
+            reach = (reach * scale).where(scale > 0, 0.0)
+        return reach.expand(X.shape[1:])
+
+    def where_defined(self, is_defined: IsDefined, X: Tensor) -> Self:
+        """Return this attack, kept in the range of each feature in which a model is defined.
+
+        Beyond it, as at the logarithm of a negative number, `predict` raises.
+
+        Parameters
+        ----------
+        is_defined : callable
+            Tells of points like `X` at which the model returns numbers.
+        X : Tensor of shape (n_samples, *features)
+        """
+        if self.eps_is_zero or X.ndim != 2 or len(X) == 0:
+            return self
+        bounds = self.bounds_of(X.new_empty((0, *X.shape[1:]), dtype=torch.float64))
+        found = domain(is_defined, X, self.reach_of(X), bounds)
+        if found is None:
+            return self
+        low, high = found
+        if self.constraints is not None and self.constraints.bounds is not None:
+            narrowed = self.constraints.narrowed(low.cpu().numpy(), high.cpu().numpy())
+            return self.with_threat({**self.threat_model, "constraints": narrowed})
+        if bounds is not None:
+            low, high = low.maximum(bounds[0]), high.minimum(bounds[1])
+        return self.with_threat({**self.threat_model, "bounds": (low, high)})
 
     def _bounds(self, X: Tensor, rules: Rules | None) -> tuple[Tensor, Tensor] | None:
         return resolve_bounds(self.bounds, X) or (None if rules is None else rules.bounds)
