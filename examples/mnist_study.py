@@ -9,7 +9,8 @@ scikit-learn's embedded digits in under a minute on one core. MNIST needs its fi
 - Part B: the penalties that are the tight forms of both, "spectral" and "cross_lipschitz"; PGD
   training (for as many epochs, and for a quarter of them, which takes as long as a penalty),
   input-gradient regularization, weight decay and dropout, on the same axes; and penalties for
-  twice the epochs, at the samples and between them.
+  twice the epochs, or four times as many of batches twice as large, at the samples and between
+  them.
 - Part C (of the report): the rank correlation of surrogate risks with the adversarial risk, for
   the norm that the theory pairs with an attack and for the crossed one.
 - Part D (of the report): robust accuracy against CPU time of training.
@@ -81,10 +82,14 @@ MNIST = Protocol(
         "l2_twice": (0.02,),
         "l1_twice": (0.003,),
         "l2_between_twice": (0.02,),
+        "l2_between_long": (0.02,),
         "l1_between_twice": (0.003,),
+        "l1_between_long": (0.003,),
         "spectral_between_twice": (0.25,),
+        "spectral_between_long": (0.25,),
         "cross_lipschitz_between": (0.015,),
         "cross_lipschitz_between_twice": (0.015,),
+        "cross_lipschitz_between_long": (0.015,),
         "pgd_linf": (0.05, 0.1),
         "pgd_l2": (0.75, 1.5),
         "pgd_linf_quarter": (0.1,),
@@ -126,11 +131,13 @@ DIGITS = Protocol(
     # The whole cascade takes most of the time, and found at most half a point more on these.
     attack=Cascade(n_queries=200),
 )
-# What the end of a method's name makes of the epochs. A step of PGD-7 costs about four of a
-# Jacobian penalty: in a quarter of the epochs it takes as long.
-EPOCHS_BY_SUFFIX = {"_quarter": 1 / 4, "_twice": 2}
-# The penalty between samples: up to halfway, on more rows than by default.
+# What the end of a method's name makes of the epochs, and of the size of the batches. A step of
+# PGD-7 costs about four of a Jacobian penalty: in a quarter of the epochs it takes as long.
+FACTORS_BY_SUFFIX = {"_quarter": (1 / 4, 1), "_twice": (2, 1), "_long": (4, 2)}
+# The penalty between samples: up to halfway, on more rows than by default; where batches are
+# large, in one class of each for the norms that add classes up.
 BETWEEN = {"interpolation": 0.5, "penalty_samples": 40, "class_samples": None}
+BETWEEN_LONG = {"interpolation": 0.5, "penalty_samples": 80}
 PART_OF = {"plain": "A", "l2": "A", "l1": "A"}  # all other methods are of part B
 
 
@@ -172,24 +179,26 @@ def settings_of(protocol: Protocol, parts: str, sizes: list[int], seeds: int) ->
     return sorted((setting for setting in every if setting.part in parts), key=value)
 
 
-def split_suffix(method: str) -> tuple[str, float]:
-    """Return how a network is trained, and for how many times the usual epochs."""
-    for suffix, factor in EPOCHS_BY_SUFFIX.items():
+def split_suffix(method: str) -> tuple[str, float, int]:
+    """Return how a network is trained, and by what epochs and batches are multiplied."""
+    for suffix, factors in FACTORS_BY_SUFFIX.items():
         if method.endswith(suffix):
-            return method.removesuffix(suffix), factor
-    return method, 1
+            return method.removesuffix(suffix), *factors
+    return method, 1, 1
 
 
 def epochs_of(setting: Setting, protocol: Protocol, epochs: int | None) -> int:
     """Return how many epochs a network is trained for."""
-    factor = split_suffix(setting.method)[1]
+    _, factor, _ = split_suffix(setting.method)
     return max(1, int(factor * (epochs or protocol.epochs[setting.n_train])))
 
 
 def make_model(setting: Setting, protocol: Protocol, epochs: int):
     """Return the classifier of a setting."""
+    method, _, larger = split_suffix(setting.method)
+    strength = setting.strength
     common = {**protocol.model, "max_epochs": epochs, "random_state": setting.seed}
-    method, strength = split_suffix(setting.method)[0], setting.strength
+    common["batch_size"] *= larger
     if method.startswith("pgd_"):
         attack = {"norm": method.removeprefix("pgd_"), "eps": strength, "bounds": (0, 1)}
         return AdversarialClassifier(n_steps=7, **attack, **common)
@@ -200,8 +209,12 @@ def make_model(setting: Setting, protocol: Protocol, epochs: int):
         return JacobianRegularizedClassifier(lam=0, weight_decay=strength, **common)
     if method == "dropout":
         return JacobianRegularizedClassifier(lam=0, module__dropout=strength, **common)
-    between = BETWEEN if method.endswith("_between") else {}
     norm = "l2" if method == "plain" else method.removesuffix("_between")
+    between = {}
+    if method.endswith("_between"):
+        between = BETWEEN if larger == 1 else BETWEEN_LONG
+        if larger > 1 and norm in ("l2", "l1"):
+            between = {**BETWEEN_LONG, "class_samples": 1}
     return JacobianRegularizedClassifier(lam=strength, norm=norm, **between, **common)
 
 

@@ -6,9 +6,9 @@ from skjacobian.classifiers import AdversarialClassifier, JacobianRegularizedCla
 from skjacobian.constraints import FeatureConstraints
 from skjacobian.curve import adversarial_distances, robustness_curve
 from skjacobian.curve_display import RobustnessCurveDisplay
-from skjacobian.displays import JacobianNormDisplay
 from skjacobian.evaluation import evaluate_robustness
 from skjacobian.generalization import generalization_gap
+from skjacobian.jacobian_display import JacobianNormDisplay
 from skjacobian.metrics import RobustScorer, robust_accuracy_score
 from skjacobian.report import RobustnessReport
 from skjacobian.tightness import surrogate_gap

@@ -1,13 +1,14 @@
 """The net that a classifier composes: made for the data, pickled as arrays."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator
-from torch import nn
+from torch import Tensor, nn
 
-from skjacobian._net import ObjectiveNet, make_net, net_state, restore_net
+from skjacobian._net import ObjectiveNet, make_net
 from skjacobian._preprocessing import behind_preprocessor, output_shape
 from skjacobian._training_data import resolve_device
 from skjacobian._validation import unwrap_scalar
@@ -129,7 +130,7 @@ class NetOwner(BaseEstimator):
         """Return the state with the weights as arrays, not as torch objects."""
         state = dict(super().__getstate__())
         if "net_" in state:
-            state["_net_state"] = net_state(state.pop("net_"))
+            state["_net_state"] = _net_state(state.pop("net_"))
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -139,4 +140,50 @@ class NetOwner(BaseEstimator):
         super().__setstate__(state)
         if trained is not None:
             self.net_ = self._make_net()
-            restore_net(self.net_, trained)
+            _restore_net(self.net_, trained)
+
+
+def _net_state(net: ObjectiveNet) -> dict[str, Any]:
+    """Return all that training has changed, as arrays and plain Python objects."""
+    return {
+        "weights": _to_numpy(net.module_.state_dict()),
+        "optimizer": _to_numpy(net.optimizer_.state_dict()),
+        "history": net.history.to_list(),
+        "generator": _to_numpy(net.generator.get_state()),
+        "order": _to_numpy(net.iterator_train__generator.get_state()),
+        "stream": _to_numpy(net.stream.state),
+        "cuda_stream": _to_numpy(net.stream.cuda_state),
+    }
+
+
+def _restore_net(net: ObjectiveNet, state: dict[str, Any]) -> None:
+    """Put a state of `_net_state` into a newly made net of the same shape."""
+    net.module_.load_state_dict(_to_torch(state["weights"]))
+    net.optimizer_.load_state_dict(_to_torch(state["optimizer"]))
+    net.history.extend(state["history"])
+    net.generator.set_state(_to_torch(state["generator"]))
+    net.iterator_train__generator.set_state(_to_torch(state["order"]))
+    net.stream.state = _to_torch(state["stream"])
+    if net.device.type == "cuda" and state["cuda_stream"] is not None:
+        net.stream.cuda_state = _to_torch(state["cuda_stream"])
+
+
+def _to_numpy(value: Any) -> Any:
+    return _map_leaves(
+        lambda leaf: leaf.cpu().numpy().copy() if isinstance(leaf, Tensor) else leaf, value
+    )
+
+
+def _to_torch(value: Any) -> Any:
+    return _map_leaves(
+        lambda leaf: torch.as_tensor(leaf) if isinstance(leaf, np.ndarray) else leaf, value
+    )
+
+
+def _map_leaves(function: Callable[[Any], Any], value: Any) -> Any:
+    """Apply `function` to the leaves of nested dicts, lists and tuples."""
+    if isinstance(value, dict):
+        return {key: _map_leaves(function, item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_map_leaves(function, item) for item in value)
+    return function(value)

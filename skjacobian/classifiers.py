@@ -1,10 +1,8 @@
 """The two robust classifiers."""
 
-from collections.abc import Callable
 from numbers import Integral, Real
 from typing import Any
 
-import numpy as np
 import torch
 from sklearn.utils._param_validation import RealNotInt, StrOptions
 from torch import Tensor
@@ -294,7 +292,7 @@ class AdversarialClassifier(RobustClassifier):
         Length of a step; None lets it fall as 2·eps·(1 - step/n_steps)². "fgsm" uses
         1.25·eps, or eps without a random start.
     random_start : bool, default=True
-        Start the attack at a random point of the ball; one draw per batch.
+        Start the attack at a random point of the ball, another one for each sample.
     bounds : (low, high), optional
         Range of valid features, numbers or one value per feature, in the units of X. None
         is unbounded.
@@ -305,7 +303,7 @@ class AdversarialClassifier(RobustClassifier):
         β of "trades".
     lam : float, default=0.0
         Strength of a Jacobian penalty on top, taken at the samples trained on.
-    jacobian_norm : {"l2", "l1", "l21", "spectral", "cross_lipschitz"}, default="l2"
+    penalty_norm : {"l2", "l1", "l21", "spectral", "cross_lipschitz"}, default="l2"
         Norm of that penalty, as `norm` of `JacobianRegularizedClassifier`.
     lr : float, default=5e-3
         Learning rate.
@@ -402,7 +400,7 @@ class AdversarialClassifier(RobustClassifier):
         "constraints": [FeatureConstraints, None],
         "beta": [ScalarInterval(Real, 0, None, closed="left")],
         "lam": [ScalarInterval(Real, 0, None, closed="left")],
-        "jacobian_norm": [StrOptions(set(JACOBIAN_NORMS))],
+        "penalty_norm": [StrOptions(set(JACOBIAN_NORMS))],
     }
 
     def __init__(
@@ -421,7 +419,7 @@ class AdversarialClassifier(RobustClassifier):
         constraints: FeatureConstraints | None = None,
         beta: float = 6.0,
         lam: float = 0.0,
-        jacobian_norm: str = "l2",
+        penalty_norm: str = "l2",
         lr: float = 5e-3,
         max_epochs: int | str = "auto",
         batch_size: int | str = "auto",
@@ -474,36 +472,10 @@ class AdversarialClassifier(RobustClassifier):
         self.constraints = constraints
         self.beta = beta
         self.lam = lam
-        self._jacobian_norm = jacobian_norm
-
-    @property
-    def jacobian_norm(self) -> "_NormAndMethod":
-        """The parameter, which can also be called: `jacobian_norm(X, norm=...)`.
-
-        The parameter of this classifier and the method of both share their name.
-        """
-        return _NormAndMethod(self._jacobian_norm, super().jacobian_norm)
-
-    @jacobian_norm.setter
-    def jacobian_norm(self, value: str) -> None:
-        self._jacobian_norm = value
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """Get the parameters, those in skorch's spelling (`module__…`) included.
-
-        Parameters
-        ----------
-        deep : bool, default=True
-            Whether to include the parameters of parameters that are estimators.
-
-        Returns
-        -------
-        dict
-        """
-        return {**super().get_params(deep), "jacobian_norm": self._jacobian_norm}
+        self.penalty_norm = penalty_norm
 
     def _make_objective(self, X: Tensor) -> Objective:
-        inner = _penalized(self.lam, self._jacobian_norm, penalty_samples="auto")
+        inner = _penalized(self.lam, self.penalty_norm, penalty_samples="auto")
         attack = self._make_attack(X)
         if self.method == "trades":
             return TRADES(attack=attack, objective=inner, beta=float(unwrap_scalar(self.beta)))
@@ -543,20 +515,6 @@ class AdversarialClassifier(RobustClassifier):
         names = getattr(self, "feature_names_in_", range(X.shape[1:].numel()))
         constraints: FeatureConstraints = self.constraints.by_index(list(names))
         return constraints if hasattr(constraints, "low_") else constraints.fit(X.cpu().numpy())
-
-
-class _NormAndMethod(str):
-    """A norm's name that can be called as the method of the same name."""
-
-    method: Callable[..., np.ndarray]
-
-    def __new__(cls, norm: str, method: Callable[..., np.ndarray]) -> "_NormAndMethod":
-        self = super().__new__(cls, norm)
-        self.method = method
-        return self
-
-    def __call__(self, X: Any, y: Any = None, **kwargs: Any) -> np.ndarray:
-        return self.method(X, y, **kwargs)
 
 
 def _penalized(lam: Any, norm: str, **options: Any) -> Objective:

@@ -3,7 +3,6 @@
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Self
 
@@ -16,6 +15,7 @@ from torch import Tensor
 from skjacobian._table import Table
 from skjacobian._validation import check_option, did_you_mean, reject
 from skjacobian.threat_model import NAMES_NEED, inward
+from skjacobian.validity import Rules
 
 COLUMNS = ("immutable", "integer", "increasing", "decreasing")
 LEARNED_SCALES = ("std", "range")
@@ -278,107 +278,6 @@ class FeatureConstraints(BaseEstimator):
         index = _indices("bounds", list(self.bounds), range(n_features))
         bounds[index] = [pair[side] for pair in self.bounds.values()]
         return bounds
-
-
-@dataclass(frozen=True)
-class Rules:
-    """Constraints of samples as tensors; masks and numbers in the shape of one sample.
-
-    Attributes
-    ----------
-    immutable, integer, increasing, decreasing : Tensor of bool
-    groups : tuple of Tensor of int
-        Indices of flattened features of which one is 1 and the others are 0.
-    scale : Tensor or None
-    bounds : pair of Tensor or None
-    extends : bool
-        Whether samples may lie outside `bounds`.
-    """
-
-    immutable: Tensor
-    integer: Tensor
-    increasing: Tensor
-    decreasing: Tensor
-    groups: tuple[Tensor, ...]
-    scale: Tensor | None
-    bounds: tuple[Tensor, Tensor] | None
-    extends: bool
-
-    @property
-    def is_whole(self) -> Tensor:
-        """Whether a feature is a whole number, one-hot ones included."""
-        mask = self.integer.clone()
-        for group in self.groups:
-            mask.view(-1)[group] = True
-        return mask
-
-    def scaled(self, scale: Tensor | None) -> Tensor:
-        """Return the feature scale, 0 where a feature cannot change."""
-        factors = [factor for factor in (scale, self.scale) if factor is not None]
-        return math.prod(factors, start=~self.immutable)
-
-    def box(self, X: Tensor, bounds: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
-        """Return the range of the valid features around each sample."""
-        infinite = torch.full_like(X, torch.inf)
-        low, high = (-infinite, infinite) if bounds is None else bounds
-        low, high = torch.where(self.increasing, X, low), torch.where(self.decreasing, X, high)
-        for group in self.groups:
-            low.view(len(X), -1)[:, group] = low.view(len(X), -1)[:, group].clamp(min=0.0)
-            high.view(len(X), -1)[:, group] = high.view(len(X), -1)[:, group].clamp(max=1.0)
-        whole = self.is_whole
-        return torch.where(whole, low.ceil(), low), torch.where(whole, high.floor(), high)
-
-    def nearest(self, X_adv: Tensor) -> Tensor:
-        """Return the nearest samples with whole numbers, and the largest of a group as its 1."""
-        valid = torch.where(self.integer, X_adv.round(), X_adv)
-        flat = valid.flatten(1)
-        for group in self.groups:
-            of_group = X_adv.flatten(1)[:, group]
-            flat[:, group] = torch.zeros_like(of_group).scatter_(
-                1, of_group.argmax(1, keepdim=True), 1.0
-            )
-        return flat.reshape(X_adv.shape)
-
-    def with_groups_of(self, X: Tensor, X_adv: Tensor) -> Tensor:
-        """Return `X_adv` with the one-hot groups of the clean samples."""
-        flat = X_adv.flatten(1).clone()
-        for group in self.groups:
-            flat[:, group] = X.flatten(1)[:, group]
-        return flat.reshape(X_adv.shape)
-
-    def toward(self, X: Tensor, X_adv: Tensor) -> Tensor:
-        """Return whole numbers between those of `X` and of `X_adv`, and the groups of `X`.
-
-        No farther from `X` than `X_adv` in any feature, so never outside a ball.
-        """
-        return self.with_groups_of(X, torch.where(self.integer, X + (X_adv - X).trunc(), X_adv))
-
-    def hold(self, X_adv: Tensor) -> Tensor:
-        """Tell of each sample whether it has whole numbers, and one 1 in each group."""
-        flat = X_adv.nan_to_num(nan=0.0).flatten(1)
-        whole = ((flat == flat.round()) | ~self.is_whole.flatten()).all(1)
-        for group in self.groups:
-            whole &= (flat[:, group].sum(1) == 1) & (flat[:, group] >= 0).all(1)
-        return whole
-
-    def check_clean(self, X: Tensor) -> None:
-        """Raise a ValueError unless the samples themselves are valid."""
-        flat = X.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).flatten(1)
-        broken = ((flat != flat.round()) & self.integer.flatten()).any(0).nonzero().flatten()
-        if len(broken):
-            raise ValueError(
-                f"Got X with fractions in columns {broken.tolist()}, but expected whole numbers: "
-                "FeatureConstraints says integer."
-            )
-        for group in self.groups:
-            ones = flat[:, group]
-            wrong = (ones.sum(1) != 1) | ((ones != 0) & (ones != 1)).any(1)
-            if bool(wrong.any()):
-                raise ValueError(
-                    f"Got X with {int(wrong.sum())} samples that are not one-hot in columns "
-                    f"{group.tolist()}, but expected one 1 and zeros: FeatureConstraints says "
-                    "one_hot."
-                )
 
 
 def check_constraints(constraints: Any, feature_scale: Any, bounds: Any) -> None:

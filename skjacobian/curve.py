@@ -79,8 +79,8 @@ def adversarial_distances(
     Warns
     -----
     AttackWarning
-        If gradients are zero or not finite, or if `predict` is right where the torch view
-        is fooled; such a distance counts as inf.
+        If gradients are zero or not finite; if `predict` is right where the torch view is
+        fooled (such a distance counts as inf); or if columns of categories are held fixed.
 
     See Also
     --------

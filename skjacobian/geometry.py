@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from skjacobian._validation import check_non_negative, check_option
-from skjacobian.constraints import Rules
 from skjacobian.projections import best_l1_vertex, project_l1, project_l1_box, project_l2_box
-from skjacobian.validity import PassThrough, valid_range, without_missing
+from skjacobian.validity import PassThrough, Rules, valid_range, without_missing
 
 BALL_NORMS = ("l2", "linf", "l1")
 

@@ -88,7 +88,9 @@ class RobustScorer(BaseEstimator):
     Warns
     -----
     AttackWarning
-        If gradients are zero or not finite, or `predict` disagrees with the torch view.
+        If gradients are zero or not finite, `predict` disagrees with the torch view, or
+        columns cannot change: those of categories, those of an integer type at a radius too
+        small for them, those whose changes rounding takes back.
 
     See Also
     --------

@@ -260,7 +260,7 @@ def test_an_unfitted_classifier_says_so(Classifier, data):
 @labelled_norms
 def test_the_method_that_shares_its_name_with_a_parameter_takes_labels(norm, output, data):
     X, y = data
-    params = {**SMALL, "jacobian_norm": "l1", "method": "fgsm"}
+    params = {**SMALL, "penalty_norm": "l1", "method": "fgsm"}
     model = AdversarialClassifier(**params).fit(X, y)
     expected = slowly(model, X[:9], y[:9], norm, output)
     for norms in (

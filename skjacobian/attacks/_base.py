@@ -12,7 +12,7 @@ from skjacobian._rng import seeded
 from skjacobian._validation import check_non_negative, check_option, check_tensor, reject
 from skjacobian.attacks._found import Found
 from skjacobian.attacks._search import Search
-from skjacobian.constraints import FeatureConstraints, Rules, check_constraints
+from skjacobian.constraints import FeatureConstraints, check_constraints
 from skjacobian.geometry import BALL_NORMS, Ball
 from skjacobian.model_modes import PredictLogits, frozen
 from skjacobian.threat_model import (
@@ -21,6 +21,7 @@ from skjacobian.threat_model import (
     resolve_bounds,
     resolve_feature_scale,
 )
+from skjacobian.validity import Rules
 
 
 class Attack(BaseEstimator):

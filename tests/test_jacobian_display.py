@@ -27,7 +27,7 @@ from skjacobian import (
     JacobianNormDisplay,
     JacobianRegularizedClassifier,
 )
-from skjacobian.displays import FORMULAS, KINDS
+from skjacobian.jacobian_display import FORMULAS, KINDS
 
 SMALL = {"module__hidden_units": (16,), "max_epochs": 10, "random_state": 0}
 NORMS = [1.0, 2.0, 4.0, 8.0]

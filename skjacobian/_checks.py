@@ -1,0 +1,228 @@
+"""The checks behind the flags of a robustness report: is the figure what it seems?"""
+
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from skjacobian._under_attack import Perturbed, UnderAttack
+from skjacobian.attacks import PGD, Attack, Cascade, Square
+from skjacobian.geometry import vector_norm
+from skjacobian.model_modes import frozen, output_kind
+from skjacobian.report import Flag
+from skjacobian.threat_model import resolve_feature_scale
+
+# What the checks behind the flags are made on, at most.
+N_CHECKED = 200
+
+NOTHING_ATTACKED = "not checked: no sample inside the bounds is classified correctly"
+
+MEANINGS = {
+    "gradients": "Raised if the first gradient is zero or not finite at any sample that stands. "
+    "Gradient attacks cannot search there; only Square has been tried, for longer.",
+    "scale of the logits": "Raised if PGD on cross-entropy says 2 points more than PGD on the "
+    "soft margin. Logits of this scale mislead cross-entropy: it has no gradient where they are "
+    "very large, and pushes against all classes at once where they are small. Figures that others "
+    "get with it are too high. This one does not depend on the scale.",
+    "random predictions": "Raised if the same samples get other predictions when asked again. "
+    "Attacks that take one answer for the model overstate its robustness.",
+    "black box": "Raised if Square, after all gradients failed, fools 1 % of the samples, or "
+    "brings 5 % closer by a quarter of their clean margin. Gradients mislead, and robustness is "
+    "likely overstated.",
+    "convergence": "Raised if the last restart still fools 0.5 % of the samples. More restarts "
+    "would fool more.",
+    "huge radius": "Raised if more samples stand than a constant classifier would get right, "
+    "at a radius at which anything can become anything. The attack does not work on this model, "
+    "or the model does not use the features that may change.",
+    "bounds": "Raised if clean samples lie outside `bounds`, which are in the units of X. They "
+    "are counted as fooled.",
+    "torch view": "Raised if the classifier's own predict is right where the torch view that was "
+    "attacked is wrong. predict decides, so robustness may be overstated by as many.",
+    "output": "Raised if the model returns probabilities or decisions. Probabilities are "
+    "attacked through their logarithm; where they have been rounded to 0 or 1, gradients vanish.",
+    "categories": "Raised if columns hold categories that were not said to be immutable. They "
+    "were held fixed: an adversary who can change them may do better.",
+    "stuck features": "Raised if no feature can change at this radius; or columns of an integer "
+    "type, of which nobody said that they are whole numbers, cannot or by clearly less; or "
+    "rounding takes back what others change by. An adversary who can may do better.",
+    "weak attack": "Raised if less than the strong cascade with gradients was run, or a budget "
+    "cut it short. Robust accuracy is an upper bound; a stronger attack gives a lower one.",
+}
+
+
+class Checks:
+    """The checks behind the flags, on some of the samples that were attacked."""
+
+    def __init__(
+        self,
+        subject: UnderAttack,
+        attack: Attack,
+        attacked: np.ndarray,
+        perturbed: Perturbed,
+    ) -> None:
+        self.subject, self.attack = subject, attack
+        self.perturbed = perturbed
+        spread = np.linspace(0, len(attacked) - 1, min(N_CHECKED, len(attacked))).astype(int)
+        self.checked = attacked[spread]
+        X = subject.X_tensor[self.checked].to(subject.device)
+        self.outputs = []
+        if len(X):
+            with frozen(subject.view), torch.no_grad():
+                self.outputs = [subject.view(X).cpu() for _ in range(2)]
+
+    def flags(self, inside: np.ndarray, unsaid: str, stuck: str) -> tuple[Flag, ...]:
+        """Return all flags, raised or not."""
+        flags = [
+            self.gradients(),
+            self.scale_of_the_logits(),
+            self.random_predictions(),
+            self.black_box(),
+            self.convergence(),
+            self.huge_radius(),
+            _flag("bounds", int((~inside).sum()), f"{(~inside).sum()} of {len(inside)} samples"),
+            self.torch_view(),
+            self.output(),
+            _flag("categories", unsaid, f"held fixed: {unsaid or 'none'}"),
+            _flag("stuck features", stuck, f"eps={self.attack.eps:g}, {stuck or 'none'}"),
+            self.weak_attack(),
+        ]
+        return tuple(flags)
+
+    def _robust_share(self, attack: Attack, **threat: Any) -> float:
+        """Return the share of the checked samples that stand against an attack."""
+        attack = attack.with_threat({**self.attack.threat_model, **threat})
+        return float((~self.subject.perturb(attack, self.checked).found.fooled).double().mean())
+
+    @cached_property
+    def has_gradients(self) -> bool:
+        """Whether gradient attacks can run."""
+        if len(self.checked) == 0 or self.subject.is_black_box:
+            return False
+        X = self.subject.X_tensor[self.checked[:1]].to(self.subject.device).requires_grad_()
+        with frozen(self.subject.view), torch.enable_grad():
+            output = self.subject.view(X).sum()
+            if not output.requires_grad:
+                return False
+            (gradient,) = torch.autograd.grad(output, X, allow_unused=True)
+        return gradient is not None and output_kind(self.outputs[0]) != "decisions"
+
+    @property
+    def _fell_back(self) -> bool:
+        """Whether the cascade found no gradients to run on."""
+        stages = {stage.name for stage in self.perturbed.found.stages}
+        return isinstance(self.attack, Cascade) and "PGD" not in stages
+
+    def gradients(self) -> Flag:
+        """Zero or infinite gradients."""
+        n_masked = int(self.perturbed.found.no_gradient.sum())
+        n_attacked = len(self.perturbed.right)
+        return _flag("gradients", n_masked, f"{n_masked} of {n_attacked} samples")
+
+    def scale_of_the_logits(self) -> Flag:
+        """Logits of a scale at which cross-entropy misleads: it saturates, or is spread thin."""
+        name = "scale of the logits"
+        if not self.has_gradients:
+            return _flag(name, 0, "not checked: there are no gradients")
+        by_loss = {
+            loss: self._robust_share(PGD(n_steps=20, loss=loss))
+            for loss in ("cross_entropy", "soft_margin")
+        }
+        detail = (
+            f"PGD on cross-entropy leaves {by_loss['cross_entropy']:.3f} of "
+            f"{len(self.checked)} samples, on the soft margin {by_loss['soft_margin']:.3f}"
+        )
+        return _flag(name, by_loss["cross_entropy"] > by_loss["soft_margin"] + 0.02, detail)
+
+    def random_predictions(self) -> Flag:
+        """Answers that differ from one time to the next."""
+        if len(self.checked) == 0:
+            return _flag("random predictions", 0, NOTHING_ATTACKED)
+        first, second = self.outputs
+        # Sums over parallel workers differ in their last digits.
+        slack = 1e-5 * first.abs().amax(1, keepdim=True)
+        differs = ((first - second).abs() > slack).any(1).numpy()
+        estimator, X = self.subject.estimator, self.subject.rows(self.checked)
+        differs |= np.asarray(estimator.predict(X) != estimator.predict(X))
+        return _flag(
+            "random predictions", differs.sum(), f"{differs.sum()} of {len(differs)} samples"
+        )
+
+    def black_box(self) -> Flag:
+        """Square where gradients failed."""
+        stages = [s for s in self.perturbed.found.stages if s.name.startswith("Square")]
+        if self._fell_back or not stages:
+            return _flag("black box", 0, "not checked: Square was not run after gradients")
+        n_fooled = sum(int(stage.fooled.sum()) for stage in stages)
+        n_closer = sum(int((stage.gain > 0.25).sum()) for stage in stages[:1])
+        n_attacked = len(self.perturbed.right)
+        raised = n_fooled > 0.01 * n_attacked or n_closer > 0.05 * n_attacked
+        detail = f"of {n_attacked} samples Square fooled {n_fooled}, came far closer at {n_closer}"
+        return _flag("black box", raised, detail)
+
+    def convergence(self) -> Flag:
+        """What the last gradient stage still gained."""
+        stages = [s for s in self.perturbed.found.stages if s.name.startswith("PGD, ")]
+        if not stages:
+            return _flag("convergence", 0, "not checked: nothing was restarted")
+        n_fooled, n_samples = int(stages[-1].fooled.sum()), len(self.subject.y)
+        detail = f"the last restart ({stages[-1].name}) fooled {n_fooled} of {n_samples} samples"
+        return _flag("convergence", n_fooled > 0.005 * n_samples, detail)
+
+    def huge_radius(self) -> Flag:
+        """Robust accuracy where nothing should stand."""
+        if len(self.checked) == 0:
+            return _flag("huge radius", 0, NOTHING_ATTACKED)
+        eps = radius_of_everything(self.subject.X_tensor, self.attack)
+        attack = PGD(n_steps=20) if self.has_gradients else Square(n_queries=200)
+        share = self._robust_share(attack, eps=eps)
+        counts = np.unique(self.subject.y[self.checked], return_counts=True)[1]
+        chance = counts.max() / counts.sum()
+        detail = f"{share:.3f} of {len(self.checked)} samples stand at eps={eps:.4g}"
+        return _flag("huge radius", share > max(chance, 0.02) if len(counts) > 1 else 0, detail)
+
+    def torch_view(self) -> Flag:
+        """Where predict and the view disagree."""
+        fooled = self.perturbed.found.fooled.numpy()
+        n_different = int((fooled & self.perturbed.right).sum())
+        return _flag("torch view", n_different, f"at {n_different} perturbed samples")
+
+    def output(self) -> Flag:
+        """What the model returns."""
+        kind = output_kind(self.outputs[0]) if len(self.checked) else "logits"
+        return _flag("output", kind != "logits", f"the model returns {kind}")
+
+    def weak_attack(self) -> Flag:
+        """Less than the cascade."""
+        found = self.perturbed.found
+        if not isinstance(self.attack, Cascade):
+            return _flag("weak attack", 1, f"only {type(self.attack).__name__} was run")
+        said = []
+        if self._fell_back and found.stages:
+            names = ", ".join(stage.name for stage in found.stages[1:])
+            said.append(f"without gradients, only {names} was run")
+        cut = ", ".join(stage.name for stage in found.stages if not stage.complete)
+        if cut:
+            said.append(f"cut short: {cut}")
+        return _flag("weak attack", len(said), "; ".join(said) or "the whole cascade was run")
+
+
+def _flag(name: str, raised: Any, detail: str) -> Flag:
+    return Flag(name, bool(raised), detail, MEANINGS[name])
+
+
+def radius_of_everything(X: Tensor, attack: Attack) -> float:
+    """Return a radius at which every sample can become any other.
+
+    The length of the diagonal of the bounds, or ten times that of the data.
+    """
+    width = resolve_feature_scale("range", X)
+    assert width is not None
+    width, bounds, scale = 10 * width, attack.bounds_of(X), attack.scale_of(X)
+    if bounds is not None:
+        diagonal = (bounds[1] - bounds[0]).expand_as(width)
+        width = torch.where(diagonal.isfinite(), diagonal, width)
+    if scale is not None:
+        width = torch.where(scale > 0, width / scale, 0.0)
+    return float(vector_norm(width.unsqueeze(0), attack.norm))
