@@ -10,7 +10,8 @@ from torch import Tensor
 from skjacobian._under_attack import Perturbed, UnderAttack
 from skjacobian.attacks import PGD, Attack, Cascade, Square
 from skjacobian.geometry import vector_norm
-from skjacobian.model_modes import frozen, output_kind
+from skjacobian.model_modes import frozen
+from skjacobian.model_outputs import output_kind
 from skjacobian.report import Flag
 from skjacobian.threat_model import resolve_feature_scale
 

@@ -1,5 +1,6 @@
 """The skorch net that trains on an objective. The only file that imports skorch."""
 
+import copy
 import inspect
 import math
 from collections.abc import Callable
@@ -38,6 +39,9 @@ LR_SCHEDULES = ("constant", "cosine")
 
 # One fused kernel for all parameters: a fifth of a small network's step on the CPU.
 _FUSED = (Adam, torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
+
+# The key of a group of parameters whose learning rate is not that of the others.
+OWN_LR = "own_lr"
 
 # What is recorded of the data that early stopping holds out.
 VALIDATED = ("valid_loss", "valid_accuracy", "valid_score")
@@ -175,12 +179,12 @@ class ObjectiveNet(NeuralNetClassifier):
     def _keep_if_finite(self) -> None:
         """Keep a copy of good weights; on bad ones go back to it and raise."""
         losses = [row["train_loss"] for row in self.history[-1]["batches"]]
-        weights = self.module_.state_dict()
+        # Not buffers: masks of attention hold infinities.
         finite = np.isfinite(losses).all() and all(
-            bool(w.isfinite().all()) for w in weights.values()
+            bool(w.isfinite().all()) for w in self.module_.parameters()
         )
         if finite:
-            self.last_good_weights_ = {name: w.clone() for name, w in weights.items()}
+            self.last_good_weights_ = copy.deepcopy(self.module_.state_dict())
             return
         self.module_.load_state_dict(self.last_good_weights_)
         epoch = len(self.history)
@@ -197,7 +201,7 @@ class ObjectiveNet(NeuralNetClassifier):
         if not self.initialized_:
             self.initialize()
         fit_params.pop("_routing_method", None)
-        self.last_good_weights_ = {n: w.clone() for n, w in self.module_.state_dict().items()}
+        self.last_good_weights_ = copy.deepcopy(self.module_.state_dict())
         self.notify("on_train_begin", X=X, y=y)
         try:
             self.fit_loop(X, y, **fit_params)
@@ -248,14 +252,14 @@ class CosineSchedule(Callback):
     ) -> None:
         """Set the learning rate of the step that comes."""
         if training:
-            lr = self.lr * (1 + math.cos(math.pi * self.step_ / self.n_steps)) / 2
+            share = (1 + math.cos(math.pi * self.step_ / self.n_steps)) / 2
             for group in net.optimizer_.param_groups:
-                group["lr"] = lr
+                group["lr"] = share * group.get(OWN_LR, self.lr)
             self.step_ += 1
 
     def on_epoch_end(self, net: NeuralNetClassifier, **kwargs: Any) -> None:
         """Record the learning rate that the epoch ended with."""
-        net.history.record("lr", net.optimizer_.param_groups[0]["lr"])
+        net.history.record("lr", net.optimizer_.param_groups[-1]["lr"])
 
 
 class ValidationScores(Callback):
@@ -291,12 +295,13 @@ def make_net(
     spelling, `optimizer__betas` and so on.
     """
     optimizer_class = OPTIMIZERS[optimizer] if isinstance(optimizer, str) else optimizer
-    _check_optimizer_params(optimizer_class, nested)
+    nested = _checked_optimizer_params(optimizer_class, nested)
     order = torch.Generator().manual_seed(seed)
     defaults = {"iterator_train__shuffle": True, "iterator_train__generator": order}
-    if optimizer_class in _FUSED:
+    by_loops = nested.get("optimizer__foreach") or nested.get("optimizer__differentiable")
+    if optimizer_class in _FUSED and not by_loops:
         defaults["optimizer__fused"] = True
-    return ObjectiveNet(
+    net = ObjectiveNet(
         module,
         stream=RandomStream(seed, device),
         generator=torch.Generator().manual_seed(seed),
@@ -309,14 +314,29 @@ def make_net(
         verbose=0,
         **{**defaults, **nested},
     ).initialize()
+    # Some layers may have a learning rate of their own.
+    said = nested.get("optimizer__param_groups", ())
+    groups = zip(said, net.optimizer_.param_groups, strict=False)
+    for (_, given), group in groups:
+        if "lr" in given:
+            group[OWN_LR] = given["lr"]
+    return net
 
 
-def _check_optimizer_params(optimizer: type[torch.optim.Optimizer], nested: dict[str, Any]) -> None:
-    """Raise for parameters that an optimizer has not, and for one that has another name here."""
+def _checked_optimizer_params(
+    optimizer: type[torch.optim.Optimizer], nested: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the parameters, without a weight decay of 0 for an optimizer that has none.
+
+    Raise for parameters that it has not, and for one that has another name here.
+    """
     accepted = inspect.signature(torch.optim.Adam if optimizer is Adam else optimizer).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
     options = [name for name in (*accepted, "param_groups") if name not in ("params", "lr")]
-    for parameter, value in nested.items():
+    checked = dict(nested)
+    if "weight_decay" not in options and not takes_any and not nested["optimizer__weight_decay"]:
+        del checked["optimizer__weight_decay"]
+    for parameter, value in checked.items():
         part, _, name = parameter.partition("__")
         if part != "optimizer":
             continue
@@ -325,6 +345,7 @@ def _check_optimizer_params(optimizer: type[torch.optim.Optimizer], nested: dict
         if name not in options and not takes_any:
             hint = did_you_mean(name, options)
             reject(parameter, value, f"a parameter of {optimizer.__name__}{hint}")
+    return checked
 
 
 def train(
@@ -345,7 +366,7 @@ def train(
     net.batch_size, net.verbose = batch_size, verbose
     net.train_split = None if validation is None else predefined_split(validation)
     for group in net.optimizer_.param_groups:
-        group["lr"] = lr
+        group["lr"] = group.get(OWN_LR, lr)
     schedule: list[tuple[str, Callback]] = []
     if lr_schedule == "cosine":
         n_steps = epochs * len(net.get_iterator(samples, training=True))

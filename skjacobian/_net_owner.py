@@ -147,6 +147,7 @@ def _net_state(net: ObjectiveNet) -> dict[str, Any]:
     """Return all that training has changed, as arrays and plain Python objects."""
     return {
         "weights": _to_numpy(net.module_.state_dict()),
+        "frozen": [n for n, p in net.module_.named_parameters() if not p.requires_grad],
         "optimizer": _to_numpy(net.optimizer_.state_dict()),
         "history": net.history.to_list(),
         "generator": _to_numpy(net.generator.get_state()),
@@ -159,6 +160,8 @@ def _net_state(net: ObjectiveNet) -> dict[str, Any]:
 def _restore_net(net: ObjectiveNet, state: dict[str, Any]) -> None:
     """Put a state of `_net_state` into a newly made net of the same shape."""
     net.module_.load_state_dict(_to_torch(state["weights"]))
+    for name, parameter in net.module_.named_parameters():
+        parameter.requires_grad_(name not in state["frozen"])
     net.optimizer_.load_state_dict(_to_torch(state["optimizer"]))
     net.history.extend(state["history"])
     net.generator.set_state(_to_torch(state["generator"]))

@@ -24,7 +24,8 @@ class Adam(torch.optim.Adam):
     """
 
     def __init__(self, params: Any, **kwargs: Any) -> None:
-        super().__init__(params, **{"fused": True, **kwargs})
+        by_loops = kwargs.get("foreach") or kwargs.get("differentiable")
+        super().__init__(params, **{"fused": not by_loops, **kwargs})
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step; `closure`, if given, computes the gradients."""

@@ -20,6 +20,7 @@ from skjacobian._validation import check_number
 from skjacobian.attacks import Attack, Found
 from skjacobian.attacks._found import concatenate
 from skjacobian.differentiable import (
+    FittedModule,
     TensorFunction,
     as_torch,
     bind_samples,
@@ -27,7 +28,8 @@ from skjacobian.differentiable import (
     encoded_columns,
 )
 from skjacobian.exceptions import AttackWarning, NotDifferentiableError
-from skjacobian.model_modes import frozen, output_kind, to_logits
+from skjacobian.model_modes import frozen
+from skjacobian.model_outputs import log_of_probabilities, output_kind
 
 # Least and most samples of a batch, and how many numbers it should hold: on the CPU what
 # its caches can, on CUDA what keeps the card busy.
@@ -60,7 +62,7 @@ class UnderAttack:
 
     Parameters
     ----------
-    estimator : fitted classifier
+    estimator : fitted classifier, or trained nn.Module
     X : array-like of shape (n_samples, *features)
     y : array-like of shape (n_samples,)
     batch_size : int or "auto"
@@ -92,6 +94,8 @@ class UnderAttack:
         random_state: Any = 0,
         verbose: bool = False,
     ) -> None:
+        if isinstance(estimator, nn.Module) and not hasattr(estimator, "predict"):
+            estimator = FittedModule(estimator, X)
         _check_has(estimator, "predict")
         given, X = X, in_the_order_of_fit(estimator, X)
         self.estimator, self.X, self.verbose = estimator, X, verbose
@@ -229,7 +233,7 @@ class _Log(nn.Module):
     """Probabilities to logits."""
 
     def forward(self, probabilities: Tensor) -> Tensor:
-        return to_logits("probabilities", probabilities)(probabilities)
+        return log_of_probabilities(probabilities)
 
 
 def warn_of_disagreement(perturbed: Perturbed) -> None:

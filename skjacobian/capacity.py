@@ -13,6 +13,7 @@ from torch.func import functional_call
 
 from skjacobian._validation import check_non_negative, check_option
 from skjacobian.geometry import vector_norm
+from skjacobian.jacobian._stack import is_plain_sequence, pair, pools_disjointly
 from skjacobian.losses import margin
 from skjacobian.model_modes import frozen
 
@@ -60,7 +61,8 @@ def network_norms(
     ----------
     network : nn.Module
         An `nn.Sequential` of linear, convolution and non-overlapping max pooling layers, and
-        activations that are 1-Lipschitz and keep 0, as `module_` of our classifiers is.
+        activations that are 1-Lipschitz and keep 0, as `module_` of our classifiers without
+        a `preprocessor` is.
     X : Tensor of shape (n_samples, *features)
     y : Tensor of shape (n_samples,), optional
         Class indices.
@@ -137,7 +139,7 @@ def path_norm(network: nn.Module, input_shape: tuple[int, ...], p: int) -> float
         if isinstance(layer, LINEAR):
             values = _with_powers(layer, values, p)
         elif isinstance(layer, nn.MaxPool2d):
-            area = math.prod(_pair(layer.kernel_size))
+            area = math.prod(pair(layer.kernel_size))
             values = area * nn.functional.avg_pool2d(values, layer.kernel_size, layer.stride)
         elif isinstance(layer, nn.Flatten | nn.Unflatten):
             values = layer(values)
@@ -263,11 +265,12 @@ def _weights(layer: nn.Module) -> dict[str, Tensor]:
 
 def _layers(network: nn.Module) -> Iterator[nn.Module]:
     """Yield the layers of nested sequences; raise for one that the bounds do not cover."""
-    if isinstance(network, nn.Sequential):
+    if is_plain_sequence(network):
         for part in network:
             yield from _layers(part)
         return
-    known = isinstance(network, (*LINEAR, *LIPSCHITZ_ONE)) or _is_disjoint_pooling(network)
+    known = isinstance(network, (*LINEAR, *LIPSCHITZ_ONE))
+    known |= isinstance(network, nn.MaxPool2d) and pools_disjointly(network)
     known |= isinstance(network, nn.LeakyReLU) and abs(network.negative_slope) <= 1
     known |= isinstance(network, nn.ELU) and 0 <= network.alpha <= 1
     if not known:
@@ -277,14 +280,3 @@ def _layers(network: nn.Module) -> Iterator[nn.Module]:
             "those."
         )
     yield network
-
-
-def _is_disjoint_pooling(layer: nn.Module) -> bool:
-    if not isinstance(layer, nn.MaxPool2d):
-        return False
-    plain = _pair(layer.padding) == (0, 0) and _pair(layer.dilation) == (1, 1)
-    return plain and _pair(layer.kernel_size) == _pair(layer.stride)
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    return tuple(value) if isinstance(value, tuple | list) else (value, value)

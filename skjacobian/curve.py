@@ -36,7 +36,7 @@ def adversarial_distances(
 
     Parameters
     ----------
-    estimator : fitted classifier
+    estimator : fitted classifier, or trained nn.Module
         Anything that `skjacobian.differentiable.as_torch` knows.
     X : array-like of shape (n_samples, *features)
         Clean samples, in the units that the estimator receives.
@@ -157,7 +157,7 @@ def robustness_curve(
 
     Parameters
     ----------
-    estimator : fitted classifier
+    estimator : fitted classifier, or trained nn.Module
         Anything that `skjacobian.differentiable.as_torch` knows.
     X : array-like of shape (n_samples, *features)
         Clean samples, in the units that the estimator receives.

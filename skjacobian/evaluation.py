@@ -40,7 +40,7 @@ def evaluate_robustness(
 
     Parameters
     ----------
-    estimator : fitted classifier
+    estimator : fitted classifier, or trained nn.Module
         Anything that `skjacobian.differentiable.as_torch` knows; of others the scores or the
         decisions are attacked, which is weaker and is said.
     X : array-like of shape (n_samples, *features)

@@ -149,7 +149,7 @@ class RobustScorer(BaseEstimator):
 
         Parameters
         ----------
-        estimator : fitted classifier
+        estimator : fitted classifier, or trained nn.Module
             Anything that `skjacobian.differentiable.as_torch` knows.
         X : array-like of shape (n_samples, *features)
             Clean samples, in the units that the estimator receives.
@@ -170,7 +170,7 @@ class RobustScorer(BaseEstimator):
 
         Parameters
         ----------
-        estimator : fitted classifier
+        estimator : fitted classifier, or trained nn.Module
         X : array-like of shape (n_samples, *features)
         y : array-like of shape (n_samples,)
         sample_weight : array-like of shape (n_samples,), optional
@@ -263,7 +263,7 @@ def robust_accuracy_score(
 
     Parameters
     ----------
-    estimator : fitted classifier
+    estimator : fitted classifier, or trained nn.Module
         Anything that `skjacobian.differentiable.as_torch` knows.
     X : array-like of shape (n_samples, *features)
         Clean samples, in the units that the estimator receives.

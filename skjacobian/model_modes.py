@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -61,26 +60,3 @@ def batch_norm_in_eval(model: object) -> Iterator[None]:
     finally:
         for module, mode in zip(norms, modes, strict=True):
             module.training = mode
-
-
-def output_kind(output: Tensor) -> str:
-    """Tell what a model returns: "logits", "probabilities" or "decisions" (one-hot rows)."""
-    with torch.no_grad():
-        in_simplex = (output >= 0).all() & ((output.sum(1) - 1).abs() <= 1e-4).all()
-        if output.shape[1] < 2 or len(output) == 0 or not bool(in_simplex):
-            return "logits"
-        is_one_hot = bool(((output == 0) | (output == 1)).all())
-        return "decisions" if is_one_hot else "probabilities"
-
-
-def to_logits(kind: str, output: Tensor) -> Callable[[Tensor], Tensor]:
-    """Return what turns outputs of a kind into logits.
-
-    The logarithm of probabilities differs from logits by a constant of the sample, which
-    changes neither losses nor margins. Cross-entropy of the probabilities themselves, as if
-    they were logits, has hardly any gradient.
-    """
-    if kind != "probabilities":
-        return lambda output: output
-    tiny = torch.finfo(output.dtype).tiny
-    return lambda output: output.clamp(min=tiny).log()

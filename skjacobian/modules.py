@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from skjacobian._validation import check_count, check_option, did_you_mean, reject
 from skjacobian.jacobian._stack import Rescaling
+from skjacobian.model_outputs import CHANGES_X
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -263,15 +264,18 @@ def make_module(
     if not isinstance(made, nn.Module):
         reject("module", module, f"something that makes an nn.Module, not {type(made).__name__}")
     made.to(dtype).eval()
+    probe = torch.zeros(2, *input_shape, dtype=dtype)
     with torch.no_grad():
         try:
-            output = made(torch.zeros(2, *input_shape, dtype=dtype))
+            output = made(probe)
         except RuntimeError as error:
             raise ValueError(
                 f"Got module={module!r}, but expected one that takes {dtype} of shape "
                 f"(n_samples, {', '.join(map(str, input_shape))}): {error}"
             ) from error
     made.train()
+    if probe._version:
+        raise ValueError(CHANGES_X)
     shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
     if shape != (2, n_classes):
         raise ValueError(

@@ -277,12 +277,18 @@ def _per_feature(name: str, value: Any, X: Tensor) -> Tensor:
     n_features = X[0].numel() if len(X) else int(np.prod(X.shape[1:]))
     if tensor.numel() == 1:
         return tensor.reshape(())
+    shape = X.shape[1:]
+    if tensor.ndim == len(shape) > 1 and all(
+        n in (1, of) for n, of in zip(tensor.shape, shape, strict=True)
+    ):
+        return tensor.expand(shape)
     if tensor.numel() != n_features:
+        broadcast = f", or a shape that broadcasts to {tuple(shape)}" if len(shape) > 1 else ""
         raise ValueError(
             f"Got {name} with {tensor.numel()} values, but expected one number or one value "
-            f"for each of the {n_features} features."
+            f"for each of the {n_features} features{broadcast}."
         )
-    return tensor.reshape(X.shape[1:])
+    return tensor.reshape(shape)
 
 
 def outside(X: Tensor, bounds: tuple[Tensor, Tensor] | None) -> Tensor:

@@ -124,7 +124,7 @@ def surrogate_gap(
 
     Parameters
     ----------
-    estimator : fitted classifier
+    estimator : fitted classifier, or trained nn.Module
         Anything that `skjacobian.differentiable.as_torch` knows. Jacobians and radius are in
         the units of the X that it receives: of a `Pipeline`, the raw features.
     X : array-like of shape (n_samples, *features)

@@ -32,6 +32,7 @@ LAYERS = {
     "intervals": 1,
     "losses": 1,
     "model_modes": 1,
+    "model_outputs": 1,
     "projections": 1,
     "threat_model": 1,
     "validity": 1,

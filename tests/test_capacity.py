@@ -156,3 +156,20 @@ def test_the_linear_bound_is_above_the_complexity_itself(seed, norm):
     worst = y * (w @ X.T) - shrink[:, None]  # the smallest margin under attack, by w
     complexity = (sigma @ worst.T / 20).max(1).mean()
     assert complexity <= bound
+
+
+def test_a_sequence_with_a_forward_of_its_own_is_not_bounded():
+    class Skip(nn.Sequential):
+        def forward(self, X):
+            return X + super().forward(X)
+
+    with pytest.raises(TypeError, match=r"Got a layer Skip"):
+        network_norms(Skip(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)), torch.ones(2, 4))
+
+
+def test_pooling_of_a_window_that_reaches_over_the_edge_is_not_bounded():
+    network = nn.Sequential(
+        nn.Conv2d(1, 2, 2), nn.MaxPool2d(2, ceil_mode=True), nn.Flatten(), nn.Linear(18, 2)
+    )
+    with pytest.raises(TypeError, match=r"Got a layer MaxPool2d"):
+        network_norms(network, torch.ones(2, 1, 6, 6))

@@ -840,3 +840,64 @@ def test_parts_must_agree_on_the_classes_and_do_not_balance_them(iris):
         model.partial_fit(X, y, classes=["a", "b"])
     with pytest.raises(ValueError, match="Got class_weight='balanced', but partial_fit expected"):
         model.set_params(class_weight="balanced").partial_fit(X, y)
+
+
+@pytest.mark.parametrize("lr_schedule", ["constant", "cosine"])
+def test_layers_may_have_a_learning_rate_of_their_own(lr_schedule, iris):
+    groups = [("*.weight", {"lr": 0.0})]
+    params = {**SMALL, "lr_schedule": lr_schedule, "optimizer__param_groups": groups}
+    model = JacobianRegularizedClassifier(**params).fit(*iris)
+    untrained = JacobianRegularizedClassifier(**{**params, "lr": 1e-12}).fit(*iris)
+    for (name, trained), start in zip(
+        model.module_.named_parameters(), untrained.module_.parameters(), strict=True
+    ):
+        assert torch.equal(trained, start) == name.endswith("weight")
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.LBFGS, torch.optim.Rprop])
+def test_an_optimizer_need_not_know_weight_decay(optimizer, iris):
+    params = {**SMALL, "optimizer": optimizer}
+    assert JacobianRegularizedClassifier(**params).fit(*iris).score(*iris) > 0.5
+    with pytest.raises(ValueError, match=r"Got optimizer__weight_decay=0.1, but expected a param"):
+        JacobianRegularizedClassifier(**params, weight_decay=0.1).fit(*iris)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+def test_steps_may_be_taken_without_a_fused_kernel(optimizer, iris):
+    params = {**SMALL, "optimizer": optimizer}
+    fused, looped = (
+        JacobianRegularizedClassifier(**params, **how).fit(*iris).predict_proba(iris[0])
+        for how in ({}, {"optimizer__foreach": True})
+    )
+    np.testing.assert_allclose(fused, looped, rtol=1e-4)
+
+
+class Masked(nn.Sequential):
+    """Keeps a mask of infinities, as causal attention does, and a state that is no tensor."""
+
+    def __init__(self, n_features, n_classes):
+        super().__init__(nn.Linear(n_features, n_classes))
+        self.register_buffer("mask", torch.full((2, 2), -torch.inf))
+
+    def get_extra_state(self):
+        return {"version": 1}
+
+    def set_extra_state(self, state):
+        self.version = state["version"]
+
+
+def test_a_module_may_keep_infinities_and_what_is_no_tensor(iris):
+    model = JacobianRegularizedClassifier(Masked, max_epochs=3, random_state=0).fit(*iris)
+    again = pickle.loads(pickle.dumps(model))
+    np.testing.assert_array_equal(again.predict_proba(iris[0]), model.predict_proba(iris[0]))
+
+
+def test_a_layer_that_was_frozen_stays_so_in_a_pickle(iris):
+    model = JacobianRegularizedClassifier(**SMALL, warm_start=True).fit(*iris)
+    next(model.module_.parameters()).requires_grad_(False)
+    again = pickle.loads(pickle.dumps(model))
+    for half_trained in (model, again):
+        before = next(half_trained.module_.parameters()).clone()
+        half_trained.fit(*iris)
+        assert torch.equal(next(half_trained.module_.parameters()), before)
+    np.testing.assert_array_equal(again.predict_proba(iris[0]), model.predict_proba(iris[0]))

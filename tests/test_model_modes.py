@@ -2,13 +2,10 @@ import pytest
 import torch
 from torch import nn
 
-from skjacobian.losses import margin
 from skjacobian.model_modes import (
     batch_norm_in_eval,
     frozen,
     mixes_samples,
-    output_kind,
-    to_logits,
 )
 
 
@@ -115,62 +112,3 @@ def test_batch_normalization_in_eval_leaves_its_statistics_alone():
     with batch_norm_in_eval(net):
         net(torch.randn(5, 3))
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
-
-
-# --- kinds of output ----------------------------------------------------------------------
-
-LOGITS = torch.tensor([[2.0, -1.0, 0.5], [0.0, 3.0, -2.0]], dtype=torch.float64)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
-@pytest.mark.parametrize(
-    ("output", "kind"),
-    [
-        (LOGITS, "logits"),
-        (LOGITS.log_softmax(1), "logits"),
-        (-LOGITS.softmax(1), "logits"),
-        (2 * LOGITS.softmax(1), "logits"),
-        (LOGITS.softmax(1), "probabilities"),
-        (torch.tensor([[0.25, 0.75], [1.0, 0.0]]), "probabilities"),
-        (torch.tensor([[0.0, 1.0], [1.0, 0.0]]), "decisions"),
-        (torch.tensor([[0.0, 1.0], [1.0, 1.0]]), "logits"),
-        (torch.tensor([[0.25, 0.75], [1.0, -0.5]]), "logits"),
-        (torch.tensor([[-0.5, 1.5]]), "logits"),
-        (torch.zeros(3, 4), "logits"),
-        (torch.ones(3, 1), "logits"),
-        (torch.zeros(0, 3), "logits"),
-        (torch.full((2, 3), torch.nan), "logits"),
-        (torch.tensor([[torch.inf, 0.0]]), "logits"),
-    ],
-)
-def test_what_a_model_returns_is_told_from_its_rows(output, kind, dtype):
-    if dtype == torch.float16 and kind == "probabilities":
-        output = torch.tensor([[0.25, 0.75], [0.5, 0.5]])  # others do not sum to 1 so precisely
-    assert output_kind(output.to(dtype)) == kind
-
-
-def test_a_batch_of_rounded_probabilities_is_told_from_all_of_it():
-    output = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.4, 0.6]])
-    assert (output_kind(output[:2]), output_kind(output)) == ("decisions", "probabilities")
-
-
-def test_the_logarithm_of_probabilities_has_the_margins_of_the_logits():
-    y = torch.tensor([0, 2])
-    probabilities = LOGITS.softmax(1)
-    turned = to_logits("probabilities", probabilities)(probabilities)
-    torch.testing.assert_close(margin(turned, y), margin(LOGITS, y))
-    torch.testing.assert_close(turned.softmax(1), probabilities)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_probabilities_of_0_have_finite_logits(dtype):
-    sure = torch.tensor([[1.0, 0.0]], dtype=dtype)
-    turned = to_logits("probabilities", sure)(sure)
-    assert turned.isfinite().all()
-    assert turned.dtype == dtype
-    assert turned[0, 0] == 0 > turned[0, 1]
-
-
-@pytest.mark.parametrize("kind", ["logits", "decisions"])
-def test_other_outputs_are_left_as_they_are(kind):
-    assert to_logits(kind, LOGITS)(LOGITS) is LOGITS

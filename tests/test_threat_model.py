@@ -314,3 +314,16 @@ def test_bounds_that_float32_cannot_hold_are_rounded_inward():
     assert (high.double() <= torch.tensor([0.1, 0.3], dtype=DOUBLE)).all()
     torch.testing.assert_close(high, torch.tensor([0.1, 0.3]))
     assert torch.equal(resolve_bounds((-0.5, 1.0), X)[0], torch.tensor(-0.5))
+
+
+def test_values_of_channels_are_those_of_their_pixels():
+    X = torch.zeros(2, 3, 4, 5)
+    channels = np.array([0.1, 0.2, 0.3]).reshape(3, 1, 1)
+    scale = resolve_feature_scale(channels, X)
+    assert torch.equal(scale, torch.tensor(np.broadcast_to(channels, (3, 4, 5)), dtype=X.dtype))
+    low, high = resolve_bounds((-channels, 1), X)
+    torch.testing.assert_close(low, -scale)
+    assert high == 1
+    message = r"for each of the 60 features, or a shape that broadcasts to \(3, 4, 5\)"
+    with pytest.raises(ValueError, match=message):
+        resolve_feature_scale([0.1, 0.2, 0.3], X)

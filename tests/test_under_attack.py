@@ -1,5 +1,6 @@
 """A classifier under attack: batches change nothing, containers and times are kept."""
 
+import copy
 import warnings
 
 import numpy as np
@@ -7,9 +8,17 @@ import pandas as pd
 import pytest
 import torch
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.datasets import load_iris
 from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
+from skjacobian import (
+    JacobianRegularizedClassifier,
+    RobustScorer,
+    evaluate_robustness,
+    robustness_curve,
+    surrogate_gap,
+)
 from skjacobian._under_attack import UnderAttack, check_batch_size
 from skjacobian.attacks import PGD, Cascade, RayS, Square
 from skjacobian.attacks._named import check_threat_model_is_unset
@@ -234,9 +243,9 @@ def test_a_threat_model_in_the_attack_is_named_with_its_owner(cls, name, value):
         check_threat_model_is_unset(cls(**{name: value}), "Owner")
 
 
-@pytest.mark.parametrize("missing", ["predict", "classes_"])
-def test_what_is_no_classifier_is_named(missing):
-    class Part(nn.Module):
+@pytest.mark.parametrize(("missing", "kind"), [("predict", BaseEstimator), ("classes_", nn.Module)])
+def test_what_is_no_classifier_is_named(missing, kind):
+    class Part(kind):
         pass
 
     part = Part()
@@ -244,3 +253,21 @@ def test_what_is_no_classifier_is_named(missing):
         part.predict = lambda X: X
     with pytest.raises(TypeError, match=rf"type Part without {missing}, but expected a fitted"):
         UnderAttack(part, X, y, needs="gradients")
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_trained_module_is_attacked_as_the_classifier_that_it_comes_from(dtype):
+    X, y = load_iris(return_X_y=True)
+    X = X.astype(dtype)
+    model = JacobianRegularizedClassifier(random_state=0, max_epochs=20).fit(X, y)
+    module = copy.deepcopy(model.module_).train()
+    threat_model = {"norm": "l2", "eps": 0.4}
+    assert RobustScorer(**threat_model)(module, X, y) == RobustScorer(**threat_model)(model, X, y)
+    reports = [evaluate_robustness(m, X, y, **threat_model) for m in (module, model)]
+    assert reports[0].robust_accuracy == reports[1].robust_accuracy
+    assert reports[0].estimator_name == type(module).__name__
+    of_module, of_model = (robustness_curve(m, X, y)[1] for m in (module, model))
+    np.testing.assert_array_equal(of_module, of_model)
+    gap = surrogate_gap(module, X, y, eps=0.1)
+    assert gap.loss.mean() == pytest.approx(surrogate_gap(model, X, y, eps=0.1).loss.mean())
+    assert module.training

@@ -139,7 +139,7 @@ class Attack(BaseEstimator):
         """Check what was given, let `search_with` search, and make sure of what it found."""
         self.check_params()
         _check_tensors(X, y)
-        X = X.detach()
+        X, y = X.detach(), y.long()
         self.check_clean(X)
         with frozen(predict_logits), torch.set_grad_enabled(self.needs == "gradients"):
             search = Search(predict_logits, self.ball(X), y)

@@ -11,7 +11,8 @@ from skjacobian.attacks._found import Found, Stage
 from skjacobian.exceptions import AttackWarning, NoGradientError
 from skjacobian.geometry import Ball, rows
 from skjacobian.losses import margin
-from skjacobian.model_modes import PredictLogits, output_kind, to_logits
+from skjacobian.model_modes import PredictLogits
+from skjacobian.model_outputs import log_of_probabilities, output_kind, outputs
 
 SampleLoss = Callable[[Tensor], Tensor]
 
@@ -48,7 +49,7 @@ class Search:
         self.calls_left: int | None = None
         self.deadline: float | None = None
         self.inspected = False
-        self._to_logits: Callable[[Tensor], Tensor] | None = None
+        self.output_kind: str | None = None
         self._ranking: Tensor | None = None
 
     def restart(self, rank: int | None = None) -> bool:
@@ -106,11 +107,10 @@ class Search:
         """
         self._spend()
         self.n_queries[self.active] += 1
-        output = self.model(self.ball.valid(X_adv))
-        if self._to_logits is None:
+        output = outputs(self.model, self.ball.valid(X_adv))
+        if self.output_kind is None:
             self.output_kind = output_kind(output)
-            self._to_logits = to_logits(self.output_kind, output)
-        return self._to_logits(output)
+        return log_of_probabilities(output) if self.output_kind == "probabilities" else output
 
     def _spend(self) -> None:
         if self.calls_left is not None:

@@ -14,7 +14,7 @@ from skjacobian.differentiable._linear_classifiers import LinearLogits
 from skjacobian.differentiable._meta_classifiers import Thresholded
 from skjacobian.differentiable._mlp import Perceptrons
 from skjacobian.differentiable._multiclass import OneVsRest
-from skjacobian.differentiable._networks import Network
+from skjacobian.differentiable._networks import FittedModule, Network
 from skjacobian.differentiable._projections import Linear
 from skjacobian.differentiable._registry import ClassifierView, TensorFunction, View, as_torch
 from skjacobian.differentiable._scalers import Affine
@@ -27,6 +27,7 @@ __all__ = [
     "Chain",
     "ClassifierView",
     "Columns",
+    "FittedModule",
     "Gaussians",
     "KernelMap",
     "LatentProcess",

@@ -2,7 +2,9 @@
 
 from typing import Any
 
+import numpy as np
 import torch
+from sklearn.base import BaseEstimator, ClassifierMixin
 from torch import Tensor, nn
 
 from skjacobian._net import SkorchNet
@@ -13,6 +15,8 @@ from skjacobian.differentiable._registry import (
     binary_logits,
 )
 from skjacobian.exceptions import NotDifferentiableError
+from skjacobian.model_modes import frozen
+from skjacobian.model_outputs import outputs
 
 LOGIT_CRITERIA = (nn.CrossEntropyLoss, nn.NLLLoss, nn.BCEWithLogitsLoss)
 
@@ -61,9 +65,43 @@ class SkorchLogits(Network):
         return output
 
 
+class FittedModule(ClassifierMixin, BaseEstimator):
+    """A trained torch module as a fitted classifier of the classes 0, 1, ..., n_classes - 1.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Returns logits, or probabilities. It is asked in eval mode, and left as it was.
+    X : array-like of shape (n_samples, *features)
+        Samples, of which one tells the number of classes.
+    """
+
+    BATCH_SIZE = 1024
+
+    def __init__(self, module: nn.Module, X: Any) -> None:
+        self.module = module
+        self.classes_ = np.arange(self._outputs(X[:1]).shape[1])
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Return the class of the largest output."""
+        predicted: np.ndarray = self._outputs(X).argmax(1).numpy()
+        return predicted
+
+    def _outputs(self, X: Any) -> Tensor:
+        view, samples = Network(self.module), torch.as_tensor(np.asarray(X))
+        with frozen(self.module), torch.no_grad():
+            batches = torch.split(samples, self.BATCH_SIZE)
+            return torch.cat([outputs(view, batch).cpu() for batch in batches])
+
+
 @as_torch.register
 def _(module: nn.Module) -> TensorFunction:
     return Network(module)
+
+
+@as_torch.register
+def _(classifier: FittedModule) -> TensorFunction:
+    return Network(classifier.module)
 
 
 @as_torch.register

@@ -1,16 +1,19 @@
 """The Jacobian of any differentiable model, by backward passes."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from skjacobian._rng import replayed_rng
 from skjacobian.jacobian._linearization import Linearization
 from skjacobian.jacobian._maps import CONVOLUTIONS
 from skjacobian.jacobian._reductions import ReducedRows, Reduction
 from skjacobian.model_modes import PredictLogits, batch_norm_in_eval
+from skjacobian.model_outputs import outputs
 
 
 class AutogradLinearization(Linearization):
@@ -24,14 +27,25 @@ class AutogradLinearization(Linearization):
         Take all backward passes at once, by `torch.vmap`, instead of one after another.
     create_graph : bool
         Whether the rows can be differentiated.
+    may_loop : bool
+        Whether one after another will do where `batched` fails.
     """
 
     def __init__(
-        self, predict_logits: PredictLogits, X: Tensor, *, batched: bool, create_graph: bool
+        self,
+        predict_logits: PredictLogits,
+        X: Tensor,
+        *,
+        batched: bool,
+        create_graph: bool,
+        may_loop: bool = False,
     ) -> None:
+        if torch.is_inference_mode_enabled():
+            raise RuntimeError("Got torch.inference_mode(), but expected a mode with gradients.")
         self.predict_logits = predict_logits
         self.batched = batched
         self.create_graph = create_graph
+        self.may_loop = may_loop
         saved_sizes: list[int] = []
 
         def count(saved: Tensor) -> Tensor:
@@ -42,10 +56,12 @@ class AutogradLinearization(Linearization):
             replayed_rng(X.device) as self._replay,
             torch.enable_grad(),
             batch_norm_in_eval(predict_logits),
+            # The other kernels of attention have no second derivative.
+            sdpa_kernel(SDPBackend.MATH) if create_graph else nullcontext(),
         ):
             self.X = X.detach().requires_grad_()
             with torch.autograd.graph.saved_tensors_hooks(count, lambda saved: saved):
-                logits = predict_logits(self.X)
+                logits = outputs(predict_logits, self.X)
         super().__init__(logits)
         self._saved_numbers = sum(saved_sizes)
 
@@ -54,9 +70,10 @@ class AutogradLinearization(Linearization):
         V = as_cotangents(V, self.logits)
         # Each cotangent by itself, in the order of rows, not of samples.
         cotangents = V.transpose(0, 1).expand(-1, *self.logits.shape)
+        rows = None
         if self.batched and len(cotangents) > 1:
-            rows = self._vjp(cotangents.contiguous())
-        else:
+            rows = self._all_vjps(cotangents.contiguous())
+        if rows is None:
             rows = torch.stack([self._vjp(v) for v in cotangents])
         return rows.flatten(2).transpose(0, 1)
 
@@ -64,6 +81,15 @@ class AutogradLinearization(Linearization):
         """Return a reduction of the rows VJ of each sample, shape (n_samples,)."""
         value: Tensor = ReducedRows.apply(self.rows(V), reduction)  # type: ignore[no-untyped-call]
         return value
+
+    def _all_vjps(self, cotangents: Tensor) -> Tensor | None:
+        """Return all products in one pass, or None if a function in the model has no such pass."""
+        try:
+            return self._vjp(cotangents)
+        except RuntimeError:
+            if not self.may_loop:
+                raise
+            return None
 
     def _vjp(self, v: Tensor) -> Tensor:
         product = None
@@ -126,6 +152,7 @@ class AutogradLinearization(Linearization):
                 self.X[samples],
                 batched=self.batched,
                 create_graph=self.create_graph,
+                may_loop=self.may_loop,
             )
 
 

@@ -37,6 +37,7 @@ def linearize(
         X,
         batched=engine == "batched" or (engine == "auto" and _vmap_pays(predict_logits)),
         create_graph=create_graph,
+        may_loop=engine == "auto",
     )
 
 

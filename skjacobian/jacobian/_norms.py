@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -137,10 +138,24 @@ def jacobian_norm(
     linearization = linearize(predict_logits, X, engine=engine, create_graph=create_graph)
     return measure(
         linearization,
-        y,
+        _class_indices(y, linearization.shape) if measure.needs_labels else None,
         generator=seeded(generator),
         create_graph=create_graph,
     )
+
+
+def _class_indices(y: Any, shape: tuple[int, int]) -> Tensor | None:
+    """Return labels as indices of classes; raise unless there is one for each sample."""
+    if y is None:
+        return None
+    check_tensor("y", y, "Estimators have a method jacobian_norm, which takes arrays.")
+    n_samples, n_classes = shape
+    expected = f"one class index from 0 to {n_classes - 1} for each of {n_samples} samples"
+    if y.shape != (n_samples,) or y.is_floating_point() or y.dtype == torch.bool:
+        raise ValueError(f"Got y of shape {tuple(y.shape)} and {y.dtype}, but expected {expected}.")
+    if n_samples and not bool(((y >= 0) & (y < n_classes)).all()):
+        raise ValueError(f"Got y from {int(y.min())} to {int(y.max())}, but expected {expected}.")
+    return y.long()
 
 
 def checked_norm(
@@ -297,8 +312,9 @@ def _by_sample(choose: Choice, linearization: Linearization, y: Tensor | None) -
 
 def _leading_direction(rows: Tensor, y: Tensor | None) -> Tensor:
     """Return the left singular vector of the largest singular value of each J."""
-    _, vectors = torch.linalg.eigh(rows @ rows.transpose(1, 2))
-    return vectors[..., -1]
+    exact = rows if rows.dtype == torch.float64 else rows.float()
+    _, vectors = torch.linalg.eigh(exact @ exact.transpose(1, 2))
+    return vectors[..., -1].to(rows.dtype)
 
 
 def _steepest_difference(rows: Tensor, y: Tensor | None) -> Tensor:

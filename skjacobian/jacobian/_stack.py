@@ -7,7 +7,7 @@ autograd: the forward pass that the loss takes anyway leaves all the slopes.
 
 from collections.abc import Callable
 from itertools import zip_longest
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -87,10 +87,22 @@ def _append_layers(model: object, layers: list[nn.Module]) -> bool:
     """Append the layers of a model; tell whether all of them are known."""
     if not isinstance(model, nn.Module) or _is_changed(model):
         return False
-    if isinstance(model, nn.Sequential) and type(model).forward is nn.Sequential.forward:
+    if is_plain_sequence(model):
         return all(_append_layers(child, layers) for child in model._modules.values())
     layers.append(model)
     return _is_known(model)
+
+
+def is_plain_sequence(module: object) -> TypeGuard[nn.Sequential]:
+    """Tell whether a module does what `nn.Sequential` does, one layer after another."""
+    return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
+
+
+def pools_disjointly(layer: Any) -> bool:
+    """Tell whether each value is in the window of one output, or of none."""
+    plain = pair(layer.stride) == pair(layer.kernel_size) and not layer.ceil_mode
+    plain = plain and pair(layer.padding) == (0, 0)
+    return plain and pair(getattr(layer, "dilation", 1)) == (1, 1)
 
 
 def _is_changed(module: nn.Module) -> bool:
@@ -114,10 +126,7 @@ def _is_known(layer: Any) -> bool:
     if kind in BATCH_NORMS:
         return not layer.training and bool(layer.track_running_stats)
     if kind in POOLINGS:
-        plain = _pair(layer.stride) == _pair(layer.kernel_size) and not layer.ceil_mode
-        plain = plain and _pair(layer.padding) == (0, 0)
-        plain = plain and getattr(layer, "divisor_override", None) is None
-        return plain and _pair(getattr(layer, "dilation", 1)) == (1, 1)
+        return pools_disjointly(layer) and getattr(layer, "divisor_override", None) is None
     if kind is nn.Flatten:
         return (layer.start_dim, layer.end_dim) == (1, -1)
     if kind is nn.Unflatten:
@@ -125,7 +134,8 @@ def _is_known(layer: Any) -> bool:
     return kind in ACTIVATIONS and not getattr(layer, "inplace", False)
 
 
-def _pair(value: Any) -> tuple[int, int]:
+def pair(value: Any) -> tuple[int, int]:
+    """Return a setting of both dimensions, given as one number or as two."""
     height, width = (value, value) if isinstance(value, int) else value
     return height, width
 
@@ -250,7 +260,7 @@ def _convolution(record: Record, pick: Pick) -> Map:
 
 
 def _average_pooling(record: Record, pick: Pick) -> Map:
-    return AveragePooling(tuple(record.input.shape[1:]), _pair(record.layer.kernel_size))
+    return AveragePooling(tuple(record.input.shape[1:]), pair(record.layer.kernel_size))
 
 
 def _channel_scale(record: Record, pick: Pick) -> Map:
@@ -287,7 +297,7 @@ def _slope(record: Record, pick: Pick) -> Tensor:
 def _max_pooling(record: Record, pick: Pick, before: Record | None = None) -> MaxPooling:
     """Return the derivative of max pooling, of an activation before it included."""
     assert record.note is not None
-    height, width = _pair(record.layer.kernel_size)
+    height, width = pair(record.layer.kernel_size)
     row, column = (torch.arange(n, device=record.note.device) for n in record.note.shape[-2:])
     input_width = record.input.shape[-1]
     corner = (row * height * input_width).unsqueeze(1) + column * width

@@ -919,3 +919,62 @@ def test_the_gradient_of_the_logits_themselves_is_left_to_the_caller():
         )
     ]
     agree(together, tuple(one + other for one, other in zip(*apart, strict=True)))
+
+
+class StraightThrough(torch.autograd.Function):
+    """A sign whose backward pass looks at numbers, which vmap cannot."""
+
+    @staticmethod
+    def forward(ctx, X):
+        ctx.save_for_backward(X)
+        return X.sign()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (X,) = ctx.saved_tensors
+        return gradient * (X.abs() < 1) if gradient.abs().max() > 0 else gradient
+
+
+class WithFunction(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.first, self.last, self.function = nn.Linear(4, 8), nn.Linear(8, 3), function
+
+    def forward(self, X):
+        return self.last(self.function(self.first(X)))
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize(
+    "function", [StraightThrough.apply, lambda h: F.group_norm(h, 4)], ids=["sign", "group norm"]
+)
+def test_rows_are_taken_one_by_one_where_they_cannot_be_taken_at_once(function, create_graph):
+    net, X = WithFunction(function).double(), torch.rand(5, 4, dtype=torch.float64)
+    auto, loop = (
+        jacobian_norm(net, X, engine=engine, create_graph=create_graph)
+        for engine in ("auto", "loop")
+    )
+    torch.testing.assert_close(auto, loop)
+    assert auto.requires_grad == create_graph
+
+
+def test_attention_can_be_regularized():
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Unflatten(1, (3, 4)),
+        nn.TransformerEncoderLayer(4, 2, 8, dropout=0, batch_first=True),
+        nn.Flatten(),
+        nn.Linear(12, 3),
+    ).double()
+    X = torch.rand(2, 12, dtype=torch.float64)
+    norms = jacobian_norm(net, X, create_graph=True)
+    weight = net[1].self_attn.in_proj_weight
+    (gradient,) = torch.autograd.grad(norms.sum(), weight)
+    step = torch.randn_like(weight)
+    with torch.no_grad():
+        weight.add_(1e-6 * step)
+        above = jacobian_norm(net, X).sum()
+        weight.sub_(2e-6 * step)
+        below = jacobian_norm(net, X).sum()
+    slope = (above - below) / 2e-6
+    torch.testing.assert_close((gradient * step).sum(), slope, rtol=1e-5, atol=1e-8)

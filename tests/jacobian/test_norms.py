@@ -760,3 +760,42 @@ def test_batch_normalization_without_running_statistics_is_an_error(training, en
 def test_arrays_are_for_estimators():
     with pytest.raises(TypeError, match=r"Got X of type ndarray, .* method jacobian_norm"):
         jacobian_norm(nn.Linear(2, 3), np.zeros((4, 2)))
+
+
+NEED_LABELS = [{"norm": "cross_lipschitz"}, {"norm": "l2", "output": "loss"}]
+
+
+@pytest.mark.parametrize("options", NEED_LABELS, ids=str)
+@pytest.mark.parametrize(
+    ("y", "got"),
+    [
+        (torch.zeros(1, dtype=int), r"y of shape \(1,\) and torch.int64"),
+        (torch.zeros(7, dtype=int), r"y of shape \(7,\) and torch.int64"),
+        (torch.zeros(6, 3, dtype=int), r"y of shape \(6, 3\) and torch.int64"),
+        (torch.zeros(6), r"y of shape \(6,\) and torch.float32"),
+        (torch.tensor([0, 1, 2, 3, 0, 1]), r"y from 0 to 3"),
+        (torch.tensor([0, 1, 2, -1, 0, 1]), r"y from -1 to 2"),
+    ],
+)
+def test_labels_are_one_class_index_for_each_sample(options, y, got):
+    message = f"Got {got}, but expected one class index from 0 to 2 for each of 6 samples"
+    with pytest.raises(ValueError, match=message):
+        jacobian_norm(MLP(4, 3), torch.ones(6, 4), y, **options)
+
+
+@pytest.mark.parametrize("options", NEED_LABELS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8])
+def test_labels_may_be_of_any_type_of_whole_numbers(options, dtype):
+    net, X, y = MLP(4, 3), torch.rand(6, 4), torch.arange(6) % 3
+    torch.testing.assert_close(
+        jacobian_norm(net, X, y.to(dtype), **options), jacobian_norm(net, X, y, **options)
+    )
+
+
+def test_the_spectral_norm_of_a_network_in_half_precision_is_that_of_its_weights():
+    net, X = MLP(4, 3), torch.rand(6, 4)
+    half = copy.deepcopy(net).bfloat16()
+    found = jacobian_norm(half, X.bfloat16(), norm="spectral")
+    torch.testing.assert_close(
+        found.float(), jacobian_norm(net, X, norm="spectral"), rtol=0.05, atol=0
+    )

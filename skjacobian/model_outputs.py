@@ -1,0 +1,60 @@
+"""What a model returns: asked with checks, told apart, and turned into logits."""
+
+import torch
+from torch import Tensor
+
+from skjacobian.model_modes import PredictLogits
+
+CHANGES_X = (
+    "Got a model that changes its input in place, but expected one that leaves X as it is: "
+    "x = x - 0.5, not x -= 0.5, and no inplace=True in its first layer."
+)
+
+
+def outputs(model: PredictLogits, X: Tensor) -> Tensor:
+    """Return what a model returns of samples.
+
+    Raises
+    ------
+    TypeError
+        If that is not one row of numbers for each sample.
+    ValueError
+        If the model has changed `X`.
+    """
+    version = None if X.is_inference() else X._version
+    try:
+        output = model(X)
+    except RuntimeError as error:
+        if "leaf Variable that requires grad" in str(error):
+            raise ValueError(CHANGES_X) from error
+        raise
+    if version is not None and X._version != version:
+        raise ValueError(CHANGES_X)
+    if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != len(X):
+        is_tensor = isinstance(output, Tensor)
+        got = f"shape {tuple(output.shape)}" if is_tensor else f"type {type(output).__name__}"
+        raise TypeError(
+            f"Got a model whose output for {len(X)} samples has {got}, but expected a tensor of "
+            "logits of shape (n_samples, n_classes)."
+        )
+    return output
+
+
+def output_kind(output: Tensor) -> str:
+    """Tell what a model returns: "logits", "probabilities" or "decisions" (one-hot rows)."""
+    with torch.no_grad():
+        in_simplex = (output >= 0).all() & ((output.sum(1) - 1).abs() <= 1e-4).all()
+        if output.shape[1] < 2 or len(output) == 0 or not bool(in_simplex):
+            return "logits"
+        is_one_hot = bool(((output == 0) | (output == 1)).all())
+        return "decisions" if is_one_hot else "probabilities"
+
+
+def log_of_probabilities(probabilities: Tensor) -> Tensor:
+    """Return logits of probabilities.
+
+    They differ from those that the probabilities come from by a constant of the sample, which
+    changes neither losses nor margins. Cross-entropy of the probabilities themselves, as if
+    they were logits, has hardly any gradient.
+    """
+    return probabilities.clamp(min=torch.finfo(probabilities.dtype).tiny).log()
