@@ -94,6 +94,8 @@ MNIST = Protocol(
         "pgd_l2": (0.75, 1.5),
         "pgd_linf_quarter": (0.1,),
         "pgd_l2_quarter": (1.5,),
+        "pgd_linf_twice": (0.1,),
+        "pgd_l2_twice": (1.5,),
         "gradient_l2": (0.3, 3, 30),
         "gradient_l1": (0.01, 0.1, 0.3),
         "weight_decay": (1e-5, 1e-4, 1e-3),

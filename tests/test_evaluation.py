@@ -705,7 +705,7 @@ def test_bad_data_is_rejected_before_anything_is_computed(net, X, y, match):
 @pytest.mark.parametrize(
     ("estimator", "match"),
     [
-        (nn.Linear(4, 3), "type Linear without predict, but expected a fitted classifier"),
+        (StandardScaler(), "type StandardScaler without predict, but expected a fitted class"),
         (LinearRegression().fit(X, y), "type LinearRegression without classes_"),
     ],
 )

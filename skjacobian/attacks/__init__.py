@@ -6,6 +6,7 @@ from skjacobian.attacks.apgd import APGD
 from skjacobian.attacks.cascade import Cascade
 from skjacobian.attacks.fgsm import FGSM
 from skjacobian.attacks.fmn import FMN
+from skjacobian.attacks.hotflip import HotFlip
 from skjacobian.attacks.pgd import PGD
 from skjacobian.attacks.rays import RayS
 from skjacobian.attacks.square import Square
@@ -18,6 +19,7 @@ __all__ = [
     "Attack",
     "Cascade",
     "Found",
+    "HotFlip",
     "RayS",
     "Square",
     "Stage",

@@ -166,10 +166,13 @@ class Search:
         return found, seen[1], gradient
 
     def record(self, X_adv: Tensor, found: Tensor, ended: Tensor) -> None:
-        """Keep the points of those that `ended` here, if their margin beats what is kept."""
+        """Keep the points of those that `ended` here, if their margin beats what is kept.
+
+        Valid ones: what a point is rounded to may be another once it has been made exact.
+        """
         better = ended & (found > self.best[self.active])
         if X_adv.is_cuda:  # without waiting for the device
-            better_row = rows(better, X_adv)
+            better_row, X_adv = rows(better, X_adv), self.ball.nearest_valid(X_adv)
             self.best[self.active] = torch.where(better, found, self.best[self.active])
             self.X_best[self.active] = torch.where(better_row, X_adv, self.X_best[self.active])
             return
@@ -177,7 +180,8 @@ class Search:
         if len(chosen):
             target = self.active[chosen]
             self.best[target] = found[chosen]
-            self.X_best[target] = X_adv[chosen]
+            of_chosen = self.ball if self.ball.rules is None else self.ball[chosen]
+            self.X_best[target] = of_chosen.nearest_valid(X_adv[chosen])
 
     def drop(self, step: int) -> Tensor | None:
         """Drop who is done; return the indices, among the active, of those that stay.

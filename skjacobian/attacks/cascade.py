@@ -14,6 +14,7 @@ from skjacobian.attacks._base import Attack
 from skjacobian.attacks._found import Found, Stage
 from skjacobian.attacks._search import BudgetSpentError, Search
 from skjacobian.attacks.apgd import APGD
+from skjacobian.attacks.hotflip import HotFlip
 from skjacobian.attacks.pgd import PGD
 from skjacobian.attacks.rays import RayS
 from skjacobian.attacks.square import Square
@@ -96,6 +97,10 @@ PLANS: dict[str, tuple[Plan, ...]] = {
 }
 
 
+# What follows on the first stage where categories or whole numbers share a budget.
+FLIPS = Plan("HotFlip", HotFlip(), everyone)
+
+
 class Cascade(Attack):
     """A cascade of attacks, from cheap to costly, each on the samples that still stand.
 
@@ -118,7 +123,8 @@ class Cascade(Attack):
     1,000 queries.
 
     Samples that steps 3 and 4 leave out were hardly ever fooled by them (docs/benchmarks.md).
-    A model without gradients gets Square with 5,000 queries and RayS with 1,000, one that
+    In l2 and l1 balls over whole numbers and categories, HotFlip follows on step 2. A model
+    without gradients gets Square with 5,000 queries and RayS with 1,000, one that
     returns only decisions (rows of 0 and 1) RayS with 3,000, and a warning says so.
 
     Every step is invariant to a rescaling of the logits. Who fooled a sample, at what price,
@@ -223,7 +229,7 @@ class Cascade(Attack):
     ) -> None:
         start = time.perf_counter()
         # A seed for each stage, so that what it draws does not depend on those before it.
-        seeds = torch.randint(2**62, (2, 8), generator=generator).tolist()
+        seeds = torch.randint(2**62, (2, 9), generator=generator).tolist()
         _run_stage(search, CLEAN, Search.ask_clean)
         if resume is not None:
             _take_up(search, resume)
@@ -243,13 +249,21 @@ class Cascade(Attack):
         _warn_of_weakness(known)
 
     def _run_stages(self, search: Search, known: str, seeds: list[int]) -> None:
-        for plan, seed in zip(PLANS[known], seeds, strict=False):
+        for plan, seed in zip(self._plans(search, known), seeds, strict=False):
             attack = plan.attack.with_threat(self.threat_model)
             generator = torch.Generator().manual_seed(seed)
             search.eligible = plan.who(search)
             with torch.set_grad_enabled(attack.needs == "gradients"):
                 if not _run_stage(search, plan.name, partial(attack._search, generator=generator)):
                     return
+
+    def _plans(self, search: Search, known: str) -> tuple[Plan, ...]:
+        """Return the stages for what is known of the model and of the features."""
+        plans, rules = PLANS[known], search.all_balls.rules
+        share_a_budget = self.norm != "linf" and rules is not None and bool(rules.is_whole.any())
+        if not share_a_budget or not known.startswith("gradients"):
+            return plans
+        return (plans[0], FLIPS, *plans[1:])
 
 
 def _take_up(search: Search, resume: Found) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from skjacobian._validation import check_count, unwrap_scalar
 from skjacobian.attacks._base import Attack
 from skjacobian.attacks._search import Search
+from skjacobian.attacks.hotflip import HotFlip
 from skjacobian.constraints import FeatureConstraints
 from skjacobian.geometry import Ball, rows, vector_norm
 from skjacobian.losses import soft_margin
@@ -23,6 +24,10 @@ OVERSHOOT = 1e-4
 # By how much a radius may grow in one step, and from what share of the norm of the sample.
 FARTHER = 4.0
 FIRST = 1 / 16
+# How often at most HotFlip looks nearer than what it has found.
+FLIP_ROUNDS = 10
+# How precisely what other features must change beside is found.
+N_HALVINGS = 10
 
 
 class FMN(Attack):
@@ -43,6 +48,7 @@ class FMN(Attack):
       throughout: it is Newton's method for the radius at which the largest margin in the
       ball is 0, and converges in a few steps. It grows at most fourfold in one: on plateaus,
       which kernel machines have, the estimate leads far away from the data.
+    - In l2 and l1 balls over whole numbers and categories HotFlip looks for closer points.
     - α falls as 4r·(1 - step/n_steps)³, large enough at first to cross the ball. For l1 it
       is r·(1 - step/n_steps)², a step of conditional gradients (`Ball.ascend`): projected
       full gradients left the robust accuracy a point higher.
@@ -161,6 +167,8 @@ class FMN(Attack):
                     return
                 self._descend(search, closest, restart, closest.start(search, restart, generator))
         search.all_balls = ball
+        if self.norm != "linf" and ball.rules is not None and bool(ball.rules.is_whole.any()):
+            closest.flip(search, generator)
         closest.record(search)
 
     def _descend(self, search: Search, closest: "_Closest", restart: int, X_adv: Tensor) -> None:
@@ -233,11 +241,59 @@ class _Closest:
         self.distance[target] = length[chosen]
         self.margin[target] = found[chosen]
 
+    def flip(self, search: Search, generator: torch.Generator) -> None:
+        """Look for closer points by changing categories and whole numbers one by one.
+
+        Each round looks nearer than what the one before found.
+        """
+        ball = search.all_balls
+        size = 1 + _scaled_norm(ball, ball.X)
+        eligible = self.distance > 0
+        for _ in range(FLIP_ROUNDS):
+            radius = (1 - OVERSHOOT) * torch.minimum(self.distance, FARTHER * size)
+            within = torch.as_tensor(ball.eps).to(radius).flatten()
+            radius = torch.minimum(radius, within)
+            inner = Search(search.model, replace(ball, eps=rows(radius, ball.X)), search.all_y)
+            inner.inspected, inner.eligible = True, eligible
+            HotFlip()._search(inner, generator)
+            _shorten(inner)
+            search.n_queries += inner.n_queries
+            length = _length(ball, inner.X_best)
+            eligible = (inner.best > 0) & (length < self.distance)
+            if not bool(eligible.any()):
+                return
+            self.X_adv[eligible] = inner.X_best[eligible]
+            self.distance[eligible] = length[eligible]
+            self.margin[eligible] = inner.best[eligible]
+
     def record(self, search: Search) -> None:
         """Hand over what was found."""
         if search.restart():
             chosen = search.active
             search.record(self.X_adv[chosen], self.margin[chosen], self.margin[chosen] > 0)
+
+
+def _shorten(search: Search) -> None:
+    """Take back, by bisection, what other features than whole numbers have moved too far."""
+    ball, fooled = search.all_balls, search.best > 0
+    assert ball.rules is not None
+    flipped = torch.where(ball.rules.is_whole, search.X_best, ball.X)
+    if not bool(fooled.any()) or bool((flipped == search.X_best).all()):
+        return
+    search.eligible, best = fooled, search.best.clone()
+    search.best = search.best.where(~fooled, -torch.inf)
+    search.restart()
+    start, far = flipped[search.active], search.X_best[search.active]
+    spared, needed = (torch.full_like(best[search.active], share) for share in (0.0, 1.0))
+    for _ in range(N_HALVINGS):
+        share = (spared + needed) / 2
+        found = search.margin(torch.lerp(start, far, rows(share, far)))
+        spared, needed = share.where(found <= 0, spared), share.where(found > 0, needed)
+    X_adv = torch.lerp(start, far, rows(needed, far))
+    found = search.margin(X_adv)
+    search.best = best
+    kept = search.active[found > 0]
+    search.X_best[kept], search.best[kept] = X_adv[found > 0], found[found > 0]
 
 
 def _ways_to_round(ball: Ball) -> list[Ball]:

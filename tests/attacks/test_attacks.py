@@ -12,7 +12,7 @@ import torch
 from sklearn.base import clone
 from torch import nn
 
-from skjacobian.attacks import APGD, FGSM, FMN, PGD, Cascade, RayS, Square
+from skjacobian.attacks import APGD, FGSM, FMN, PGD, Cascade, HotFlip, RayS, Square
 from skjacobian.constraints import FeatureConstraints
 from skjacobian.exceptions import AttackWarning
 from skjacobian.modules import CNN, MLP
@@ -30,6 +30,7 @@ ATTACKS = {
     "APGD": APGD(n_steps=40),
     "APGD, targeted DLR": APGD(loss="dlr", n_targets=9, n_steps=20),
     "FMN": FMN(),
+    "HotFlip": HotFlip(),
     "RayS": RayS(n_queries=150),
     "Square": Square(n_queries=100, n_restarts=2),
     "Cascade": Cascade(n_queries=150),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from skjacobian.attacks import APGD, FGSM, FMN, PGD, Cascade, RayS, Square
+from skjacobian.attacks import APGD, FGSM, FMN, PGD, Cascade, HotFlip, RayS, Square
 
 ATTACKS = {
     "FGSM": FGSM(),
@@ -22,6 +22,7 @@ ATTACKS = {
     "APGD": APGD(n_steps=8),
     "APGD, targeted": APGD(n_steps=4, n_targets=2, loss="dlr"),
     "FMN": FMN(n_steps=6),
+    "HotFlip": HotFlip(n_steps=6, n_restarts=2),
     "Square": Square(n_queries=15),
     "Square, restarts": Square(n_queries=6, n_restarts=2),
     "RayS": RayS(n_queries=60),

@@ -1,0 +1,257 @@
+"""HotFlip: categories and whole numbers changed one by one, the most promising first."""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from skjacobian._validation import check_count
+from skjacobian.attacks._base import Attack
+from skjacobian.attacks._search import Search
+from skjacobian.constraints import FeatureConstraints
+from skjacobian.geometry import Ball, rows
+from skjacobian.losses import soft_margin
+
+# Where the ball is cut by a box, a step so many radii long and its projection lead to the best.
+LONG_STEP = 10
+
+
+class HotFlip(Attack):
+    """Greedy changes of categories and whole numbers, the most promising first.
+
+    Ebrahimi, Rao, Lowd & Dou (ACL 2018, arXiv 1712.06751), for a budget: each step makes the
+    change of one category, or of one whole number by 1, that promises most of its price, to
+    first order; a change that paid off before may be taken back. At each step what is left
+    of the budget is spent on the other features, by two steps along the gradient. Gradient
+    attacks search among real numbers and round, which in l2 and l1 balls can lead back to X.
+    For a linear model the first restart is all but the best.
+
+    Parameters
+    ----------
+    norm : {"l2", "l1", "linf"}, default="l2"
+        Norm of the ball.
+    eps : float or Tensor, default=0.1
+        Radius: ‖(X_adv - X) / feature_scale‖ <= eps; a tensor has one value per sample.
+    feature_scale : None, "std", "range" or array of shape (n_features,), default=None
+        Unit of each feature; None is 1, "std" and "range" are those of the X attacked.
+    bounds : (low, high), optional
+        Numbers or one value per feature. None means unbounded; there is no implicit clip.
+    mutable : array of bool or of int, optional
+        Mask or indices of the features that may change, one per feature; None is all.
+    constraints : FeatureConstraints, optional
+        Which columns hold categories and whole numbers, by index, and what else makes a sample
+        valid.
+    n_steps : int, default=50
+        Changes of one search at most.
+    n_restarts : int, default=4
+        Searches: the first takes what promises most for its price, the second what promises
+        most, the others the first at prices that are off by random factors.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skjacobian import FeatureConstraints
+    >>> W = torch.tensor([[0.0, 0.0, 0.0], [1.0, 0.9, 0.8]])
+    >>> attack = HotFlip(norm="l2", eps=1.5, constraints=FeatureConstraints(integer=[0, 1, 2]))
+    >>> X, y = torch.zeros(1, 3), torch.tensor([0])
+    >>> attack(lambda X: X @ W.T - torch.tensor([0.0, 1.5]), X, y)
+    tensor([[1., 1., 0.]])
+    """
+
+    def __init__(
+        self,
+        *,
+        norm: str = "l2",
+        eps: Any = 0.1,
+        feature_scale: Any = None,
+        bounds: Any = None,
+        mutable: Any = None,
+        constraints: FeatureConstraints | None = None,
+        n_steps: int = 50,
+        n_restarts: int = 4,
+    ) -> None:
+        self.norm = norm
+        self.eps = eps
+        self.feature_scale = feature_scale
+        self.bounds = bounds
+        self.mutable = mutable
+        self.constraints = constraints
+        self.n_steps = n_steps
+        self.n_restarts = n_restarts
+
+    def check_params(self) -> None:
+        """Raise a ValueError that names the first parameter with a bad value."""
+        super().check_params()
+        check_count("n_steps", self.n_steps)
+        check_count("n_restarts", self.n_restarts)
+
+    def _search(self, search: Search, generator: torch.Generator) -> None:
+        for restart in range(check_count("n_restarts", self.n_restarts)):
+            if not search.restart():
+                return
+            moves = Moves(search.ball)
+            taste = torch.rand(len(moves), generator=generator, dtype=torch.float64)
+            self._walk(search, moves, restart, taste.to(search.y.device))
+            if len(moves) == 0:
+                return
+
+    def _walk(self, search: Search, moves: "Moves", restart: int, taste: Tensor) -> None:
+        """Make one change after another, until none is left that promises anything."""
+        X_adv = search.ball.X
+        loss = partial(_soft_margin, search)
+        for step in range(check_count("n_steps", self.n_steps)):
+            found, _, gradient = search.gradient(X_adv, loss)
+            _keep(search, X_adv, found)
+            rest = moves.rest(search.ball, X_adv)
+            if rest is not None:
+                completed = _climb(rest, gradient)
+                found, _, again = search.gradient(completed, loss)
+                _keep(search, completed, found)
+                completed = _climb(rest, again)
+                _keep(search, completed, search.margin(completed))
+            if len(moves) == 0:
+                return
+            gain, price = moves.offers(search.ball, X_adv, gradient)
+            worth = gain if restart == 1 else gain / price
+            if restart > 1:
+                worth = worth * (2 * taste - 1).exp()
+            best, chosen = worth.max(1)
+            search.done |= best <= 0
+            X_adv = moves.made(X_adv, gradient, chosen, best > 0)
+            kept = search.drop(step)
+            if kept is not None:
+                X_adv = X_adv[kept]
+            if len(X_adv) == 0 or bool(search.done.all()):
+                return
+
+
+def _soft_margin(search: Search, logits: Tensor) -> Tensor:
+    return soft_margin(logits, search.y)
+
+
+def _keep(search: Search, X_adv: Tensor, found: Tensor) -> None:
+    """Keep the points if they are better, and end the search of those that fool the model."""
+    search.record(X_adv, found, ~search.done)
+    search.done |= found > 0
+
+
+def _climb(rest: Ball, gradient: Tensor) -> Tensor:
+    """Return the points of the sets that are best to first order."""
+    radius = torch.as_tensor(rest.eps).flatten()
+    return rest.ascend(rest.X, gradient, rows(LONG_STEP * radius, gradient))
+
+
+class Moves:
+    """All changes of one category, and of one whole number by 1, in the order of columns.
+
+    A change of a whole number is a column; its direction is that of the gradient. A change of
+    a category is a pair of a group and the column that becomes 1.
+
+    Parameters
+    ----------
+    ball : Ball
+    """
+
+    # Prices are at least this, in units of the budget: what is free or pays back comes first.
+    LEAST_PRICE = 1e-6
+
+    def __init__(self, ball: Ball) -> None:
+        rules, n_features = ball.rules, ball.X.shape[1:].numel()
+        scale = torch.ones(n_features) if ball.scale is None else ball.scale.cpu()
+        self.scale = scale.expand(ball.X.shape[1:]).flatten().double().to(ball.X.device)
+        self.power = {"l1": 1, "l2": 2, "linf": 0}[ball.norm]
+        groups = () if rules is None else rules.groups
+        whole = torch.zeros(n_features, dtype=torch.bool, device=ball.X.device)
+        if rules is not None:
+            whole = rules.is_whole.expand(ball.X.shape[1:]).flatten().clone()
+        self.whole = whole
+        single = whole.clone()
+        for group in groups:
+            single[group] = False
+        self.columns = (single & (self.scale > 0)).nonzero().squeeze(1)
+        self.groups = [group for group in groups if bool((self.scale[group] > 0).all())]
+
+    def __len__(self) -> int:
+        return len(self.columns) + sum(map(len, self.groups))
+
+    def spent(self, ball: Ball, X_adv: Tensor) -> Tensor:
+        """Return what whole numbers and categories have used up of the budget."""
+        delta = (X_adv - ball.X).flatten(1).double()[:, self.whole]
+        scale = self.scale[self.whole]
+        return torch.where(delta != 0, delta.abs() / scale, 0.0).pow(self.power).sum(1)
+
+    def budget(self, ball: Ball) -> Tensor:
+        """Return the radius, to the power that adds up over features."""
+        eps = torch.as_tensor(ball.eps, dtype=torch.float64, device=ball.X.device).flatten()
+        return eps.expand(len(ball.X)).pow(self.power)
+
+    def rest(self, ball: Ball, X_adv: Tensor) -> Ball | None:
+        """Return the sets that are left for the other features; None if there are none."""
+        free = ~self.whole & (self.scale > 0)
+        if not bool(free.any()):
+            return None
+        eps = torch.as_tensor(ball.eps, dtype=torch.float64, device=X_adv.device).flatten()
+        if self.power:
+            rounding = 16 * torch.finfo(X_adv.dtype).eps
+            left = (1 - rounding) * self.budget(ball) - self.spent(ball, X_adv)
+            left = left.clamp(min=0.0)
+            eps = left.pow(1 / self.power)
+        scale = (self.scale * free).to(X_adv.dtype).reshape(X_adv.shape[1:])
+        bounds = None if ball.low is None or ball.high is None else (ball.low, ball.high)
+        eps = eps.expand(len(X_adv)).to(X_adv.dtype)
+        return Ball.around(X_adv, norm=ball.norm, eps=eps, scale=scale, bounds=bounds)
+
+    def offers(self, ball: Ball, X_adv: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what each change promises, -inf where it is not allowed, and its price."""
+        flat, g = X_adv.flatten(1).double(), gradient.flatten(1).double()
+        clean = ball.X.flatten(1).double()
+        infinite = torch.full_like(flat, torch.inf)
+        low = -infinite if ball.low is None else ball.low.flatten(1).double()
+        high = infinite if ball.high is None else ball.high.flatten(1).double()
+        gains, prices, allowed = [], [], []
+        if len(self.columns):
+            j = self.columns
+            moved = flat[:, j] + g[:, j].sign()
+            gains.append(g[:, j].abs())
+            prices.append(self._of(moved - clean[:, j], j) - self._of(flat[:, j] - clean[:, j], j))
+            allowed.append((moved >= low[:, j]) & (moved <= high[:, j]))
+        for j in self.groups:
+            now, was = flat[:, j], clean[:, j]
+            gains.append(g[:, j] - (now * g[:, j]).sum(1, keepdim=True))
+            one = self._of(torch.ones_like(was), j)
+            origin = (was * one).sum(1, keepdim=True)
+            after = torch.where(was > 0, 0.0, one + origin)
+            prices.append(after - (now * after).sum(1, keepdim=True))
+            leaves = (low[:, j] > 0) & (now > 0)
+            allowed.append((now == 0) & (high[:, j] >= 1) & ~leaves.any(1, keepdim=True))
+        gain, price = torch.cat(gains, 1), torch.cat(prices, 1)
+        budget = self.budget(ball).unsqueeze(1)
+        left = budget - self.spent(ball, X_adv).unsqueeze(1)
+        fits = price <= left + 1e-12 * budget
+        if self.power == 0:  # the box alone says how far each may go
+            price, fits = torch.ones_like(price), torch.ones_like(fits)
+        gain = gain.where(torch.cat(allowed, 1) & fits, -torch.inf)
+        return gain, price.maximum(self.LEAST_PRICE * budget)
+
+    def _of(self, delta: Tensor, columns: Tensor) -> Tensor:
+        """Return what changes of columns cost."""
+        return (delta.abs() / self.scale[columns]).pow(self.power)
+
+    def made(self, X_adv: Tensor, gradient: Tensor, chosen: Tensor, wanted: Tensor) -> Tensor:
+        """Return the samples with the chosen change made, where it is wanted."""
+        flat, g = X_adv.flatten(1).clone(), gradient.flatten(1)
+        sample = torch.arange(len(flat), device=flat.device)
+        start = len(self.columns)
+        is_single = wanted & (chosen < start)
+        if bool(is_single.any()):
+            i, j = sample[is_single], self.columns[chosen[is_single]]
+            flat[i, j] += g[i, j].sign()
+        for group in self.groups:
+            here = wanted & (chosen >= start) & (chosen < start + len(group))
+            if bool(here.any()):
+                category = torch.zeros(int(here.sum()), len(group), dtype=flat.dtype).to(flat)
+                category.scatter_(1, (chosen[here] - start).unsqueeze(1), 1.0)
+                flat[sample[here].unsqueeze(1), group] = category
+            start += len(group)
+        return flat.reshape(X_adv.shape)

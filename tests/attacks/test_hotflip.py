@@ -1,0 +1,208 @@
+"""HotFlip, and what ends with it, against the exact optimum over whole numbers and categories."""
+
+import itertools
+import math
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from skjacobian import FeatureConstraints
+from skjacobian.attacks import FMN, Cascade, HotFlip
+from skjacobian.modules import MLP
+
+POWER = {"l1": 1, "l2": 2}
+LEVELS = 6  # whole numbers are from 0 to 5
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+class Linear:
+    """Two classes by the sign of w·x - b."""
+
+    def __init__(self, w, b):
+        self.w, self.b = torch.as_tensor(w), b
+
+    def __call__(self, X):
+        value = X.to(self.w.dtype) @ self.w - self.b
+        return torch.stack([-value, value], 1)
+
+
+def largest_gain_of_whole_numbers(x, w, norm, eps, scale):
+    """By dynamic programming over what has been spent, w·δ at most; scale is whole."""
+    power, fine = POWER[norm], int(np.prod(np.unique(scale))) ** POWER[norm]
+    budget = math.floor(fine * eps**power * (1 + 1e-9))
+    best = np.zeros(budget + 1)
+    for value, weight, unit in zip(x, w, scale, strict=True):
+        before, price = best.copy(), fine // int(unit) ** power
+        for target in range(LEVELS):
+            cost = price * abs(target - int(value)) ** power
+            if 0 < cost <= budget:
+                gained = before[: budget + 1 - cost] + weight * (target - value)
+                best[cost:] = np.maximum(best[cost:], gained)
+    return best.max()
+
+
+def largest_gain_with_categories(x, w, norm, eps, groups, numbers):
+    """By enumeration of all categories; the rest of the budget goes to the numbers."""
+    power, most = POWER[norm], -np.inf
+    for choice in itertools.product(*groups):
+        gain = spent = 0.0
+        for group, chosen in zip(groups, choice, strict=True):
+            (now,) = [j for j in group if x[j] == 1]
+            if now != chosen:
+                gain, spent = gain + w[chosen] - w[now], spent + 2
+        left = eps**power - spent
+        if left >= 0:
+            dual = np.abs(w[numbers]).max() if norm == "l1" else np.linalg.norm(w[numbers])
+            most = max(most, gain + left ** (1 / power) * dual)
+    return most
+
+
+def whole_numbers(n_features, seed):
+    rng = np.random.default_rng(seed)
+    X = rng.integers(0, LEVELS, (60, n_features)).astype(float)
+    w = rng.choice([-1.0, 1.0], n_features) * rng.uniform(0.5, 1.5, n_features)
+    return X, Linear(w, float(np.median(X @ w)) + 1e-3)
+
+
+def mixed(seed, sizes=(3, 4), n_numbers=2):
+    rng = np.random.default_rng(seed)
+    groups, start = [], n_numbers
+    X = [rng.normal(size=(60, n_numbers))]
+    for size in sizes:
+        groups.append(list(range(start, start + size)))
+        X.append(np.eye(size)[rng.integers(0, size, 60)])
+        start += size
+    X = np.hstack(X)
+    w = rng.normal(size=X.shape[1])
+    return X, Linear(w, float(np.median(X @ w)) + 1e-3), groups
+
+
+def labelled(X, model):
+    X = torch.from_numpy(X)
+    return X, model(X).argmax(1)
+
+
+def exactly_robust(X, y, model, gain_of):
+    """Whether what the exact adversary gains does not reach over the boundary."""
+    sign = np.where(y.numpy() == 1, 1.0, -1.0)
+    value = sign * (X.numpy() @ model.w.numpy() - model.b)
+    w = -sign[:, None] * model.w.numpy()
+    return value > np.array([gain_of(x, w_of_x) for x, w_of_x in zip(X.numpy(), w, strict=True)])
+
+
+@pytest.mark.parametrize("attack", [HotFlip, Cascade])
+@pytest.mark.parametrize("norm", POWER)
+@pytest.mark.parametrize(("n_features", "eps"), [(4, 2.0), (12, 2.5), (40, 3.0), (120, 1.5)])
+@pytest.mark.parametrize("units", [[1], [1, 2]], ids=str)
+def test_whole_numbers_of_a_linear_model_are_changed_as_well_as_can_be(
+    attack, norm, n_features, eps, units
+):
+    data, model = whole_numbers(n_features, seed=n_features)
+    X, y = labelled(data, model)
+    scale = np.resize(units, n_features)
+    robust = exactly_robust(
+        X, y, model, lambda x, w: largest_gain_of_whole_numbers(x, w, norm, eps, scale)
+    )
+    constraints = FeatureConstraints(integer=list(range(n_features)))
+    threat = {"norm": norm, "eps": eps, "feature_scale": scale.astype(float), "bounds": (0, 5)}
+    found = attack(**threat, constraints=constraints).search(model, X, y, generator=seeded())
+    assert robust.mean() < 0.95
+    np.testing.assert_array_equal(~found.fooled.numpy(), robust)
+    assert (found.X_adv == found.X_adv.round()).all()
+
+
+@pytest.mark.parametrize("attack", [HotFlip, Cascade])
+@pytest.mark.parametrize(("norm", "eps"), [("l1", 2.2), ("l1", 4.2), ("l2", 1.5), ("l2", 2.1)])
+@pytest.mark.parametrize("seed", range(3))
+def test_categories_of_a_linear_model_are_changed_as_well_as_can_be(attack, norm, eps, seed):
+    data, model, groups = mixed(seed)
+    X, y = labelled(data, model)
+    robust = exactly_robust(
+        X, y, model, lambda x, w: largest_gain_with_categories(x, w, norm, eps, groups, [0, 1])
+    )
+    constraints = FeatureConstraints(one_hot=groups)
+    found = attack(norm=norm, eps=eps, constraints=constraints).search(
+        model, X, y, generator=seeded()
+    )
+    np.testing.assert_array_equal(~found.fooled.numpy(), robust)
+
+
+@pytest.mark.parametrize("norm", POWER)
+def test_the_smallest_perturbations_of_whole_numbers_and_categories_are_found(norm):
+    data, model = whole_numbers(12, seed=1)
+    X, y = labelled(data, model)
+    constraints = FeatureConstraints(integer=list(range(12)))
+    attack = FMN(norm=norm, bounds=(0, 5), constraints=constraints)
+    distances = attack.distances(model, X, y, generator=seeded()).numpy()
+    for eps in (1.0, 1.5, 2.0, 3.0):
+        gain_of = partial(largest_gain_of_whole_numbers, norm=norm, eps=eps, scale=np.ones(12))
+        robust = exactly_robust(X, y, model, gain_of)
+        np.testing.assert_array_equal(distances > eps, robust)
+    data, model, groups = mixed(0)
+    X, y = labelled(data, model)
+    attack = FMN(norm=norm, constraints=FeatureConstraints(one_hot=groups))
+    distances = attack.distances(model, X, y, generator=seeded()).numpy()
+    for eps in (0.3, 1.5, 2.2):
+        gain_of = partial(
+            largest_gain_with_categories, norm=norm, eps=eps, groups=groups, numbers=[0, 1]
+        )
+        robust = exactly_robust(X, y, model, gain_of)
+        assert (distances > eps).sum() <= robust.sum() + 1
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("l1", 2.0), ("l2", 1.5)])
+def test_few_whole_numbers_of_a_network_are_changed_nearly_as_well_as_by_enumeration(norm, eps):
+    torch.manual_seed(0)
+    net = MLP(4, 2, hidden_units=(16,)).double()
+    rng = np.random.default_rng(0)
+    X = torch.from_numpy(rng.integers(0, LEVELS, (60, 4)).astype(float))
+    y = net(X).argmax(1)
+    steps = torch.tensor(list(itertools.product(range(-2, 3), repeat=4)), dtype=X.dtype)
+    steps = steps[torch.linalg.vector_norm(steps, POWER[norm], dim=1) <= eps]
+    around = X.unsqueeze(1) + steps
+    inside = ((around >= 0) & (around < LEVELS)).all(2)
+    fooled = net(around.flatten(0, 1)).argmax(1).reshape(inside.shape) != y.unsqueeze(1)
+    robust = ~(fooled & inside).any(1)
+    constraints = FeatureConstraints(integer=[0, 1, 2, 3])
+    attack = HotFlip(norm=norm, eps=eps, bounds=(0, 5), constraints=constraints)
+    found = attack.search(net, X, y, generator=seeded())
+    assert not (found.fooled & robust).any()
+    assert (~found.fooled).sum() <= robust.sum() + 1
+
+
+def test_a_category_goes_back_if_another_pays_more():
+    # The first change, of the group of large weights, leaves too little for both others.
+    w = torch.tensor([0.0, 1.05, 0.0, 1.0, 0.0, 1.0])
+    scale = np.array([1, 1, 2, 2, 2, 2.0])
+    X = torch.tensor([[1.0, 0, 1, 0, 1, 0]])
+    constraints = FeatureConstraints(one_hot=[[0, 1], [2, 3], [4, 5]])
+    attack = HotFlip(norm="l1", eps=2.0, feature_scale=scale, constraints=constraints)
+    found = attack.search(Linear(w, 1.5), X, torch.tensor([0]), generator=seeded())
+    assert found.fooled.all()
+    assert found.X_adv.tolist() == [[1, 0, 0, 1, 0, 1]]
+
+
+def test_immutable_one_directional_and_missing_columns_are_left_alone():
+    data, model = whole_numbers(6, seed=3)
+    X, _ = labelled(data, model)
+    X[::3, 0] = torch.nan
+    model_of_present = lambda X: model(X.nan_to_num(0.0))  # noqa: E731
+    constraints = FeatureConstraints(integer=list(range(6)), immutable=[1], increasing=[2])
+    attack = HotFlip(norm="l2", eps=3.0, bounds=(0, 5), constraints=constraints)
+    X_adv = attack(model_of_present, X, model_of_present(X).argmax(1), generator=seeded())
+    assert torch.equal(X_adv.isnan(), X.isnan())
+    moved = (X_adv - X).nan_to_num(0.0)
+    assert (moved != 0).any()
+    assert (moved[:, 1] == 0).all()
+    assert (moved[:, 2] >= 0).all()
+
+
+@pytest.mark.parametrize("name", ["n_steps", "n_restarts"])
+def test_parameters_are_checked(name):
+    with pytest.raises(ValueError, match=f"Got {name}=0, but expected"):
+        HotFlip(**{name: 0}).check_params()
