@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skjacobian._under_attack import Perturbed, UnderAttack
+from skjacobian._under_attack import Perturbed, UnderAttack, fooled_by_square
 from skjacobian.attacks import PGD, Attack, Cascade, Square
 from skjacobian.geometry import vector_norm
 from skjacobian.model_modes import frozen
@@ -155,7 +155,7 @@ class Checks:
         stages = [s for s in self.perturbed.found.stages if s.name.startswith("Square")]
         if self._fell_back or not stages:
             return _flag("black box", 0, "not checked: Square was not run after gradients")
-        n_fooled = sum(int(stage.fooled.sum()) for stage in stages)
+        n_fooled = fooled_by_square(self.perturbed.found)
         n_closer = sum(int((stage.gain > 0.25).sum()) for stage in stages[:1])
         n_attacked = len(self.perturbed.right)
         raised = n_fooled > 0.01 * n_attacked or n_closer > 0.05 * n_attacked

@@ -26,6 +26,7 @@ from skjacobian.differentiable import (
     bind_samples,
     black_box,
     encoded_columns,
+    methods_of,
 )
 from skjacobian.exceptions import AttackWarning, NotDifferentiableError
 from skjacobian.model_modes import frozen
@@ -78,7 +79,8 @@ class UnderAttack:
     y : array of shape (n_samples,)
     view : callable
         What is attacked: the torch view, or scores without gradients.
-    is_black_box : bool
+    black_box_method : str or None
+        The method of the classifier that is attacked; None for its torch view.
     columns : AttackedColumns
         What an adversary may do to the columns of X.
     """
@@ -101,7 +103,7 @@ class UnderAttack:
         self.estimator, self.X, self.verbose = estimator, X, verbose
         self.table = Table(X)
         self.X_tensor = self.table.tensor
-        self.view, self.is_black_box = _view(estimator, self.table, needs)
+        self.view, self.black_box_method = _view(estimator, self.table, needs)
         _check_has(estimator, "classes_")
         self.y = column_or_1d(y)
         assert_all_finite(self.y, input_name="y")
@@ -114,14 +116,15 @@ class UnderAttack:
         self.seed = int(check_random_state(own_entropy(random_state)).randint(2**31 - 1))
 
     @property
+    def is_black_box(self) -> bool:
+        """Whether what is attacked has no gradients."""
+        return self.black_box_method is not None
+
+    @property
     def view_name(self) -> str:
         """What is attacked, in words."""
-        if not self.is_black_box:
-            return "torch view"
-        for method in ("predict_proba", "decision_function"):
-            if hasattr(self.estimator, method):
-                return f"black box, {method}"
-        return "black box, predict"
+        method = self.black_box_method
+        return "torch view" if method is None else f"black box, {method}"
 
     @cached_property
     def right(self) -> np.ndarray:
@@ -158,7 +161,8 @@ class UnderAttack:
         with frozen(self.view), torch.no_grad(), np.errstate(all="ignore"):
             try:
                 output = self.view(X.to(self.device)).cpu()
-            except (ValueError, OverflowError):  # of scikit-learn, which refuses to predict
+            # Of scikit-learn, which refuses to predict, or (CategoricalNB) does not look.
+            except (ValueError, OverflowError, IndexError):
                 if len(X) == 1:
                     return torch.zeros(1, dtype=torch.bool)
                 halves = torch.split(X, -(-len(X) // 2))
@@ -185,6 +189,12 @@ class UnderAttack:
             batches = torch.split(X, self.batch_size)
             return output_kind(torch.cat([self.view(X.to(self.device)).cpu() for X in batches]))
 
+    def class_indices(self, y: np.ndarray) -> Tensor:
+        """Return the places of known labels among `classes_`, in whatever order these stand."""
+        classes = np.asarray(self.estimator.classes_)
+        order = np.argsort(classes)
+        return torch.from_numpy(order[np.searchsorted(classes, y, sorter=order)])
+
     def rows(self, index: np.ndarray) -> Any:
         """Return chosen samples, in the container that was given."""
         return self.table.rows(index, self.X_tensor[index].numpy())
@@ -199,8 +209,7 @@ class UnderAttack:
         """Attack the samples of `index`, whose labels the classifier knows."""
         if len(index) == 0:
             return self._nothing_perturbed()
-        labels = np.searchsorted(self.estimator.classes_, self.y[index])
-        X, y = self.X_tensor[index], torch.from_numpy(labels)
+        X, y = self.X_tensor[index], self.class_indices(self.y[index])
         found: list[Found] = []
         start = time.perf_counter()
         for X_batch, y_batch in zip(
@@ -236,6 +245,27 @@ class _Log(nn.Module):
         return log_of_probabilities(probabilities)
 
 
+def fooled_by_square(found: Found) -> int:
+    """Return how many samples Square fooled after all gradients had failed."""
+    if not any(stage.name == "PGD" for stage in found.stages):
+        return 0
+    square = [stage for stage in found.stages if stage.name.startswith("Square")]
+    return sum(int(stage.fooled.sum()) for stage in square)
+
+
+def warn_of_black_box(perturbed: Perturbed) -> None:
+    """Warn where Square fooled more than 1 % of the samples after all gradients had failed."""
+    n_fooled, n_samples = fooled_by_square(perturbed.found), len(perturbed.right)
+    if n_fooled > 0.01 * n_samples:
+        warnings.warn(
+            f"Square fooled {n_fooled} of {n_samples} samples after all gradients had failed: "
+            "gradients mislead, and robustness is likely overstated. evaluate_robustness says "
+            "more.",
+            AttackWarning,
+            stacklevel=4,
+        )
+
+
 def warn_of_disagreement(perturbed: Perturbed) -> None:
     """Warn where the torch view is fooled by a perturbation and `predict` is not."""
     n_different = int((perturbed.found.fooled.numpy() & perturbed.right).sum())
@@ -249,8 +279,8 @@ def warn_of_disagreement(perturbed: Perturbed) -> None:
         )
 
 
-def _view(estimator: Any, table: Table, needs: str) -> tuple[TensorFunction, bool]:
-    """Return what an attack that needs so much of a model attacks, and if it is a black box."""
+def _view(estimator: Any, table: Table, needs: str) -> tuple[TensorFunction, str | None]:
+    """Return what an attack that needs so much attacks, and by which method if a black box."""
     try:
         view = as_torch(estimator)
         bind_samples(view, table)
@@ -259,8 +289,22 @@ def _view(estimator: Any, table: Table, needs: str) -> tuple[TensorFunction, boo
         _check_has(estimator, "classes_")
         if needs == "gradients":
             raise
-        return black_box(estimator, table), True
-    return view, False
+        return _black_box_that_decides(estimator, table)
+    return view, None
+
+
+def _black_box_that_decides(estimator: Any, table: Table) -> tuple[TensorFunction, str]:
+    """Return the scores of a classifier whose largest is what it predicts, and their method.
+
+    A `predict` with a threshold of its own does not follow the probabilities.
+    """
+    predicted = np.asarray(estimator.predict(table.X))
+    for method in (methods := methods_of(estimator))[:-1]:
+        view = black_box(estimator, table, method)
+        largest = np.asarray(estimator.classes_)[view(table.tensor).argmax(1).numpy()]
+        if np.array_equal(largest, predicted):
+            return view, method
+    return black_box(estimator, table, methods[-1]), methods[-1]
 
 
 def _check_has(estimator: Any, name: str) -> None:

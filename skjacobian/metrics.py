@@ -7,7 +7,12 @@ import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import _check_sample_weight
 
-from skjacobian._under_attack import UnderAttack, check_batch_size, warn_of_disagreement
+from skjacobian._under_attack import (
+    UnderAttack,
+    check_batch_size,
+    warn_of_black_box,
+    warn_of_disagreement,
+)
 from skjacobian._validation import (
     check_non_negative,
     check_option,
@@ -88,9 +93,10 @@ class RobustScorer(BaseEstimator):
     Warns
     -----
     AttackWarning
-        If gradients are zero or not finite, `predict` disagrees with the torch view, or
-        columns cannot change: those of categories, those of an integer type at a radius too
-        small for them, those whose changes rounding takes back.
+        If gradients are zero or not finite, `predict` disagrees with the torch view, Square
+        fools samples that all gradients of "strong" have not, or columns cannot change: those
+        of categories, those of an integer type at a radius too small for them, those whose
+        changes rounding takes back.
 
     See Also
     --------
@@ -202,6 +208,7 @@ class RobustScorer(BaseEstimator):
                 perturbed = subject.perturb(attack, standing)
                 right[standing] = perturbed.right
                 warn_of_disagreement(perturbed)
+                warn_of_black_box(perturbed)
             scores[_key(eps)] = average_accuracy(right, subject.y, weight, self.average)
         return scores if _is_sequence(self.eps) else scores[_key(radii[0])]
 

@@ -200,7 +200,7 @@ def _batches(subject: UnderAttack) -> Iterator[tuple[Tensor, Tensor]]:
     unknown = np.setdiff1d(subject.y, subject.estimator.classes_)
     if len(unknown):
         reject("y", unknown.tolist(), f"labels in classes_: {subject.estimator.classes_.tolist()}")
-    y = torch.from_numpy(np.searchsorted(subject.estimator.classes_, subject.y))
+    y = subject.class_indices(subject.y)
     for start in range(0, len(y), subject.batch_size):
         rows = slice(start, start + subject.batch_size)
         yield subject.X_tensor[rows].to(subject.device), y[rows].to(subject.device)

@@ -9,6 +9,8 @@ import pytest
 import torch
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.datasets import load_iris
+from sklearn.linear_model import LogisticRegression
+from sklearn.naive_bayes import CategoricalNB
 from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
@@ -24,6 +26,7 @@ from skjacobian.attacks import PGD, Cascade, RayS, Square
 from skjacobian.attacks._named import check_threat_model_is_unset
 from skjacobian.attacks.cascade import PLANS
 from skjacobian.differentiable import as_torch
+from skjacobian.exceptions import AttackWarning
 
 RNG = np.random.default_rng(0)
 X = RNG.uniform(size=(50, 3))
@@ -271,3 +274,74 @@ def test_a_trained_module_is_attacked_as_the_classifier_that_it_comes_from(dtype
     gap = surrogate_gap(module, X, y, eps=0.1)
     assert gap.loss.mean() == pytest.approx(surrogate_gap(model, X, y, eps=0.1).loss.mean())
     assert module.training
+
+
+class Relabelled(ClassifierMixin, BaseEstimator):
+    """A logistic regression with its classes in another order, or a threshold of its own."""
+
+    def __init__(self, order=(0, 1, 2), threshold=None):
+        self.order, self.threshold = order, threshold
+
+    def fit(self, X, y):
+        self.model_ = LogisticRegression(C=10, max_iter=1000).fit(X, y)
+        self.classes_ = self.model_.classes_[list(self.order)]
+        return self
+
+    def predict_proba(self, X):
+        return self.model_.predict_proba(X)[:, list(self.order)]
+
+    def predict(self, X):
+        if self.threshold is None:
+            return self.model_.predict(X)
+        return (self.predict_proba(X)[:, 1] > self.threshold).astype(int)
+
+
+@pytest.mark.parametrize("order", [(2, 1, 0), (1, 2, 0), (2, 0, 1)])
+def test_classes_may_stand_in_any_order(order):
+    X, y = load_iris(return_X_y=True)
+    scorer = RobustScorer(norm="l2", eps=0.5, attack=Square(n_queries=300))
+    expected, found = (scorer(Relabelled(o).fit(X, y), X, y) for o in ((0, 1, 2), order))
+    assert found == pytest.approx(expected, abs=0.02)
+    assert found < 0.9
+
+
+def test_a_black_box_with_a_threshold_of_its_own_is_attacked_where_it_decides():
+    X, y = load_iris(return_X_y=True)
+    X, y = X[50:], y[50:] - 1
+    model = Relabelled((0, 1), threshold=0.02).fit(X, y)
+    labels = model.predict(X)
+    w, b = model.model_.coef_[0], model.model_.intercept_[0]
+    distance = np.abs(X @ w + b - np.log(0.02 / 0.98)) / np.linalg.norm(w)
+    with pytest.warns(AttackWarning, match="weak attack"):
+        report = evaluate_robustness(model, X, labels, norm="l2", eps=0.3)
+    assert report.view == "black box, predict"
+    assert report.robust_accuracy == pytest.approx((distance > 0.3).mean(), abs=0.02)
+
+
+@pytest.mark.filterwarnings("ignore:The model does not depend on X")
+def test_categories_that_a_model_has_not_seen_end_its_domain():
+    rng = np.random.default_rng(0)
+    X = rng.integers(0, 4, (120, 3))
+    y = ((X[:, 0] > 1) ^ (X[:, 1] > 1)).astype(int)
+    X = pd.DataFrame(X, columns=list("abc"))
+    model = CategoricalNB().fit(X, y)
+    unsaid, said = (
+        RobustScorer(eps=1, attack="strong", bounds=bounds)(model, X, y)
+        for bounds in (None, (0, 3))
+    )
+    assert unsaid == said
+
+
+class Staircase(nn.Module):
+    """Logits rounded, with a gradient that leads nowhere."""
+
+    def forward(self, logits):
+        return (4 * logits).round().detach() / 4 + 1e-9 * logits.sin()
+
+
+def test_a_scorer_says_where_square_fooled_what_gradients_did_not():
+    X, y = load_iris(return_X_y=True)
+    model = JacobianRegularizedClassifier(random_state=0, max_epochs=20).fit(X, y)
+    masked = nn.Sequential(model.module_, Staircase())
+    with pytest.warns(AttackWarning, match=r"Square fooled \d+ of \d+ samples after all gradients"):
+        RobustScorer(eps=0.3, attack="strong")(masked, X, y)

@@ -1,6 +1,6 @@
 """The torch view of fitted scikit-learn objects: what a gradient attack goes through."""
 
-from skjacobian.differentiable._black_box import black_box
+from skjacobian.differentiable._black_box import black_box, methods_of
 from skjacobian.differentiable._calibration import Calibrated
 from skjacobian.differentiable._columns import Columns, bind_samples, encoded_columns
 from skjacobian.differentiable._composition import Chain
@@ -48,4 +48,5 @@ __all__ = [
     "bind_samples",
     "black_box",
     "encoded_columns",
+    "methods_of",
 ]

@@ -14,18 +14,23 @@ from skjacobian._table import Table
 from skjacobian.differentiable._meta_classifiers import rule_of
 from skjacobian.differentiable._registry import TensorFunction
 
+# What may tell how near a classifier is to another class; the last only which it predicts.
+METHODS = ("predict_proba", "decision_function", "predict")
 
-def black_box(estimator: Any, table: Table) -> TensorFunction:
+
+def black_box(estimator: Any, table: Table, method: str | None = None) -> TensorFunction:
     """Return what a fitted classifier says of tensors, as scores without gradients.
 
-    Probabilities where it gives them, else the decision function, else rows of 0 and 1 for
-    the predicted class; columns in the order of `classes_`.
+    Probabilities, the decision function, or rows of 0 and 1 for the predicted class; columns
+    in the order of `classes_`.
 
     Parameters
     ----------
     estimator : fitted classifier
     table : Table
         The samples; those asked about get their container, columns and types.
+    method : {"predict_proba", "decision_function", "predict"}, optional
+        Which of these; None is the first that the classifier has.
 
     Returns
     -------
@@ -47,18 +52,26 @@ def black_box(estimator: Any, table: Table) -> TensorFunction:
 
     def scores(samples: Tensor) -> Tensor:
         values = table.decode(samples.detach().cpu().numpy())
-        return torch.from_numpy(_class_scores(estimator, values)).to(samples)
+        columns = np.ascontiguousarray(_class_scores(estimator, values, said_by))
+        return torch.from_numpy(columns).to(samples)
 
+    said_by = method or methods_of(estimator)[0]
     return scores
 
 
-def _class_scores(estimator: Any, X: Any) -> np.ndarray:
+def methods_of(estimator: Any) -> list[str]:
+    """Return the methods that a classifier has of those that tell its class."""
+    return [method for method in METHODS if hasattr(estimator, method)]
+
+
+def _class_scores(estimator: Any, X: Any, method: str) -> np.ndarray:
     """Return one column for each class."""
-    if isinstance(_last(estimator), FixedThresholdClassifier | TunedThresholdClassifierCV):
+    thresholds = FixedThresholdClassifier | TunedThresholdClassifierCV
+    if method != "predict" and isinstance(_last(estimator), thresholds):
         return _above_threshold(estimator, X)
-    if hasattr(estimator, "predict_proba"):
+    if method == "predict_proba":
         return np.asarray(estimator.predict_proba(X))
-    if hasattr(estimator, "decision_function"):
+    if method == "decision_function":
         decision = np.asarray(estimator.decision_function(X))
         if decision.ndim == 1:
             return np.stack([0 * decision, decision], axis=1)
