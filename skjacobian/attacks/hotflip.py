@@ -158,8 +158,8 @@ class Moves:
 
     def __init__(self, ball: Ball) -> None:
         rules, n_features = ball.rules, ball.X.shape[1:].numel()
-        scale = torch.ones(n_features) if ball.scale is None else ball.scale.cpu()
-        self.scale = scale.expand(ball.X.shape[1:]).flatten().double().to(ball.X.device)
+        scale = ball.X.new_ones(()) if ball.scale is None else ball.scale
+        self.scale = scale.expand(ball.X.shape[1:]).flatten().double()
         self.power = {"l1": 1, "l2": 2, "linf": 0}[ball.norm]
         groups = () if rules is None else rules.groups
         whole = torch.zeros(n_features, dtype=torch.bool, device=ball.X.device)
