@@ -272,7 +272,7 @@ class RobustnessCurveDisplay:
         check_matplotlib_support(f"{type(self).__name__}.plot")
         check_option("norm", self.norm, BALL_NORMS)
         curves = self._checked_curves()
-        bands = [_band(*curve, confidence) for curve in curves]
+        bands = [_band(accuracy, n, confidence) for _, accuracy, n in curves]
         styles = _styles(len(curves), self.name if name is None else name, curve_kwargs)
         if ax is None:
             import matplotlib.pyplot as plt
@@ -328,7 +328,7 @@ def _as_list(values: Any) -> list[Any]:
     return values if several else [values]
 
 
-def _band(eps: Any, accuracy: np.ndarray, n_samples: int | None, confidence: float | None) -> Any:
+def _band(accuracy: np.ndarray, n_samples: int | None, confidence: float | None) -> Any:
     if confidence is None or n_samples is None:
         return None
     return wilson_interval(accuracy * n_samples, n_samples, confidence)

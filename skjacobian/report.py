@@ -147,7 +147,7 @@ class RobustnessReport:
     def __str__(self) -> str:
         lines = [
             self._title(),
-            f"attacked by {self.attack} through: {self.view}",
+            self._attacked(),
             "",
             *_text_table(*self._stage_table()),
         ]

@@ -63,11 +63,12 @@ class LossAttack(Attack):
 class GradientAscent(LossAttack):
     """Base of the attacks whose next iterate follows from the present one.
 
-    A subclass says how the iterate starts (`_start`) and moves (`_step`); this class runs
-    it, and drops the samples that need no more of it.
+    A subclass says how the iterate moves (`_step`); this class runs it, and drops the samples
+    that need no more of it.
     """
 
     momentum: float
+    random_start: bool
 
     # Samples are given up that even a slope STEEPER times as steep would not fool, after
     # FEWEST_STEPS and a share of all steps. Sooner the slope at one point says little: kernel
@@ -79,7 +80,7 @@ class GradientAscent(LossAttack):
 
     def _start(self, ball: Ball, generator: torch.Generator) -> Tensor:
         """Return the first iterate."""
-        raise NotImplementedError
+        return ball.random_start(generator) if self.random_start else ball.X
 
     def _step(self, X_adv: Tensor, direction: Tensor, ball: Ball, step: int) -> Tensor:
         """Return the next iterate, inside the ball up to rounding; `step` counts from 0.

@@ -223,10 +223,8 @@ class Attack(BaseEstimator):
 
     def check_clean(self, X: Tensor) -> None:
         """Raise a ValueError unless clean samples obey bounds and constraints themselves."""
-        rules = self._rules(X)
-        if rules is not None:
-            rules.check_clean(X)
-        check_inside(X, self._own_bounds(X, rules))
+        self.check_valid(X)
+        check_inside(X, self._own_bounds(X, self._rules(X)))
 
     def ball(self, X: Tensor) -> Ball:
         """Return the sets that this adversary may choose from, around the rows of `X`."""

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from skjacobian.attacks._ascent import GradientAscent
@@ -73,9 +72,6 @@ class FGSM(GradientAscent):
 
     def _n_steps(self) -> int:
         return 1
-
-    def _start(self, ball: Ball, generator: torch.Generator) -> Tensor:
-        return ball.random_start(generator) if self.random_start else ball.X
 
     def _step(self, X_adv: Tensor, direction: Tensor, ball: Ball, step: int) -> Tensor:
         step_size = 1.25 * ball.eps if self.random_start else ball.eps

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from skjacobian._validation import check_count, check_non_negative, check_positive, unwrap_scalar
@@ -100,9 +99,6 @@ class PGD(GradientAscent):
 
     def _n_steps(self) -> int:
         return check_count("n_steps", self.n_steps)
-
-    def _start(self, ball: Ball, generator: torch.Generator) -> Tensor:
-        return ball.random_start(generator) if self.random_start else ball.X
 
     def _reach(self, step: int) -> float | None:
         n_steps = self._n_steps()

@@ -10,6 +10,7 @@ from sklearn.preprocessing import LabelEncoder
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from skjacobian.differentiable._linear_classifiers import normalized
 from skjacobian.differentiable._meta_classifiers import (
     LogProbaView,
     are_zeros,
@@ -20,7 +21,13 @@ from skjacobian.differentiable._meta_classifiers import (
     mean,
     safe_log,
 )
-from skjacobian.differentiable._registry import ClassifierView, View, as_precise_as, view_of
+from skjacobian.differentiable._registry import (
+    ClassifierView,
+    View,
+    as_precise_as,
+    binary_probabilities,
+    view_of,
+)
 
 # What scikit-learn adds to probabilities before it takes their logarithm.
 TEMPERATURE_EPS = 1e-12
@@ -148,12 +155,9 @@ class IsotonicCalibrated(ClassifierView):
         scores = self.response(X)
         columns = [f(s) for f, s in zip(self.calibrators, scores.unbind(1), strict=False)]
         if self.n_classes == 2:
-            return torch.stack([1 - columns[0], columns[0]], dim=1)
+            return binary_probabilities(columns[0])
         P = torch.stack(columns, dim=1)
-        P = columns_of_classes(P, self.index, self.n_classes, 0.0)
-        total = P.sum(1, keepdim=True)
-        uniform = torch.full_like(P, 1 / self.n_classes)
-        return torch.where(total == 0, uniform, P / total.where(total != 0, 1.0))
+        return normalized(columns_of_classes(P, self.index, self.n_classes, 0.0))
 
 
 class Interpolation(View):

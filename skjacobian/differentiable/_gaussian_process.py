@@ -17,6 +17,7 @@ from skjacobian.differentiable._registry import (
     View,
     as_precise_as,
     binary_logits,
+    binary_probabilities,
     view_of,
 )
 from skjacobian.differentiable._votes import Votes
@@ -229,8 +230,7 @@ class BinaryProcess(ClassifierView):
 
     def predict_proba(self, X: Tensor) -> Tensor:
         """Return the probability of both classes."""
-        p = self.process.probability(X)
-        return torch.stack([1 - p, p], dim=1)
+        return binary_probabilities(self.process.probability(X))
 
 
 class OneVsRestProcesses(ClassifierView):

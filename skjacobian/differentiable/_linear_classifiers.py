@@ -18,7 +18,12 @@ from sklearn.svm import LinearSVC
 from torch import Tensor
 from torch.nn import functional as F
 
-from skjacobian.differentiable._registry import ClassifierView, as_precise_as, view_of
+from skjacobian.differentiable._registry import (
+    ClassifierView,
+    as_precise_as,
+    binary_probabilities,
+    view_of,
+)
 from skjacobian.exceptions import NotDifferentiableError
 
 
@@ -73,8 +78,7 @@ class OneVsRestProbabilities(LinearLogits):
         """Return the probabilities of the classes, which are made to sum to 1."""
         logits = self(X)
         if logits.shape[1] == 2:
-            p = self._probability(self.decision_function(X))
-            return torch.stack([1 - p, p], dim=1)
+            return binary_probabilities(self._probability(self.decision_function(X)))
         return normalized(self._probability(logits))
 
     def _probability(self, decision: Tensor) -> Tensor:

@@ -198,3 +198,8 @@ def module_of(estimator: Any) -> nn.Module:
 def binary_logits(decision: Tensor) -> Tensor:
     """Return logits of two classes, 0 and the decision function."""
     return torch.stack([torch.zeros_like(decision), decision], dim=1)
+
+
+def binary_probabilities(p: Tensor) -> Tensor:
+    """Return the probabilities of two classes, 1 - p and p."""
+    return torch.stack([1 - p, p], dim=1)
