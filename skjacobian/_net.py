@@ -5,6 +5,7 @@ import inspect
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
+from fnmatch import fnmatch
 from types import TracebackType
 from typing import Any
 
@@ -65,6 +66,8 @@ class ObjectiveNet(NeuralNetClassifier):
     **kwargs
         As `skorch.NeuralNetClassifier` takes them.
     """
+
+    last_good_weights_: dict[str, Any]
 
     def __init__(
         self,
@@ -179,9 +182,11 @@ class ObjectiveNet(NeuralNetClassifier):
     def _keep_if_finite(self) -> None:
         """Keep a copy of good weights; on bad ones go back to it and raise."""
         losses = [row["train_loss"] for row in self.history[-1]["batches"]]
-        # Not buffers: masks of attention hold infinities.
+        good = self.last_good_weights_
+        # Masks of attention hold infinities, and may.
         finite = np.isfinite(losses).all() and all(
-            bool(w.isfinite().all()) for w in self.module_.parameters()
+            _is_finite(w) or not _is_finite(good[name])
+            for name, w in self.module_.state_dict().items()
         )
         if finite:
             self.last_good_weights_ = copy.deepcopy(self.module_.state_dict())
@@ -218,6 +223,11 @@ def shares(sample_weight: Tensor | None, like: Tensor) -> Tensor:
         return torch.full_like(like, 1 / len(like))
     sample_weight = sample_weight.to(like)
     return sample_weight / sample_weight.sum()
+
+
+def _is_finite(value: Any) -> bool:
+    """Tell whether something is no tensor, or holds finite numbers alone."""
+    return not isinstance(value, Tensor) or bool(value.isfinite().all())
 
 
 def _raised_by_callback(traceback: TracebackType | None) -> bool:
@@ -301,6 +311,12 @@ def make_net(
     by_loops = nested.get("optimizer__foreach") or nested.get("optimizer__differentiable")
     if optimizer_class in _FUSED and not by_loops:
         defaults["optimizer__fused"] = True
+    if "optimizer__param_groups" in nested:
+        # Some layers may have a learning rate of their own.
+        nested["optimizer__param_groups"] = [
+            (pattern, {**given, OWN_LR: given["lr"]} if "lr" in given else given)
+            for pattern, given in nested["optimizer__param_groups"]
+        ]
     net = ObjectiveNet(
         module,
         stream=RandomStream(seed, device),
@@ -314,12 +330,11 @@ def make_net(
         verbose=0,
         **{**defaults, **nested},
     ).initialize()
-    # Some layers may have a learning rate of their own.
-    said = nested.get("optimizer__param_groups", ())
-    groups = zip(said, net.optimizer_.param_groups, strict=False)
-    for (_, given), group in groups:
-        if "lr" in given:
-            group[OWN_LR] = given["lr"]
+    names = [name for name, _ in net.module_.named_parameters()]
+    for pattern, _ in nested.get("optimizer__param_groups", ()):
+        if not any(fnmatch(name, pattern) for name in names):
+            expected = f"patterns of the names of parameters: {', '.join(names)}"
+            reject("optimizer__param_groups", pattern, expected)
     return net
 
 

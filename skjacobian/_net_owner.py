@@ -161,7 +161,7 @@ def _restore_net(net: ObjectiveNet, state: dict[str, Any]) -> None:
     """Put a state of `_net_state` into a newly made net of the same shape."""
     net.module_.load_state_dict(_to_torch(state["weights"]))
     for name, parameter in net.module_.named_parameters():
-        parameter.requires_grad_(name not in state["frozen"])
+        parameter.requires_grad_(name not in state.get("frozen", ()))
     net.optimizer_.load_state_dict(_to_torch(state["optimizer"]))
     net.history.extend(state["history"])
     net.generator.set_state(_to_torch(state["generator"]))

@@ -901,3 +901,26 @@ def test_a_layer_that_was_frozen_stays_so_in_a_pickle(iris):
         half_trained.fit(*iris)
         assert torch.equal(next(half_trained.module_.parameters()), before)
     np.testing.assert_array_equal(again.predict_proba(iris[0]), model.predict_proba(iris[0]))
+
+
+def test_a_learning_rate_is_that_of_the_parameters_that_its_pattern_matches(iris):
+    groups = [("1.weight", {"weight_decay": 0.1}), ("1.*", {"lr": 1e-4})]
+    params = {**SMALL, "lr_schedule": "constant", "optimizer__param_groups": groups}
+    model = JacobianRegularizedClassifier(**params).fit(*iris)
+    assert [group["lr"] for group in model.net_.optimizer_.param_groups] == [5e-3, 1e-4, 5e-3]
+    params["optimizer__param_groups"] = [("nothing*", {"lr": 1e-4})]
+    with pytest.raises(ValueError, match=r"Got optimizer__param_groups='nothing\*', but expected"):
+        JacobianRegularizedClassifier(**params).fit(*iris)
+
+
+def test_statistics_that_overflow_are_a_divergence(iris):
+    X, y = iris
+
+    def normalized(n_features, n_classes):
+        return torch.nn.Sequential(
+            torch.nn.BatchNorm1d(n_features), torch.nn.Linear(n_features, n_classes)
+        )
+
+    model = JacobianRegularizedClassifier(normalized, lam=0, max_epochs=2)
+    with pytest.raises(TrainingDivergedError, match="became NaN or infinite in epoch 1"):
+        model.fit((X * 1e25).astype(np.float32), y)

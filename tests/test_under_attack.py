@@ -345,3 +345,9 @@ def test_a_scorer_says_where_square_fooled_what_gradients_did_not():
     masked = nn.Sequential(model.module_, Staircase())
     with pytest.warns(AttackWarning, match=r"Square fooled \d+ of \d+ samples after all gradients"):
         RobustScorer(eps=0.3, attack="strong")(masked, X, y)
+
+
+def test_a_module_has_a_logit_for_each_class():
+    X, y = load_iris(return_X_y=True)
+    with pytest.raises(ValueError, match="Got a module of type Linear with 1 output, but expected"):
+        RobustScorer()(nn.Linear(4, 1), X, y)

@@ -249,15 +249,18 @@ class _Closest:
         ball = search.all_balls
         size = 1 + _scaled_norm(ball, ball.X)
         eligible = self.distance > 0
-        for _ in range(FLIP_ROUNDS):
+        # A seed for each round: what it draws does not depend on who else is searched.
+        for seed in torch.randint(2**62, (FLIP_ROUNDS,), generator=generator).tolist():
             radius = (1 - OVERSHOOT) * torch.minimum(self.distance, FARTHER * size)
             within = torch.as_tensor(ball.eps).to(radius).flatten()
             radius = torch.minimum(radius, within)
             inner = Search(search.model, replace(ball, eps=rows(radius, ball.X)), search.all_y)
             inner.inspected, inner.eligible = True, eligible
-            HotFlip()._search(inner, generator)
+            inner.output_kind = search.output_kind
+            HotFlip(n_restarts=2)._search(inner, torch.Generator().manual_seed(seed))
             _shorten(inner)
             search.n_queries += inner.n_queries
+            search.is_undefined |= inner.is_undefined
             length = _length(ball, inner.X_best)
             eligible = (inner.best > 0) & (length < self.distance)
             if not bool(eligible.any()):

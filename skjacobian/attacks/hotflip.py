@@ -155,6 +155,8 @@ class Moves:
 
     # Prices are at least this, in units of the budget: what is free or pays back comes first.
     LEAST_PRICE = 1e-6
+    # Whole numbers that can change by more than this are left to the gradient.
+    MOST_STEPS = 20
 
     def __init__(self, ball: Ball) -> None:
         rules, n_features = ball.rules, ball.X.shape[1:].numel()
@@ -165,12 +167,15 @@ class Moves:
         whole = torch.zeros(n_features, dtype=torch.bool, device=ball.X.device)
         if rules is not None:
             whole = rules.is_whole.expand(ball.X.shape[1:]).flatten().clone()
-        self.whole = whole
-        single = whole.clone()
+        in_group = torch.zeros_like(whole)
         for group in groups:
-            single[group] = False
-        self.columns = (single & (self.scale > 0)).nonzero().squeeze(1)
-        self.groups = [group for group in groups if bool((self.scale[group] > 0).all())]
+            in_group[group] = True
+        self.is_free = self.scale > 0
+        # Where many steps fit into the radius, real numbers that are rounded do as well.
+        reach = torch.as_tensor(ball.eps, dtype=torch.float64).flatten().median() * self.scale
+        self.whole = whole & (in_group | (reach <= self.MOST_STEPS))
+        self.columns = (self.whole & ~in_group & self.is_free).nonzero().squeeze(1)
+        self.groups = [group for group in groups if int(self.is_free[group].sum()) > 1]
 
     def __len__(self) -> int:
         return len(self.columns) + sum(map(len, self.groups))
@@ -188,7 +193,7 @@ class Moves:
 
     def rest(self, ball: Ball, X_adv: Tensor) -> Ball | None:
         """Return the sets that are left for the other features; None if there are none."""
-        free = ~self.whole & (self.scale > 0)
+        free = ~self.whole & self.is_free
         if not bool(free.any()):
             return None
         eps = torch.as_tensor(ball.eps, dtype=torch.float64, device=X_adv.device).flatten()
@@ -224,7 +229,9 @@ class Moves:
             after = torch.where(was > 0, 0.0, one + origin)
             prices.append(after - (now * after).sum(1, keepdim=True))
             leaves = (low[:, j] > 0) & (now > 0)
-            allowed.append((now == 0) & (high[:, j] >= 1) & ~leaves.any(1, keepdim=True))
+            leaves |= ~self.is_free[j] & (now > 0)
+            enters = (now == 0) & (high[:, j] >= 1) & self.is_free[j]
+            allowed.append(enters & ~leaves.any(1, keepdim=True))
         gain, price = torch.cat(gains, 1), torch.cat(prices, 1)
         budget = self.budget(ball).unsqueeze(1)
         left = budget - self.spent(ball, X_adv).unsqueeze(1)
@@ -236,7 +243,8 @@ class Moves:
 
     def _of(self, delta: Tensor, columns: Tensor) -> Tensor:
         """Return what changes of columns cost."""
-        return (delta.abs() / self.scale[columns]).pow(self.power)
+        scale = self.scale[columns]
+        return (delta.abs() / scale.where(scale > 0, 1.0)).pow(self.power)
 
     def made(self, X_adv: Tensor, gradient: Tensor, chosen: Tensor, wanted: Tensor) -> Tensor:
         """Return the samples with the chosen change made, where it is wanted."""

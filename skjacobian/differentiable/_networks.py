@@ -80,7 +80,13 @@ class FittedModule(ClassifierMixin, BaseEstimator):
 
     def __init__(self, module: nn.Module, X: Any) -> None:
         self.module = module
-        self.classes_ = np.arange(self._outputs(X[:1]).shape[1])
+        n_outputs = self._outputs(X[:1]).shape[1]
+        if n_outputs < 2:
+            raise ValueError(
+                f"Got a module of type {type(module).__name__} with {n_outputs} output, but "
+                "expected a logit for each of at least 2 classes: of one logit z make (0, z)."
+            )
+        self.classes_ = np.arange(n_outputs)
 
     def predict(self, X: Any) -> np.ndarray:
         """Return the class of the largest output."""
@@ -88,7 +94,7 @@ class FittedModule(ClassifierMixin, BaseEstimator):
         return predicted
 
     def _outputs(self, X: Any) -> Tensor:
-        view, samples = Network(self.module), torch.as_tensor(np.asarray(X))
+        view, samples = Network(self.module), torch.from_numpy(np.array(X))
         with frozen(self.module), torch.no_grad():
             batches = torch.split(samples, self.BATCH_SIZE)
             return torch.cat([outputs(view, batch).cpu() for batch in batches])

@@ -206,3 +206,45 @@ def test_immutable_one_directional_and_missing_columns_are_left_alone():
 def test_parameters_are_checked(name):
     with pytest.raises(ValueError, match=f"Got {name}=0, but expected"):
         HotFlip(**{name: 0}).check_params()
+
+
+@pytest.mark.parametrize("attack", [HotFlip, FMN])
+def test_a_group_changes_although_one_of_its_categories_is_immutable(attack):
+    rng = np.random.default_rng(0)
+    groups = [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
+    X = torch.from_numpy(np.hstack([np.eye(3)[rng.integers(0, 2, 40)] for _ in groups]))
+    model = Linear(torch.from_numpy(np.tile([0.0, 1.0, 9.0], 3)), 1.5)
+    y = model(X).argmax(1)
+    constraints = FeatureConstraints(one_hot=groups, immutable=[2, 5, 8])
+    threat = {"norm": "l1", "eps": 6.0, "constraints": constraints}
+    found = attack(**threat).search(model, X, y, generator=seeded())
+    assert found.fooled.all()
+    assert (found.X_adv[:, [2, 5, 8]] == 0).all()
+
+
+@pytest.mark.parametrize("norm", POWER)
+def test_distances_do_not_depend_on_who_else_is_searched(norm):
+    rng = np.random.default_rng(0)
+    torch.manual_seed(0)
+    net = MLP(6, 3, hidden_units=(16,)).double()
+    X = torch.from_numpy(rng.integers(0, LEVELS, (40, 6)).astype(float))
+    y = net(X).argmax(1)
+    constraints = FeatureConstraints(integer=list(range(6)))
+    attack = FMN(norm=norm, bounds=(0, 5), constraints=constraints)
+    whole = attack.distances(net, X, y, generator=seeded())
+    parts = [
+        attack.distances(net, X[i : i + 5], y[i : i + 5], generator=seeded())
+        for i in range(0, 40, 5)
+    ]
+    torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-12, atol=0)
+
+
+def test_large_whole_numbers_are_left_to_the_gradient():
+    X = torch.tensor([[30000.0, 2.0]])
+    model = Linear(torch.tensor([1e-4, 1.0]), 5.0 + 0.5)
+    constraints = FeatureConstraints(integer=[0, 1])
+    threat = {"norm": "l1", "eps": 1.6, "feature_scale": [10000.0, 1.0], "constraints": constraints}
+    found = HotFlip(**threat).search(model, X, model(X).argmax(1), generator=seeded())
+    assert found.fooled.all()
+    assert (found.X_adv == found.X_adv.round()).all()
+    assert int(found.n_queries) < 20
