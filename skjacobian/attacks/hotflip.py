@@ -155,7 +155,8 @@ class Moves:
 
     # Prices are at least this, in units of the budget: what is free or pays back comes first.
     LEAST_PRICE = 1e-6
-    # Whole numbers that can change by more than this are left to the gradient.
+    # Whole numbers that can change by more than this, where one radius is that of all samples,
+    # are left to the gradient.
     MOST_STEPS = 20
 
     def __init__(self, ball: Ball) -> None:
@@ -171,9 +172,11 @@ class Moves:
         for group in groups:
             in_group[group] = True
         self.is_free = self.scale > 0
-        # Where many steps fit into the radius, real numbers that are rounded do as well.
-        reach = torch.as_tensor(ball.eps, dtype=torch.float64).flatten().median() * self.scale
-        self.whole = whole & (in_group | (reach <= self.MOST_STEPS))
+        self.whole = whole
+        # Where many steps fit into the radius, real numbers that are rounded do as well. Samples
+        # with radii of their own must not decide for each other.
+        if not isinstance(ball.eps, Tensor):
+            self.whole = whole & (in_group | (ball.eps * self.scale <= self.MOST_STEPS))
         self.columns = (self.whole & ~in_group & self.is_free).nonzero().squeeze(1)
         self.groups = [group for group in groups if int(self.is_free[group].sum()) > 1]
 

@@ -223,14 +223,15 @@ def test_a_group_changes_although_one_of_its_categories_is_immutable(attack):
 
 
 @pytest.mark.parametrize("norm", POWER)
-def test_distances_do_not_depend_on_who_else_is_searched(norm):
+@pytest.mark.parametrize("scale", [None, [1.0, 1.0, 1.0, 9.0, 9.0, 9.0]])
+def test_distances_do_not_depend_on_who_else_is_searched(norm, scale):
     rng = np.random.default_rng(0)
     torch.manual_seed(0)
     net = MLP(6, 3, hidden_units=(16,)).double()
     X = torch.from_numpy(rng.integers(0, LEVELS, (40, 6)).astype(float))
     y = net(X).argmax(1)
     constraints = FeatureConstraints(integer=list(range(6)))
-    attack = FMN(norm=norm, bounds=(0, 5), constraints=constraints)
+    attack = FMN(norm=norm, bounds=(0, 5), feature_scale=scale, constraints=constraints)
     whole = attack.distances(net, X, y, generator=seeded())
     parts = [
         attack.distances(net, X[i : i + 5], y[i : i + 5], generator=seeded())
