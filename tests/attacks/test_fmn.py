@@ -2,10 +2,11 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import linprog
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_digits, make_moons
 from sklearn.naive_bayes import GaussianNB
+from sklearn.svm import SVC
 
-from skjacobian.attacks import FMN, PGD
+from skjacobian.attacks import FMN, PGD, fmn
 from skjacobian.attacks.fmn import _ascend
 from skjacobian.differentiable import as_torch
 from skjacobian.geometry import Ball
@@ -156,6 +157,30 @@ def test_in_the_plane_it_comes_near_what_a_grid_finds(norm):
     assert (found[near] <= true[near] + 0.005).double().mean() >= 0.85
 
 
+@pytest.mark.parametrize("norm", NORMS)
+def test_random_points_find_the_pockets_that_gradients_lead_past(norm, monkeypatch):
+    # SVC() decides by its intercept where all kernels vanish; there no gradient leads back.
+    X, y = make_moons(400, noise=0.3, random_state=0)
+    svc = SVC(gamma=1).fit(X[:300], y[:300])
+    X, y = torch.from_numpy(X[300:360]), svc.predict(X[300:360])
+    steps = np.linspace(-1.5, 1.5, 101)
+    grid = np.stack(np.meshgrid(steps, steps), -1).reshape(-1, 2)
+    length = np.linalg.norm(grid, {"linf": np.inf, "l2": 2, "l1": 1}[norm], axis=1)
+    fooled = svc.predict((X.numpy()[:, None] + grid).reshape(-1, 2)).reshape(len(X), -1)
+    true = np.where(fooled != y[:, None], length, np.inf).min(1)
+    within = true < 1.5
+    assert within.mean() > 0.8
+
+    def too_far():
+        found = FMN(norm=norm).distances(as_torch(svc), X, torch.from_numpy(y), generator=seeded())
+        assert (found.numpy() >= true - 0.061).all()  # two cells of the grid
+        return (found.numpy()[within] > 1.1 * true[within] + 0.03).mean()
+
+    with_them = too_far()
+    monkeypatch.setattr(fmn, "FEW_FEATURES", 0)
+    assert with_them < too_far() / 2
+
+
 @pytest.mark.parametrize("factor", [1e-3, 1e3])
 @pytest.mark.parametrize("norm", NORMS)
 def test_rescaling_the_logits_changes_nothing(norm, factor):
@@ -182,8 +207,8 @@ def test_misclassified_samples_are_at_distance_0(norm):
 def test_what_is_found_fools_the_model_at_the_distance_that_is_told(norm):
     model = Linear(4, torch.float32)
     attack = FMN(norm=norm, bounds=(0, 1))
-    X_adv = attack(model, model.X, model.y)
-    distances = attack.distances(model, model.X, model.y)
+    X_adv = attack(model, model.X, model.y, generator=seeded())
+    distances = attack.distances(model, model.X, model.y, generator=seeded())
     assert torch.equal(distances.isfinite(), model(X_adv).argmax(1) != model.y)
     order = {"linf": torch.inf, "l2": 2, "l1": 1}[norm]
     length = torch.linalg.vector_norm((X_adv.double() - model.X.double()), order, dim=1)
@@ -201,7 +226,8 @@ def test_nothing_beyond_the_largest_radius_is_found(norm):
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_more_restarts_are_never_worse(norm):
+def test_more_restarts_are_never_worse(norm, monkeypatch):
+    monkeypatch.setattr(fmn, "FEW_FEATURES", 0)  # without points at random
     net, X, y = plane_net(1)
     previous = torch.full((len(X),), torch.inf, dtype=torch.float64)
     for n_restarts in (1, 2, 4):
@@ -212,7 +238,8 @@ def test_more_restarts_are_never_worse(norm):
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_the_second_search_begins_opposite_of_where_the_first_ended(norm):
+def test_the_second_search_begins_opposite_of_where_the_first_ended(norm, monkeypatch):
+    monkeypatch.setattr(fmn, "FEW_FEATURES", 0)  # without points at random
     model, asked = Linear(), []
 
     def spy(X):
