@@ -13,11 +13,12 @@ from torch.func import functional_call
 
 from skjacobian._validation import check_non_negative, check_option
 from skjacobian.geometry import vector_norm
-from skjacobian.jacobian._stack import is_plain_sequence, pair, pools_disjointly
+from skjacobian.jacobian._stack import is_changed, is_plain_sequence, pair, pools_disjointly
 from skjacobian.losses import margin
 from skjacobian.model_modes import frozen
 
-LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+LINEAR = (nn.Linear, *CONVOLUTIONS)
 
 # Layers that change no norm and no distance by more than the factor 1, and keep 0: what the
 # bounds ask of the nonlinearities. Softplus, GELU and SiLU are not among them.
@@ -206,6 +207,8 @@ class LinearMap:
         """Return σ_max(A): exact for a dense layer, by Lanczos on the map of a convolution."""
         if isinstance(self.layer, nn.Linear):
             return float(torch.linalg.matrix_norm(self.layer.weight.detach().double(), 2))
+        if not bool(self.layer.weight.any()):
+            return 0.0
         operator = self._operator()
         if min(operator.shape) < 3:
             return float(np.linalg.norm(operator @ np.eye(operator.shape[1]), 2))
@@ -269,14 +272,24 @@ def _layers(network: nn.Module) -> Iterator[nn.Module]:
         for part in network:
             yield from _layers(part)
         return
-    known = isinstance(network, (*LINEAR, *LIPSCHITZ_ONE))
-    known |= isinstance(network, nn.MaxPool2d) and pools_disjointly(network)
-    known |= isinstance(network, nn.LeakyReLU) and abs(network.negative_slope) <= 1
-    known |= isinstance(network, nn.ELU) and 0 <= network.alpha <= 1
-    if not known:
+    if is_changed(network) or not _is_bounded(network):
         raise TypeError(
-            f"Got a layer {network!r}, but expected linear, convolution, activation layers that "
-            "are 1-Lipschitz and keep 0, and max pooling without overlap: the bounds hold for "
-            "those."
+            f"Got a layer {network!r}, but expected linear layers, convolutions padded with zeros, "
+            "activation layers that are 1-Lipschitz and keep 0, and max pooling without overlap, "
+            "without hooks and parametrizations: the bounds hold for those."
         )
     yield network
+
+
+def _is_bounded(layer: Any) -> bool:
+    """Tell whether the bounds hold for a layer, by its type, not a subclass, and settings."""
+    kind = type(layer)
+    if kind in CONVOLUTIONS:
+        return bool(layer.padding_mode == "zeros")
+    if kind is nn.MaxPool2d:
+        return pools_disjointly(layer)
+    if kind is nn.LeakyReLU:
+        return bool(abs(layer.negative_slope) <= 1)
+    if kind is nn.ELU:
+        return bool(0 <= layer.alpha <= 1)
+    return kind is nn.Linear or kind in LIPSCHITZ_ONE

@@ -27,9 +27,10 @@ from skjacobian.threat_model import fit_feature_scale
 class JacobianRegularizedClassifier(RobustClassifier):
     """Neural network trained with a penalty on the Jacobian of its logits.
 
-    Minimizes the mean of ℓ(x) + λ‖J(x)‖, J = ∂logits/∂x. To first order this bounds the
-    adversarial loss from above: the l2 norm that under l2 attack, the l1 norm that under
-    linf attack (following Wu & Li, arXiv 2412.12449). It is a surrogate, not a
+    Minimizes the mean of ℓ(x) + λ‖J(x)‖, J = ∂logits/∂x: a surrogate of the adversarial loss,
+    with the l2 norm of that under l2 attack, with the l1 norm of that under linf attack
+    (following Wu & Li, arXiv 2412.12449). To first order, and for a λ in proportion to the
+    radius, it is an upper bound (`skjacobian.theory`); λ as it trains well is smaller. It is no
     certificate: measure the result with `RobustScorer`.
 
     Parameters

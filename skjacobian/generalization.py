@@ -21,8 +21,9 @@ class Gap(NamedTuple):
     gap : float
         `train` minus `test`.
     low, high : float
-        Confidence interval of the gap for the choice of the samples, given the fitted model;
-        nan where the score is no share of samples.
+        Confidence interval of the gap for the choice of the samples, as if those of both
+        scores were drawn: right for small random parts of the data, too wide where the training
+        score is that of all samples trained on. nan where the score is no share of samples.
     """
 
     train: float

@@ -82,16 +82,20 @@ def squared_frobenius(
     """Return (ε/√2)(τ + ‖J‖_F²/τ) >= ε√2‖J‖_F; its slope in ‖J‖_F² is the λ = ε/(√2τ) of "l2".
 
     Proof: 2τ‖J‖_F <= τ² + ‖J‖_F², with equality at τ = ‖J‖_F. With one τ for all samples the
-    mean is smallest at τ² = mean ‖J‖_F² (`optimal_tau`), which None takes.
+    mean is smallest at τ² = Σ ε‖J‖_F² / Σ ε (`optimal_tau`), which None takes.
     """
     squares = jacobian_norm(predict_logits, X, y, norm="l2")
-    tau = optimal_tau(squares) if tau is None else tau
+    tau = optimal_tau(squares, eps) if tau is None else tau
     return eps / SQRT2 * (tau + squares / tau)
 
 
-def optimal_tau(squares: Tensor) -> float:
-    """Return the τ that minimizes mean (τ + ‖J‖_F²/τ), √(mean ‖J‖_F²), for squares ‖J‖_F²."""
-    return max(float(squares.mean().sqrt()), torch.finfo(squares.dtype).tiny)
+def optimal_tau(squares: Tensor, eps: Any = 1.0) -> float:
+    """Return the τ that minimizes mean ε(τ + ‖J‖_F²/τ), √(Σ ε‖J‖_F² / Σ ε), for squares ‖J‖_F²."""
+    share = torch.as_tensor(eps, dtype=squares.dtype, device=squares.device).expand_as(squares)
+    if not bool(share.any()):  # nothing moves, and any τ will do
+        share = torch.ones_like(squares)
+    best = ((share @ squares) / share.sum()).sqrt()
+    return max(float(best), torch.finfo(squares.dtype).tiny)
 
 
 def weighted_cross_lipschitz(

@@ -135,7 +135,12 @@ def test_a_network_is_left_as_it_was():
 
 
 @pytest.mark.parametrize(
-    "layer", [nn.BatchNorm1d(4), nn.GELU(), nn.ELU(2.0), nn.MaxPool2d(3, stride=1)]
+    "layer",
+    [
+        *(nn.BatchNorm1d(4), nn.GELU(), nn.ELU(2.0), nn.MaxPool2d(3, stride=1)),
+        nn.Conv1d(4, 4, 3, padding=1, padding_mode="reflect"),
+        nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)),
+    ],
 )
 def test_a_layer_that_the_bounds_do_not_cover_is_named(layer):
     with pytest.raises(TypeError, match=f"Got a layer {type(layer).__name__}"):
@@ -156,6 +161,12 @@ def test_the_linear_bound_is_above_the_complexity_itself(seed, norm):
     worst = y * (w @ X.T) - shrink[:, None]  # the smallest margin under attack, by w
     complexity = (sigma @ worst.T / 20).max(1).mean()
     assert complexity <= bound
+
+
+def test_a_convolution_of_zeros_has_norm_0():
+    layer = nn.Conv2d(2, 3, 3)
+    nn.init.zeros_(layer.weight)
+    assert network_norms(nn.Sequential(layer), torch.ones(1, 2, 6, 6))["spectral_product"] == 0.0
 
 
 def test_a_sequence_with_a_forward_of_its_own_is_not_bounded():

@@ -164,6 +164,9 @@ def test_every_number_found_by_the_study_is_in_a_report():
         for kept in KEPT
         for number in re.findall(r"\d+\.\d+", (kept / "report.md").read_text())
     }
+    spread = r"\d\.\d+ ± \d\.\d+"
+    reports = " ".join((kept / "report.md").read_text() for kept in KEPT)
+    assert set(re.findall(spread, " ".join(found.split()))) <= set(re.findall(spread, reports))
     radii_and_strengths = {"0.1", "1.5"}
     assert len(numbers) > 20
     assert numbers <= reported | radii_and_strengths

@@ -143,6 +143,28 @@ def test_the_squared_form_is_tight_at_the_optimal_tau():
     assert means[0] == pytest.approx(float(squared_frobenius(network, X, y, 0.3).mean()))
 
 
+def test_the_optimal_tau_weighs_by_the_radius_of_each_sample():
+    network, X, y = random_problem(1, 3, 4, 1.0)
+    eps = torch.linspace(0, 2, len(X), dtype=X.dtype) ** 2
+    best = optimal_tau(jacobian_norm(network, X, y, norm="l2"), eps)
+    means = [
+        float(squared_frobenius(network, X, y, eps, tau=factor * best).mean())
+        for factor in (1.0, 0.5, 0.9, 1.1, 2.0)
+    ]
+    assert means[0] == min(means)
+    assert means[0] == pytest.approx(float(squared_frobenius(network, X, y, eps).mean()))
+    assert float(squared_frobenius(network, X, y, 0 * eps).sum()) == 0.0
+
+
+def test_where_a_float32_network_is_sure_the_chain_still_holds():
+    W, sure = torch.tensor([[1.0, 0.0], [0.0, 0.0]]), torch.tensor([17.0, 0.0])
+    X, y = torch.zeros(1, 2), torch.tensor([0])
+    terms = surrogate_terms(lambda X: X @ W.T + sure, X, y, norm="linf", eps=1.0)
+    wrong = 1 / (1 + math.exp(17))
+    assert float(terms["first_order"]) == pytest.approx(wrong, rel=1e-6)
+    assert float(terms["weighted_cross_lipschitz"]) == pytest.approx(wrong, rel=1e-6)
+
+
 def test_the_wrong_probability_is_exact_where_it_is_tiny():
     logits = torch.tensor([[60.0, 0.0, 0.0]], dtype=torch.float64)
     wrong = wrong_probability(lambda X: logits, torch.zeros(1, 1), torch.tensor([0]))

@@ -85,7 +85,7 @@ def chain_of(model: object) -> list[nn.Module] | None:
 
 def _append_layers(model: object, layers: list[nn.Module]) -> bool:
     """Append the layers of a model; tell whether all of them are known."""
-    if not isinstance(model, nn.Module) or _is_changed(model):
+    if not isinstance(model, nn.Module) or is_changed(model):
         return False
     if is_plain_sequence(model):
         return all(_append_layers(child, layers) for child in model._modules.values())
@@ -105,7 +105,7 @@ def pools_disjointly(layer: Any) -> bool:
     return plain and pair(getattr(layer, "dilation", 1)) == (1, 1)
 
 
-def _is_changed(module: nn.Module) -> bool:
+def is_changed(module: nn.Module) -> bool:
     """Tell whether an instance does more than its class: by hooks, or a `forward` of its own."""
     return bool(
         "forward" in module.__dict__
@@ -306,8 +306,8 @@ def _max_pooling(record: Record, pick: Pick, before: Record | None = None) -> Ma
     slopes = torch.stack([offset == place for place in places], 1).to(record.output.dtype)
     if before is not None:
         at_maximum = before._replace(
-            input=before.input.flatten(2)
-            .gather(2, record.note.flatten(2))
+            input=before.input.flatten(-2)
+            .gather(-1, record.note.flatten(-2))
             .reshape(record.note.shape),
             output=record.output,
         )

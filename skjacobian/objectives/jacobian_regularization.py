@@ -25,9 +25,11 @@ from skjacobian.objectives._base import Objective, ObjectiveValue
 class JacobianRegularization(Objective):
     """Cross-entropy plus λ times a norm of the Jacobian of the logits.
 
-    ℓ(x) + λ‖J(x)‖: to first order an upper bound on the adversarial loss, the l2 norm
-    under l2 attack and the l1 norm under linf attack (following Wu & Li, arXiv
-    2412.12449; λ is a free parameter, not the radius of the attack).
+    ℓ(x) + λ‖J(x)‖, following Wu & Li (arXiv 2412.12449). To first order that is an upper
+    bound on the adversarial loss at radius ε under linf for λ >= ε ("l1", "cross_lipschitz") or
+    √2ε ("l21"), and under l2 for λ >= √2ε ("spectral") or, up to the constant ετ/√2, for
+    λ = ε/(√2τ) with any τ > 0 ("l2"); see `skjacobian.theory`. A smaller λ, as trains well, makes
+    it a surrogate, not a bound.
 
     The penalty is a mean over the batch, and for "l1" and "l2" a sum over classes, so its
     value on a random part of the samples and classes, scaled up, is unbiased for the norm
@@ -53,7 +55,7 @@ class JacobianRegularization(Objective):
     interpolation : float, default=0.0
         The norm is taken at x + u·(x' - x), x' another sample of the batch and u uniform
         between 0 and this, at most 0.5: of the labels of both that of x is the nearer. 0 takes
-        it at the samples.
+        it at the samples. These points draw dropout masks of their own.
     engine : {"auto", "closed_form", "batched", "loop"}, default="auto"
         See `skjacobian.jacobian.jacobian_norm`.
 
@@ -162,8 +164,10 @@ def interpolated(
     >>> bool(((points - X).abs() <= 0.5 * 2).all())
     True
     """
+    own = torch.arange(len(X)) if index is None else index.cpu()
     start = X if index is None else X[index]
     partner = torch.randperm(len(X), generator=generator)[: len(start)]
+    partner = torch.where(partner == own, (partner + 1) % len(X), partner)
     share = largest * torch.rand(len(start), generator=generator, dtype=X.dtype)
     return torch.lerp(start, X[partner.to(X.device)], rows(share.to(X.device), X))
 

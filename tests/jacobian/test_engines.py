@@ -195,6 +195,7 @@ NETS = {
         IMAGE, nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3, affine=False, eps=0.1)
     ),
     # pooling
+    "max pooling without channels": of_shape((6, 4), nn.ReLU(), nn.MaxPool2d(2)),
     "max pooling": of_shape((2, 6, 4), nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
     "max pooling that leaves a rest": of_shape(
         (2, 7, 5), nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)

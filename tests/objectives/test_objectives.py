@@ -745,6 +745,16 @@ def test_interpolated_points_lie_on_the_way_to_others_of_the_batch(index, shape,
         assert (missed.masked_fill(~allowed, torch.inf).amin(1) < 1e-9).all()
 
 
+@pytest.mark.parametrize("index", [None, torch.tensor([1, 0])])
+def test_the_other_sample_is_another(index):
+    X = torch.tensor([[0.0], [1.0]])
+    for seed in range(20):
+        points = interpolated(X, index, 0.5, seeded(seed))
+        assert (points != (X if index is None else X[index])).all()
+    alone = X[:1]
+    assert torch.equal(interpolated(alone, None, 0.5, seeded()), alone)
+
+
 @pytest.mark.parametrize("part", [None, 4])
 @pytest.mark.parametrize("kind", ["mlp", "cnn", "batch norm"])
 @pytest.mark.parametrize("norm", JACOBIAN_NORMS)
