@@ -245,7 +245,7 @@ class RobustClassifier(ClassifierMixin, NetOwner):
             self._init_net(preprocessor, values, seed)
         samples = self._samples(values, y, weight, rows)
         objective = self._make_objective(samples.X)
-        scores = self._validation_callbacks(X, y, sample_weight, held_out)
+        scores = self._validation_callbacks(X, y, weight, held_out)
         n_before = len(self.net_.history)
         train(
             self.net_,
@@ -338,10 +338,13 @@ class RobustClassifier(ClassifierMixin, NetOwner):
     ) -> Samples:
         target = np.searchsorted(self.classes_, y[rows])
         weight = None if weight is None else weight[rows]
+        weight = apply_class_weight(self.class_weight, self.classes_, target, weight)
+        if weight is not None and not weight.all():
+            rows, target, weight = (values[weight > 0] for values in (rows, target, weight))
         return make_samples(
             X if len(rows) == len(X) else X[rows],
             target,
-            apply_class_weight(self.class_weight, self.classes_, target, weight),
+            weight,
             dtype=self._torch_dtype,
             device=self.net_.device,
         )
@@ -360,13 +363,13 @@ class RobustClassifier(ClassifierMixin, NetOwner):
         return int(unwrap_scalar(self.batch_size))
 
     def _validation_callbacks(
-        self, X: Any, y: np.ndarray, sample_weight: Any, rows: np.ndarray
+        self, X: Any, y: np.ndarray, weight: np.ndarray | None, rows: np.ndarray
     ) -> list[tuple[str, Any]]:
         """Return the callbacks that score the held-out rows and stop early."""
         if len(rows) == 0:
             return []
         X, y = _safe_indexing(X, rows), y[rows]
-        weight = None if sample_weight is None else np.asarray(sample_weight)[rows]
+        weight = None if weight is None else weight[rows]
         scorer = None if self.scoring is None else check_scoring(self, self.scoring)
         accepts_weight = getattr(scorer, "_accept_sample_weight", lambda: False)()
         weighted = {"sample_weight": weight} if weight is not None and accepts_weight else {}

@@ -382,10 +382,15 @@ def train(
     net.train_split = None if validation is None else predefined_split(validation)
     for group in net.optimizer_.param_groups:
         group["lr"] = group.get(OWN_LR, lr)
+    n_batches = len(net.get_iterator(samples, training=True))
+    if n_batches == 0:
+        expected = (
+            f"at most {len(samples)}, the number of samples, where drop_last leaves out the rest"
+        )
+        reject("batch_size", batch_size, expected)
     schedule: list[tuple[str, Callback]] = []
     if lr_schedule == "cosine":
-        n_steps = epochs * len(net.get_iterator(samples, training=True))
-        schedule = [("lr_schedule", CosineSchedule(lr, n_steps))]
+        schedule = [("lr_schedule", CosineSchedule(lr, epochs * n_batches))]
     if not all(map(_is_callback, callbacks)):
         expected = "a sequence of skorch callbacks, or of pairs (name, callback)"
         reject("callbacks", callbacks, expected)

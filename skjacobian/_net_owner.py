@@ -178,8 +178,9 @@ def _to_numpy(value: Any) -> Any:
 
 
 def _to_torch(value: Any) -> Any:
+    # Copied: the arrays may be a file's, which must be neither written nor unmapped in between.
     return _map_leaves(
-        lambda leaf: torch.as_tensor(leaf) if isinstance(leaf, np.ndarray) else leaf, value
+        lambda leaf: torch.tensor(leaf) if isinstance(leaf, np.ndarray) else leaf, value
     )
 
 

@@ -147,8 +147,16 @@ def _type_of(series: Any, values: np.ndarray) -> Any:
     if dtype.kind == "f" and isinstance(dtype, np.dtype):
         kept = np.array_equal(values.astype(dtype), values, equal_nan=True)
         return dtype if kept else values.dtype
-    if dtype.kind in "iu" and isinstance(dtype, np.dtype):
-        limits = np.iinfo(dtype)
-        kept = limits.min <= values.min(initial=0) and values.max(initial=0) <= limits.max
-        return dtype if kept else np.dtype(np.int64)
+    if dtype.kind in "iu":
+        limits = np.iinfo(getattr(dtype, "numpy_dtype", dtype))
+        known = values[~np.isnan(values)]
+        kept = limits.min <= known.min(initial=0) and known.max(initial=0) <= limits.max
+        return dtype if kept else _widest_integer(dtype)
     return dtype
+
+
+def _widest_integer(dtype: Any) -> Any:
+    """Return the type of 64 bits with a sign that numpy, pandas or Arrow has for a narrower one."""
+    if isinstance(dtype, np.dtype):
+        return np.dtype(np.int64)
+    return "int64[pyarrow]" if hasattr(dtype, "pyarrow_dtype") else "Int64"

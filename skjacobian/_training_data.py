@@ -37,6 +37,9 @@ def apply_class_weight(
         )
     else:  # a dict is about all classes
         factors = compute_class_weight(class_weight, classes=classes, y=classes)
+        if not (np.isfinite(factors) & (factors >= 0)).all() or not factors[target].any():
+            expected = "non-negative finite numbers, not 0 for all classes of the samples"
+            reject("class_weight", class_weight, expected)
     return factors[target] if weight is None else factors[target] * weight
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from sklearn.base import clone
 from sklearn.utils import assert_all_finite, check_consistent_length, check_random_state
-from sklearn.utils.validation import check_is_fitted, column_or_1d
+from sklearn.utils.validation import _check_n_features, check_is_fitted, column_or_1d
 from torch import Tensor, nn
 
 from skjacobian._attacked_columns import AttackedColumns, in_the_order_of_fit
@@ -102,6 +102,7 @@ class UnderAttack:
         given, X = X, in_the_order_of_fit(estimator, X)
         self.estimator, self.X, self.verbose = estimator, X, verbose
         self.table = Table(X)
+        _check_n_features(estimator, X, reset=False)
         self.X_tensor = self.table.tensor
         self.view, self.black_box_method = _view(estimator, self.table, needs)
         _check_has(estimator, "classes_")

@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+from sklearn.utils import check_consistent_length
 from sklearn.utils.validation import _check_sample_weight
 
 from skjacobian._under_attack import UnderAttack, warn_of_disagreement
@@ -203,9 +204,11 @@ random_state, verbose
     >>> bool((robust_accuracy[1:] <= robust_accuracy[:-1]).all())
     True
     """
+    if np.ndim(sample_weight):
+        check_consistent_length(X, sample_weight)
     largest = np.inf
     if eps is not None:
-        eps = _check_radii(eps)
+        eps = check_radii(eps)
         # A search that may wander far beyond loses its way; at the radius itself it needs room.
         largest = 2 * eps[-1] or np.inf
     distances = adversarial_distances(
@@ -253,7 +256,7 @@ def curve_of_distances(
     """
     distances = _check_distances(distances)
     finite = distances[np.isfinite(distances)]
-    eps = np.unique([0.0, *finite]) if eps is None else _check_radii(eps)
+    eps = np.unique([0.0, *finite]) if eps is None else check_radii(eps)
     weight = _check_sample_weight(sample_weight, distances, dtype=float)
     order = np.argsort(distances)
     # What the samples up to each place weigh; with no weights these are counts, so exact.
@@ -274,7 +277,7 @@ def _check_distances(distances: Any) -> np.ndarray:
     return array
 
 
-def _check_radii(eps: Any) -> np.ndarray:
+def check_radii(eps: Any) -> np.ndarray:
     """Return radii as an array in rising order."""
     expected = "non-negative finite numbers, at least one"
     try:

@@ -11,7 +11,7 @@ from sklearn.utils._optional_dependencies import check_matplotlib_support
 from skjacobian._table import Table
 from skjacobian._validation import check_option, reject
 from skjacobian.constraints import FeatureConstraints
-from skjacobian.curve import adversarial_distances, curve_of_distances
+from skjacobian.curve import adversarial_distances, check_radii, curve_of_distances
 from skjacobian.geometry import BALL_NORMS
 from skjacobian.intervals import wilson_interval
 from skjacobian.threat_model import fit_feature_scale
@@ -115,6 +115,7 @@ class RobustnessCurveDisplay:
         """
         check_matplotlib_support(f"{cls.__name__}.from_estimator")
         _check_search_params(search_params)
+        _check_plot_params(1, eps, name, confidence, curve_kwargs)
         distances = adversarial_distances(
             estimator,
             X,
@@ -222,6 +223,7 @@ class RobustnessCurveDisplay:
         check_matplotlib_support(f"{cls.__name__}.from_cv_results")
         _check_search_params(search_params)
         _check_cv_results(cv_results, X, y)
+        _check_plot_params(len(cv_results["estimator"]), eps, name, confidence, curve_kwargs)
         scale = fit_feature_scale(feature_scale, Table(X).tensor)
         curves = []
         for estimator, test in zip(
@@ -357,10 +359,26 @@ def _styles(n_curves: int, name: Any, curve_kwargs: Any) -> list[dict[str, Any]]
     from matplotlib.cbook import normalize_kwargs
     from matplotlib.lines import Line2D
 
+    try:
+        styles = [normalize_kwargs(style, Line2D) for style in given]
+        for style in styles:
+            Line2D([], [], **style)
+    except (AttributeError, TypeError, ValueError) as error:
+        reject("curve_kwargs", curve_kwargs, f"keywords of a line of matplotlib ({error})")
     return [
-        {**default, "label": label, **normalize_kwargs(style, Line2D)}
-        for label, style in zip(names, given, strict=True)
+        {**default, "label": label, **style} for label, style in zip(names, styles, strict=True)
     ]
+
+
+def _check_plot_params(
+    n_curves: int, eps: Any, name: Any, confidence: float | None, curve_kwargs: Any
+) -> None:
+    """Raise for what the plot would reject, before the search."""
+    if eps is not None:
+        check_radii(eps)
+    if confidence is not None:
+        wilson_interval(0, 1, confidence)
+    _styles(n_curves, name, curve_kwargs)
 
 
 def _check_search_params(params: dict[str, Any]) -> None:

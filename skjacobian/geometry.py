@@ -354,9 +354,10 @@ class Ball:
 
         argmax {gᵀd : ‖d / scale‖ <= 1}: sign(g) for linf, g / ‖g‖₂ for l2, the sign of the
         largest |g_j| alone for l1, in scaled coordinates. A zero gradient gives a zero step.
+        For linf the columns of a category point at the best one: it can be one alone.
         """
         if self.norm == "linf":
-            step = gradient.sign()
+            step = self._signs(gradient.clone())
             return step if self.scale is None else step * self.scale
         if self.norm == "l1":
             scaled = gradient if self.scale is None else gradient * self.scale
@@ -365,6 +366,20 @@ class Ball:
         if self.scale is None:
             return unit_rows(gradient)
         return self.scale * unit_rows(self.scale * gradient)
+
+    def _signs(self, gradient: Tensor) -> Tensor:
+        """Return sign(g), in the place of g; of a category 1 where g is largest, else -1."""
+        groups = () if self.rules is None else self.rules.groups
+        flat = gradient.flatten(1)
+        of_groups = [flat[:, group] for group in groups]
+        signs = gradient.sign_()
+        for group, g in zip(groups, of_groups, strict=True):
+            assert self.high is not None
+            reachable = self.high.flatten(1)[:, group] >= 1
+            best = g.where(reachable, -torch.inf).argmax(1, keepdim=True)
+            toward = torch.full_like(g, -1.0).scatter_(1, best, 1.0)
+            signs.flatten(1)[:, group] = toward * (g != 0).any(1, keepdim=True)
+        return signs
 
     def dual_length(self, gradient: Tensor) -> Tensor:
         """Return max {gᵀd : ‖d / scale‖ <= 1} of each row, shape (n_samples,)."""
@@ -440,7 +455,8 @@ class Ball:
             the features, those with the largest slope that can still move.
         """
         if self.norm == "linf":
-            d = gradient.sign_() if self.scale is None else gradient.sign_().mul_(self.scale)
+            d = self._signs(gradient)
+            d = d if self.scale is None else d.mul_(self.scale)
             return torch.clamp(d.mul_(step_size).add_(X_adv), self.low, self.high, out=d)
         if self.norm == "l2":
             return self.project(X_adv + step_size * self.steepest(gradient))

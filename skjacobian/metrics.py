@@ -74,7 +74,8 @@ class RobustScorer(BaseEstimator):
         Over what the accuracy is taken: all samples; the class where it is lowest; the
         worst 30 % of the classes, rounded up; or minus the difference between the best class
         and the worst, so that more is better here too. Robust models are often unfair to
-        hard and rare classes.
+        hard and rare classes. The difference is no bound, is also 0 for a classifier that is
+        right about nothing, so look at it beside another, and is NaN for a single class.
     batch_size : int or "auto", default="auto"
         Samples attacked at once. "auto" fits them to the caches of the CPU, or to the card.
         It does not change the result beyond rounding.
@@ -339,7 +340,7 @@ def average_accuracy(right: np.ndarray, y: np.ndarray, weight: Any, average: str
     if average == "worst_class":
         return float(accuracies[0])
     if average == "disparity":
-        return float(accuracies[0] - accuracies[-1])
+        return float(accuracies[0] - accuracies[-1]) if len(accuracies) > 1 else float("nan")
     n_worst = int(np.ceil(0.3 * len(accuracies)))
     return float(accuracies[:n_worst].mean())
 

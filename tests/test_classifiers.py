@@ -5,6 +5,7 @@ import sys
 import textwrap
 import threading
 
+import joblib
 import numpy as np
 import pandas as pd
 import pytest
@@ -399,6 +400,46 @@ def test_a_pickled_half_trained_model_goes_on_bit_identically(module, lr_schedul
         row["train_loss"] for row in second.history_
     ]
     assert len(second.history_) == 4
+
+
+@pytest.mark.parametrize("mmap_mode", ["r", "r+"])
+def test_training_on_with_a_memory_mapped_model_leaves_the_file_alone(mmap_mode, iris, tmp_path):
+    model = JacobianRegularizedClassifier(**SMALL).fit(*iris)
+    file = tmp_path / "model.joblib"
+    joblib.dump(model, file)
+    saved = file.read_bytes()
+    trained = joblib.load(file, mmap_mode=mmap_mode).partial_fit(*iris)
+    assert file.read_bytes() == saved
+    expected = model.partial_fit(*iris).predict_proba(iris[0])
+    np.testing.assert_array_equal(trained.predict_proba(iris[0]), expected)
+
+
+def test_a_class_of_weight_0_is_left_out(iris):
+    X, y = iris
+    weighted = JacobianRegularizedClassifier(**SMALL, class_weight={0: 0, 1: 1, 2: 1}, batch_size=8)
+    weighted.fit(X, y)
+    assert weighted.score(X[y != 0], y[y != 0]) > 0.5
+    assert np.isfinite(weighted.predict_proba(X)).all()
+
+
+@pytest.mark.parametrize(
+    "weights", [{0: -1, 1: 1, 2: 1}, {0: np.nan, 1: 1, 2: 1}, {0: 0, 1: 0, 2: 0}]
+)
+def test_bad_class_weights_are_named(weights, iris):
+    with pytest.raises(ValueError, match=r"Got class_weight=.* but expected non-negative finite"):
+        JacobianRegularizedClassifier(**SMALL, class_weight=weights).fit(*iris)
+
+
+def test_no_batch_at_all_is_an_error(iris):
+    model = JacobianRegularizedClassifier(**SMALL, batch_size=200, iterator_train__drop_last=True)
+    with pytest.raises(ValueError, match="Got batch_size=200, but expected at most 150"):
+        model.fit(*iris)
+
+
+def test_one_number_as_weight_goes_with_early_stopping(iris):
+    model = JacobianRegularizedClassifier(**SMALL, early_stopping=True)
+    whole, none = model.fit(*iris, sample_weight=2.0).history_, clone(model).fit(*iris).history_
+    assert [row["valid_accuracy"] for row in whole] == [row["valid_accuracy"] for row in none]
 
 
 @pytest.mark.parametrize("Classifier", CLASSIFIERS)
@@ -838,7 +879,7 @@ def test_parts_must_agree_on_the_classes_and_do_not_balance_them(iris):
     model.partial_fit(X, y, classes=[2, 1, 0])
     with pytest.raises(ValueError, match=r"Got classes=.*, but expected those of the first call"):
         model.partial_fit(X, y, classes=["a", "b"])
-    with pytest.raises(ValueError, match="Got class_weight='balanced', but partial_fit expected"):
+    with pytest.raises(ValueError, match=r"Got class_weight='balanced', but partial_fit expected"):
         model.set_params(class_weight="balanced").partial_fit(X, y)
 
 

@@ -311,6 +311,25 @@ def test_a_parameter_of_lines_is_not_one_of_the_search(model, iris):
         RobustnessCurveDisplay.from_estimator(model, *iris, color="r")
 
 
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"confidence": 95}, "Got confidence=95, but expected"),
+        ({"eps": [-1.0]}, r"Got eps=\[-1.0\], but expected"),
+        ({"curve_kwargs": {"colour": "r"}}, "Got curve_kwargs={'colour': 'r'}, but expected"),
+        ({"curve_kwargs": [{}, {}]}, r"Got curve_kwargs=\[{}, {}\], but expected"),
+    ],
+)
+@pytest.mark.parametrize("method", ["from_estimator", "from_cv_results"])
+def test_what_a_plot_would_reject_is_rejected_before_the_search(
+    method, params, message, model, cv_results, iris, capsys
+):
+    source = model if method == "from_estimator" else cv_results
+    with pytest.raises(ValueError, match=message):
+        getattr(RobustnessCurveDisplay, method)(source, *iris, verbose=True, **params)
+    assert capsys.readouterr().out == ""
+
+
 def test_an_unknown_parameter_is_named(model, iris):
     with pytest.raises(TypeError, match="n_step"):
         RobustnessCurveDisplay.from_estimator(model, *iris, n_step=3)

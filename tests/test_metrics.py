@@ -341,7 +341,7 @@ def plain_average(standing, labels, weight, average):
     if average == "worst_class":
         return accuracies[0]
     if average == "disparity":
-        return accuracies[0] - accuracies[-1]
+        return np.nan if len(accuracies) == 1 else accuracies[0] - accuracies[-1]
     n_worst = -(-3 * len(accuracies) // 10)  # 30 %, rounded up
     return sum(accuracies[:n_worst]) / n_worst
 
@@ -367,7 +367,9 @@ def test_an_average_is_right_for_any_number_of_classes(average, n_classes):
     right = rng.random(len(labels)) < (labels + 1) / (n_classes + 1)
     weight = rng.uniform(size=len(labels))
     wanted = plain_average(right, labels, weight, average)
-    assert average_accuracy(right, labels, weight, average) == pytest.approx(wanted, abs=1e-12)
+    assert average_accuracy(right, labels, weight, average) == pytest.approx(
+        wanted, abs=1e-12, nan_ok=True
+    )
 
 
 @pytest.mark.parametrize("average", AVERAGES)
@@ -391,6 +393,11 @@ def test_the_averages_are_in_order(model):
     by_class = [(model.predict(X) == y)[y == k].mean() for k in range(3)]
     assert scores["worst_class"]["accuracy"] == pytest.approx(min(by_class))
     assert scores["disparity"]["accuracy"] == pytest.approx(min(by_class) - max(by_class))
+
+
+def test_of_a_single_class_there_is_no_disparity(model):
+    score = robust_accuracy_score(model, X[y == 1], y[y == 1], average="disparity", n_steps=2)
+    assert np.isnan(score)
 
 
 def test_a_search_may_choose_the_average(scorer):

@@ -99,9 +99,12 @@ def test_numbers_that_are_written_out_are_no_numbers():
     assert sorted(Table(pd.DataFrame({"a": [True, None]}, dtype=object)).categories) == [0]
 
 
-@pytest.mark.parametrize(("dtype", "wide"), [("uint8", "int64"), ("int8", "int64")])
+@pytest.mark.parametrize(
+    ("dtype", "wide"),
+    [("uint8", "int64"), ("int8", "int64"), ("UInt8", "Int64"), ("Int8", "Int64")],
+)
 def test_whole_numbers_that_a_narrow_type_cannot_hold_widen_it(dtype, wide):
-    table = Table(pd.DataFrame({"a": np.array([1, 100], dtype=dtype)}))
+    table = Table(pd.DataFrame({"a": pd.Series([1, 100], dtype=dtype)}))
     assert table.decode(np.array([[5.0], [6.0]])).dtypes["a"] == dtype
     assert table.decode(np.array([[-200.0], [6.0]])).dtypes["a"] == wide
 

@@ -351,3 +351,11 @@ def test_a_module_has_a_logit_for_each_class():
     X, y = load_iris(return_X_y=True)
     with pytest.raises(ValueError, match="Got a module of type Linear with 1 output, but expected"):
         RobustScorer()(nn.Linear(4, 1), X, y)
+
+
+@pytest.mark.parametrize("measure", [RobustScorer(), robustness_curve, evaluate_robustness])
+def test_a_wrong_number_of_features_is_said_as_scikit_learn_says_it(measure):
+    X, y = load_iris(return_X_y=True)
+    model = JacobianRegularizedClassifier(max_epochs=1, random_state=0).fit(X, y)
+    with pytest.raises(ValueError, match=r"X has 2 features, but .* is expecting 4 features"):
+        measure(model, X[:, :2], y)

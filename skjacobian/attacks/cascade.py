@@ -14,7 +14,7 @@ from skjacobian.attacks._base import Attack
 from skjacobian.attacks._found import Found, Stage
 from skjacobian.attacks._search import BudgetSpentError, Search
 from skjacobian.attacks.apgd import APGD
-from skjacobian.attacks.hotflip import HotFlip
+from skjacobian.attacks.hotflip import HotFlip, flips_pay
 from skjacobian.attacks.pgd import PGD
 from skjacobian.attacks.rays import RayS
 from skjacobian.attacks.square import Square
@@ -97,7 +97,7 @@ PLANS: dict[str, tuple[Plan, ...]] = {
 }
 
 
-# What follows on the first stage where categories or whole numbers share a budget.
+# What follows on the first stage over categories, and where whole numbers share a budget.
 FLIPS = Plan("HotFlip", HotFlip(), everyone)
 
 
@@ -123,7 +123,7 @@ class Cascade(Attack):
     1,000 queries.
 
     Samples that steps 3 and 4 leave out were hardly ever fooled by them (docs/benchmarks.md).
-    In l2 and l1 balls over whole numbers and categories, HotFlip follows on step 2. A model
+    Over categories, and in l2 and l1 balls over whole numbers, HotFlip follows on step 2. A model
     without gradients gets Square with 5,000 queries and RayS with 1,000, one that
     returns only decisions (rows of 0 and 1) RayS with 3,000, and a warning says so.
 
@@ -259,9 +259,8 @@ class Cascade(Attack):
 
     def _plans(self, search: Search, known: str) -> tuple[Plan, ...]:
         """Return the stages for what is known of the model and of the features."""
-        plans, rules = PLANS[known], search.all_balls.rules
-        share_a_budget = self.norm != "linf" and rules is not None and bool(rules.is_whole.any())
-        if not share_a_budget or not known.startswith("gradients"):
+        plans = PLANS[known]
+        if not flips_pay(search.all_balls) or not known.startswith("gradients"):
             return plans
         return (plans[0], FLIPS, *plans[1:])
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from skjacobian._validation import check_count, unwrap_scalar
 from skjacobian.attacks._base import Attack
 from skjacobian.attacks._search import Search
-from skjacobian.attacks.hotflip import HotFlip
+from skjacobian.attacks.hotflip import HotFlip, flips_pay
 from skjacobian.constraints import FeatureConstraints
 from skjacobian.geometry import Ball, rows, vector_norm
 from skjacobian.losses import soft_margin
@@ -58,7 +58,7 @@ class FMN(Attack):
       that fooled. Gradients lead past the pockets of kernel machines, and see nothing on their
       plateaus: without, a sixth to a third of the distances from two moons to the boundary of
       `SVC(gamma=1)` were a tenth too large or more, and with them 3 to 8 %.
-    - In l2 and l1 balls over whole numbers and categories HotFlip looks for closer points.
+    - Over categories, and in l2 and l1 balls over whole numbers, HotFlip looks for closer points.
     - α falls as 4r·(1 - step/n_steps)³, large enough at first to cross the ball. For l1 it
       is r·(1 - step/n_steps)², a step of conditional gradients (`Ball.ascend`): projected
       full gradients left the robust accuracy a point higher.
@@ -180,7 +180,7 @@ class FMN(Attack):
         if len(ball.free_features()) <= FEW_FEATURES and closest.probe(search, generator):
             self._descend(search, closest, 2, closest.X_adv[search.active])
         search.eligible = eligible
-        if self.norm != "linf" and ball.rules is not None and bool(ball.rules.is_whole.any()):
+        if flips_pay(ball):
             closest.flip(search, generator)
         closest.record(search)
 

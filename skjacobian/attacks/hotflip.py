@@ -139,7 +139,15 @@ def _keep(search: Search, X_adv: Tensor, found: Tensor) -> None:
 def _climb(rest: Ball, gradient: Tensor) -> Tensor:
     """Return the points of the sets that are best to first order."""
     radius = torch.as_tensor(rest.eps).flatten()
-    return rest.ascend(rest.X, gradient, rows(LONG_STEP * radius, gradient))
+    # A clone: what is overwritten here says which changes to make.
+    return rest.ascend(rest.X, gradient.clone(), rows(LONG_STEP * radius, gradient))
+
+
+def flips_pay(ball: Ball) -> bool:
+    """Tell whether whole numbers or categories depend on each other, or on a shared budget."""
+    if ball.rules is None:
+        return False
+    return bool(ball.rules.groups) or (ball.norm != "linf" and bool(ball.rules.is_whole.any()))
 
 
 class Moves:

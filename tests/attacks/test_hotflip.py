@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from skjacobian import FeatureConstraints
-from skjacobian.attacks import FMN, Cascade, HotFlip
+from skjacobian.attacks import APGD, FGSM, FMN, PGD, Cascade, HotFlip
 from skjacobian.modules import MLP
 
 POWER = {"l1": 1, "l2": 2}
@@ -130,6 +130,32 @@ def test_categories_of_a_linear_model_are_changed_as_well_as_can_be(attack, norm
         model, X, y, generator=seeded()
     )
     np.testing.assert_array_equal(~found.fooled.numpy(), robust)
+
+
+@pytest.mark.parametrize("attack", [PGD, FGSM, APGD, Cascade, HotFlip])
+@pytest.mark.parametrize("seed", range(3))
+def test_under_linf_each_category_becomes_the_worst_one(attack, seed):
+    rng = np.random.default_rng(seed)
+    groups = np.arange(40).reshape(8, 5)
+    codes = np.eye(5)[rng.integers(5, size=(60, 8))].reshape(60, 40)
+    X = np.hstack([codes, rng.normal(size=(60, 2))])
+    w = rng.normal(size=42)
+    clean = X @ w
+    worst = (X[:, 40:] @ w[40:]) + np.abs(w[40:]).sum() + w[groups].max(1).sum()
+    b = np.median(worst)
+    X, worst = X[clean < b], worst[clean < b]
+    armed = attack(norm="linf", eps=1.0, constraints=FeatureConstraints(one_hot=groups.tolist()))
+    y = torch.zeros(len(X), dtype=torch.long)
+    found = armed.search(Linear(w, b), torch.from_numpy(X), y, generator=seeded())
+    assert 0.2 < (worst > b).mean() < 0.9
+    np.testing.assert_array_equal(found.fooled.numpy(), worst > b)
+    if attack is PGD:
+        radii = FMN(norm="linf", constraints=armed.constraints).distances(
+            Linear(w, b), torch.from_numpy(X), y, generator=seeded()
+        )
+        a_hair = 1e-3 * np.abs(w[40:]).sum()  # by which FMN goes beyond the boundary
+        assert (worst[radii.numpy() <= 1.0] > b).all()
+        assert (worst[radii.numpy() > 1.001] < b + a_hair).all()
 
 
 @pytest.mark.parametrize("norm", POWER)
