@@ -128,9 +128,14 @@ class UnderAttack:
         return "torch view" if method is None else f"black box, {method}"
 
     @cached_property
+    def predicted(self) -> np.ndarray:
+        """The classes that `predict` gives the clean samples."""
+        return np.asarray(self.estimator.predict(self.X))
+
+    @property
     def right(self) -> np.ndarray:
         """Whether `predict` is right about the clean samples."""
-        return np.asarray(self.estimator.predict(self.X) == self.y)
+        return np.asarray(self.predicted == self.y)
 
     def arm(self, attack: Attack, **threat_model: Any) -> Attack:
         """Return an attack with a threat model, as users say it, that X obeys."""
@@ -160,15 +165,9 @@ class UnderAttack:
         if self.is_black_box:  # which is asked in the types of the columns
             X[:, self.table.integer] = X[:, self.table.integer].round()
         with frozen(self.view), torch.no_grad(), np.errstate(all="ignore"):
-            try:
-                output = self.view(X.to(self.device)).cpu()
-            # Of scikit-learn, which refuses to predict, or (CategoricalNB) does not look.
-            except (ValueError, OverflowError, IndexError):
-                if len(X) == 1:
-                    return torch.zeros(1, dtype=torch.bool)
-                halves = torch.split(X, -(-len(X) // 2))
-                return torch.cat([self._is_defined(half) for half in halves])
-        return ~(output.isnan() | (output == torch.inf)).any(1)
+            output = self.view(X.to(self.device)).cpu()
+        # One score that is infinite is a decision; of two none is the largest.
+        return ~output.isnan().any(1) & ((output == torch.inf).sum(1) <= 1)
 
     @cached_property
     def logits_view(self) -> TensorFunction:

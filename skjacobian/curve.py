@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import torch
 from sklearn.utils import check_consistent_length
 from sklearn.utils.validation import _check_sample_weight
 
@@ -10,6 +11,12 @@ from skjacobian._under_attack import UnderAttack, warn_of_disagreement
 from skjacobian._validation import reject
 from skjacobian.attacks import FMN, Attack
 from skjacobian.constraints import FeatureConstraints
+from skjacobian.geometry import rows
+
+# Of how few features the way to other samples is looked at, to how many, and how precisely.
+FEW_FEATURES = 100
+N_OTHERS = 1000
+N_HALVINGS = 12
 
 
 def adversarial_distances(
@@ -32,8 +39,10 @@ def adversarial_distances(
     """Return the norm of the smallest perturbation found that makes `predict` wrong.
 
     The search is the minimum-norm attack `skjacobian.attacks.FMN`, in the units of the X that
-    the estimator receives: of a `Pipeline`, the raw features. A distance is an upper bound on
-    the true one.
+    the estimator receives: of a `Pipeline`, the raw features. Of at most 100 features the way to
+    the nearest sample that `predict` gives another class (of at most 1,000 of X) is searched too:
+    kernel machines have plateaus, on which gradients say nothing. A distance is an upper bound
+    on the true one.
 
     Parameters
     ----------
@@ -121,6 +130,8 @@ def adversarial_distances(
     right = np.flatnonzero(subject.right)
     if len(right):
         distances[right] = _distances_of(subject, attack, right)
+        if subject.X_tensor[0].numel() <= FEW_FEATURES:
+            distances[right] = _on_the_way_to_others(subject, attack, right, distances[right])
     return distances
 
 
@@ -130,6 +141,58 @@ def _distances_of(subject: UnderAttack, attack: Attack, index: np.ndarray) -> np
     X = subject.X_tensor[index]
     distances = attack.ball(X).distance(perturbed.found.X_adv).numpy()
     return np.where(perturbed.right, np.inf, distances)
+
+
+def _on_the_way_to_others(
+    subject: UnderAttack, attack: Attack, index: np.ndarray, distances: np.ndarray
+) -> np.ndarray:
+    """Return the distances, or those of points between samples where they are smaller.
+
+    Another sample that is predicted otherwise is a perturbation that fools, if a large one, where
+    gradients see a plateau. The boundary on the way there is found by bisection.
+    """
+    X, y, ball = subject.X_tensor, subject.y, attack.ball(subject.X_tensor[index])
+    X_other = X[_nearest_other(subject, attack, index)].nan_to_num(nan=0.0)
+    X_other = ball.enforce(ball.project(X_other))
+
+    def at(share: np.ndarray, of: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return at which of some samples points between fool `predict`, and how far they are."""
+        shares = rows(torch.from_numpy(share).to(X), X)
+        here = ball[torch.from_numpy(of)]
+        points = here.valid(here.enforce(torch.lerp(here.X, X_other[of], shares)))
+        wrong = subject.estimator.predict(subject.table.rows(index[of], points.numpy()))
+        return np.asarray(wrong != y[index[of]]), here.distance(points).numpy()
+
+    fooled, length = at(np.ones(len(index)), np.arange(len(index)))
+    of = np.flatnonzero(fooled & (length < distances))
+    spared, needed, best = np.zeros(len(of)), np.ones(len(of)), length[of]
+    for _ in range(N_HALVINGS if len(of) else 0):
+        share = (spared + needed) / 2
+        fooled, length = at(share, of)
+        spared, needed = np.where(fooled, spared, share), np.where(fooled, share, needed)
+        best = np.where(fooled, np.minimum(best, length), best)
+    nearer = distances.copy()
+    nearer[of] = best
+    return nearer
+
+
+def _nearest_other(subject: UnderAttack, attack: Attack, index: np.ndarray) -> np.ndarray:
+    """Return, for each sample of `index`, the nearest that is predicted as another class, or any.
+
+    It is looked for among so many.
+    """
+    X, n_samples = subject.X_tensor, len(subject.y)
+    scale = attack.scale_of(X)
+    scaled = X if scale is None else torch.where(scale > 0, X / scale, 0.0)
+    flat = scaled.nan_to_num(nan=0.0).flatten(1)
+    others = np.linspace(0, n_samples - 1, min(n_samples, N_OTHERS)).astype(int)
+    order = {"linf": torch.inf, "l2": 2.0, "l1": 1.0}[attack.norm]
+    nearest = []
+    for part in np.array_split(index, -(-len(index) // N_OTHERS)):
+        same = subject.predicted[others] == subject.y[part][:, None]
+        length = torch.cdist(flat[part], flat[others], p=order)
+        nearest.append(others[length.masked_fill(torch.from_numpy(same), torch.inf).argmin(1)])
+    return np.concatenate(nearest)
 
 
 def robustness_curve(

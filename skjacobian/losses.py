@@ -95,9 +95,9 @@ def soft_margin(logits: Tensor, y: Tensor, temperature: float = TEMPERATURE) -> 
     """Margin of each sample with a soft maximum over the wrong classes.
 
     T log Σ_{k != y} exp(z_k / T) - z_y, where T is `temperature` times max z - min z, taken for
-    a constant, but at most three times the distance from the largest logit to the middle one
-    of four classes and more, and without those that are 1e8 below the largest: a class that
-    is masked by a logit of -1e9 is no matter. At T = 1 its gradient is
+    a constant, but of four classes and more at most three times the distance from the largest
+    logit to the middle one: where fewer than half of them are masked, by logits of -1e9 say,
+    these are no matter. At T = 1 its gradient is
     that of cross-entropy divided by 1 - p_y. So it weighs all wrong classes as cross-entropy
     does, which finds more than the margin, and like the margin it has a gradient where the
     network is very confident, of a direction that does not change when all logits are
@@ -129,20 +129,15 @@ def soft_margin(logits: Tensor, y: Tensor, temperature: float = TEMPERATURE) -> 
     return value
 
 
-# How far below the largest logit that of a class is that is masked, by -1e9 say, or -inf.
-MASKED = 1e8
-
-
 def _width(logits: Tensor) -> Tensor:
     """Return the spread of the logits of each sample, whatever the lowest of them are."""
     largest = logits.amax(1, keepdim=True)
-    width = largest - logits.amin(1, keepdim=True)
+    whole = largest - logits.amin(1, keepdim=True)
     n_classes = logits.shape[1]
-    if n_classes >= 4:
-        middle = logits.kthvalue((n_classes + 1) // 2, dim=1, keepdim=True).values
-        width = torch.minimum(width, 3 * (largest - middle))
-    live = logits.where(logits > largest - MASKED, largest)
-    return width.where(width < MASKED, largest - live.amin(1, keepdim=True))
+    if n_classes < 4:
+        return whole
+    middle = logits.kthvalue((n_classes + 1) // 2, dim=1, keepdim=True).values
+    return torch.minimum(whole, 3 * (largest - middle))
 
 
 class _SoftMargin(torch.autograd.Function):

@@ -8,12 +8,14 @@ import pandas as pd
 import pytest
 import torch
 from scipy.optimize import brentq
-from sklearn.datasets import load_iris
+from sklearn.datasets import load_breast_cancer, load_iris, load_wine
 from sklearn.decomposition import PCA
 from sklearn.exceptions import NotFittedError
+from sklearn.naive_bayes import GaussianNB
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
+from sklearn.svm import SVC
 from torch import nn
 
 from skjacobian import (
@@ -218,14 +220,50 @@ class Rounding(JacobianRegularizedClassifier):
         return super().predict(np.round(X))
 
 
-def test_where_predict_withstands_what_fools_the_view_the_distance_is_infinite():
+def test_where_predict_withstands_what_fools_the_view_predict_decides():
     X, y = np.array([[0.0], [1.0]] * 4), np.array([0, 1] * 4)
     # The view changes sides at 0.3, predict at 0.5: from 0 the crossing is not seen by predict.
     model = with_plane(X, y, w=np.array([1.0]), b=-0.3, cls=Rounding)
     with pytest.warns(AttackWarning, match="fooled by 4 perturbed samples of 8 .*predict decides"):
+        distances = adversarial_distances(model, X, y, eps=0.45)
+    assert np.isinf(distances).all()
+    with pytest.warns(AttackWarning, match="fooled by 4 perturbed samples of 8 .*predict decides"):
         distances = adversarial_distances(model, X, y)
+    # Here by the view, there by a look on the way to the other samples.
     assert_near(distances[y == 1], [0.7] * 4)
-    assert np.isinf(distances[y == 0]).all()
+    np.testing.assert_allclose(distances[y == 0], [0.5] * 4, rtol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore::skjacobian.exceptions.AttackWarning")  # zero gradients
+@every_norm
+@pytest.mark.parametrize("name", ["wine", "breast cancer"])
+def test_no_distance_is_greater_than_that_to_a_sample_that_is_predicted_otherwise(name, norm):
+    data = {"wine": load_wine, "breast cancer": load_breast_cancer}[name]
+    X, y = (values[:120] for values in data(return_X_y=True))
+    X = X / X.std(0)
+    order = {"linf": np.inf, "l2": 2, "l1": 1}[norm]
+    length = np.linalg.norm(X[:, None] - X, order, axis=2)
+    for classifier in (SVC(gamma=1), GaussianNB()):
+        classifier.fit(X, y)
+        predicted = classifier.predict(X)
+        nearest = np.where(predicted != y[:, None], length, np.inf).min(1)
+        distances = adversarial_distances(classifier, X, y, norm=norm)
+        assert (distances <= nearest * (1 + 1e-6)).all()
+        # What is between is nearer still, and does fool.
+        assert np.median(distances[predicted == y] / nearest[predicted == y]) < 0.9
+
+
+@pytest.mark.filterwarnings("ignore::skjacobian.exceptions.AttackWarning")
+def test_the_way_to_other_samples_keeps_to_the_threat_model():
+    # Far from all samples this machine says 1, its intercept; there is no gradient.
+    X = pd.DataFrame({"a": [0, 6, 12, 18], "b": [0.0, 6.0, 12.0, 18.0]})
+    y = np.array([0, 1, 1, 1])
+    model = SVC(gamma=20).fit(X, y)
+    assert (model.predict(X) == y).all()
+    whole = adversarial_distances(model, X, y, mutable=["a"])
+    assert whole[0] == 1.0  # a whole number
+    assert adversarial_distances(model, X, y, mutable=["b"])[0] < 1.0
+    assert np.isinf(adversarial_distances(model, X, y, mutable=["b"], eps=0.05)[0])
 
 
 # --- curves -------------------------------------------------------------------------------

@@ -9,13 +9,15 @@ import pandas as pd
 import pytest
 import torch
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
-from sklearn.datasets import load_iris
+from sklearn.datasets import load_iris, make_blobs
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.exceptions import NotFittedError
+from sklearn.gaussian_process import GaussianProcessClassifier
 from sklearn.linear_model import LinearRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC
 from sklearn.tree import DecisionTreeClassifier
 from torch import nn
 
@@ -300,6 +302,13 @@ def test_features_that_are_not_used_are_said():
     assert detail(report, "huge radius").startswith("1.000 of ")
     assert report.robust_accuracy == report.accuracy > 0.8
     assert "huge radius" not in raised(evaluate(blind))
+
+
+@pytest.mark.parametrize("classifier", [GaussianProcessClassifier(), SVC(gamma=1)], ids=repr)
+def test_a_kernel_that_vanishes_far_from_the_data_is_no_reason_to_doubt(classifier):
+    points, labels = make_blobs(100, centers=3, random_state=0)
+    report = evaluate(classifier.fit(points, labels), points, labels, eps=0.2)
+    assert "huge radius" not in raised(report)
 
 
 def test_what_works_at_a_huge_radius_goes_far_enough():

@@ -124,19 +124,6 @@ def test_the_lowest_logits_do_not_matter_to_the_soft_margin():
         torch.testing.assert_close(gradient_of(soft_margin, logits, y), usual[1])
 
 
-@pytest.mark.parametrize("n_live", [2, 3, 4])
-@pytest.mark.parametrize("masked", [-1e9, -torch.inf])
-def test_masked_classes_do_not_matter_to_the_soft_margin_however_many(n_live, masked):
-    logits, y = random_logits(n_classes=n_live)
-    with_masked = torch.cat([logits, torch.full((len(logits), 7), masked).double()], dim=1)
-    if n_live < 4:  # of four and more the middle logit has a say, and is another
-        torch.testing.assert_close(soft_margin(with_masked, y), soft_margin(logits, y))
-    gradient = gradient_of(soft_margin, with_masked, y)
-    assert (gradient[:, n_live:] == 0).all()
-    torch.testing.assert_close(margin(with_masked, y), margin(logits, y))
-    assert ((soft_margin(with_masked, y) < 0) <= (margin(logits, y) < 0)).all()
-
-
 @pytest.mark.parametrize("n_classes", [2, 3, 10, 1000])
 def test_the_gradient_of_the_soft_margin_is_that_of_cross_entropy_over_what_is_missed(n_classes):
     # ∂ cross-entropy(z/T)/∂(z/T) = p - e_y, and ∂ soft margin/∂z = (p - e_y) / (1 - p_y).

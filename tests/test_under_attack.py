@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 import torch
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
-from sklearn.datasets import load_iris
+from sklearn.datasets import load_digits, load_iris, make_moons
 from sklearn.linear_model import LogisticRegression
 from sklearn.naive_bayes import CategoricalNB
-from sklearn.neighbors import KNeighborsClassifier
+from sklearn.neighbors import KNeighborsClassifier, RadiusNeighborsClassifier
 from torch import nn
 
 from skjacobian import (
@@ -359,3 +359,43 @@ def test_a_wrong_number_of_features_is_said_as_scikit_learn_says_it(measure):
     model = JacobianRegularizedClassifier(max_epochs=1, random_state=0).fit(X, y)
     with pytest.raises(ValueError, match=r"X has 2 features, but .* is expecting 4 features"):
         measure(model, X[:, :2], y)
+
+
+def test_a_neighbour_classifier_that_refuses_far_points_is_attacked_where_it_does_not():
+    X, y = make_moons(200, noise=0.2, random_state=0)
+    model = RadiusNeighborsClassifier(0.3).fit(X, y)
+    with pytest.raises(ValueError, match="No neighbors found"):
+        model.predict(X + 5)
+    with pytest.warns(AttackWarning, match="does not depend on X differentiably"):
+        near, far = (RobustScorer(eps=eps, attack="strong")(model, X, y) for eps in (0.02, 0.5))
+    assert far < near < model.score(X, y)
+
+
+def test_a_logit_that_is_infinite_is_a_decision():
+    class Rule(nn.Module):  # over 1 always the second class
+        def forward(self, X):
+            z = X[:, 0].where(X[:, 0] < 1, torch.inf)
+            return torch.stack([2 + 0 * X[:, 1], z], 1)
+
+    X = np.random.default_rng(0).uniform(-1, 0.9, (100, 2))
+    y = np.zeros(100, dtype=int)
+    for attack in ("pgd", "strong"):
+        assert RobustScorer(eps=2.0, attack=attack)(Rule(), X, y) == 0.0
+    _, accuracy = robustness_curve(Rule(), X, y, eps=[0.5])
+    assert accuracy[0] == pytest.approx((X[:, 0] < 0.5).mean(), abs=0.02)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.05), ("l2", 0.3), ("l1", 1.0)])
+def test_the_curve_of_a_module_of_half_precision_is_near_its_score(norm, eps, dtype):
+    X, y = load_digits(return_X_y=True)
+    X = X / 16
+    linear = LogisticRegression(max_iter=500).fit(X[300:], y[300:])
+    module = nn.Linear(64, 10)
+    module.weight.data = torch.tensor(linear.coef_)
+    module.bias.data = torch.tensor(linear.intercept_ + 20)
+    module.to(dtype)
+    X, y = X[:150], y[:150]
+    score = RobustScorer(norm=norm, eps=eps)(module, X, y)
+    curve = robustness_curve(module, X, y, norm=norm, eps=[eps])[1][0]
+    assert curve <= score + 0.08  # it was up to 0.30 above

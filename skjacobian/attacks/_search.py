@@ -137,7 +137,10 @@ class Search:
         """
         own = logits.gather(1, self.y.unsqueeze(1)).squeeze(1)
         size = torch.maximum(own.abs(), (own + found).abs())
-        return 16 * torch.finfo(logits.dtype).eps * size
+        size = size.where(size.isfinite(), 0.0)
+        unit = torch.finfo(logits.dtype).eps
+        # Half precision is rounded once, after sums in float32; there much more would be lost.
+        return (16 if unit < 1e-4 else 2) * unit * size
 
     def gradient(
         self, X_adv: Tensor, loss: Callable[[Tensor], Tensor]

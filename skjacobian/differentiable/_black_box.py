@@ -17,6 +17,9 @@ from skjacobian.differentiable._registry import TensorFunction
 # What may tell how near a classifier is to another class; the last only which it predicts.
 METHODS = ("predict_proba", "decision_function", "predict")
 
+# How scikit-learn refuses to predict, or (CategoricalNB) does not look.
+REFUSALS = (ValueError, OverflowError, IndexError)
+
 
 def black_box(estimator: Any, table: Table, method: str | None = None) -> TensorFunction:
     """Return what a fitted classifier says of tensors, as scores without gradients.
@@ -35,7 +38,8 @@ def black_box(estimator: Any, table: Table, method: str | None = None) -> Tensor
     Returns
     -------
     callable
-        Maps tensors of shape (n_samples, *features) to tensors (n_samples, n_classes).
+        Maps tensors of shape (n_samples, *features) to tensors (n_samples, n_classes), NaN
+        where the classifier refuses to predict.
 
     Examples
     --------
@@ -52,7 +56,13 @@ def black_box(estimator: Any, table: Table, method: str | None = None) -> Tensor
 
     def scores(samples: Tensor) -> Tensor:
         values = table.decode(samples.detach().cpu().numpy())
-        columns = np.ascontiguousarray(_class_scores(estimator, values, said_by))
+        try:
+            columns = np.ascontiguousarray(_class_scores(estimator, values, said_by))
+        except REFUSALS:
+            if len(samples) == 1:
+                return samples.new_full((1, len(estimator.classes_)), torch.nan)
+            halves = torch.split(samples, -(-len(samples) // 2))
+            return torch.cat([scores(half) for half in halves])
         return torch.from_numpy(columns).to(samples)
 
     said_by = method or methods_of(estimator)[0]
