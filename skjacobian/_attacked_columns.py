@@ -28,12 +28,15 @@ class AttackedColumns:
     table : Table
     categories : list of int
         Columns that an adversary cannot change, because they hold no numbers or are encoded.
+    unread : list of int
+        Columns that the classifier drops: what cannot change there is no matter.
     is_reordered : bool
         Whether they stand in another order than the user gave them in.
     """
 
     table: Table
     categories: list[int]
+    unread: list[int]
     is_reordered: bool
 
     def threat_model(
@@ -86,7 +89,7 @@ class AttackedColumns:
         if mutable is not None:
             return ""
         said = [] if constraints is None else constraints.by_index(self._names()).immutable
-        return self._shown([j for j in self.categories if j not in said])
+        return self._shown([j for j in self.categories if j not in said and j not in self.unread])
 
     def stuck(self, attack: Attack, constraints: FeatureConstraints | None) -> str:
         """Say, if so, that nothing can change at this radius, or whole numbers by too little.
@@ -95,7 +98,7 @@ class AttackedColumns:
         """
         if attack.eps_is_zero or len(self.table.tensor) == 0:
             return ""
-        moves, lost = _movable(attack, self.table.tensor)
+        moves, lost = movable(attack, self.table.tensor)
         if not bool(moves.any()):
             return (
                 "at which no feature can change: whole numbers (columns of an integer type are) "
@@ -104,7 +107,8 @@ class AttackedColumns:
                 "the clean one."
             )
         said = [] if constraints is None else constraints.by_index(self._names()).integer
-        stuck = [j for j in self.table.integer if lost.flatten()[j] and j not in said]
+        stuck = [j for j in self.table.integer if lost.flatten()[j]]
+        stuck = [j for j in stuck if j not in said and j not in self.unread]
         if stuck:
             return (
                 f"at which columns of an integer type ({self._shown(stuck)}) cannot change, or by "
@@ -124,7 +128,8 @@ class AttackedColumns:
         X = self.table.tensor
         reach = attack.reach_of(X).to(X.dtype)
         moves = ((X + reach != X) | (X - reach != X) | X.isnan()).any(0)
-        return ((reach > 0) & ~moves).flatten().nonzero().flatten().tolist()
+        stuck = ((reach > 0) & ~moves).flatten().nonzero().flatten().tolist()
+        return [j for j in stuck if j not in self.unread]
 
     def _shown(self, columns: list[int]) -> str:
         """Return the names of columns, not too many of them, for a message."""
@@ -177,7 +182,7 @@ def _check_names_only(
         )
 
 
-def _movable(attack: Attack, X: Tensor) -> tuple[Tensor, Tensor]:
+def movable(attack: Attack, X: Tensor) -> tuple[Tensor, Tensor]:
     """Return which features can change, and which whole numbers not by 2/3 of their reach."""
     reach = attack.reach_of(X)
     if attack.constraints is None:

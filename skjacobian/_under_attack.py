@@ -20,6 +20,7 @@ from skjacobian._validation import check_number
 from skjacobian.attacks import Attack, Found
 from skjacobian.attacks._found import concatenate
 from skjacobian.differentiable import (
+    REFUSALS,
     FittedModule,
     TensorFunction,
     as_torch,
@@ -27,6 +28,7 @@ from skjacobian.differentiable import (
     black_box,
     encoded_columns,
     methods_of,
+    unread_columns,
 )
 from skjacobian.exceptions import AttackWarning, NotDifferentiableError
 from skjacobian.model_modes import frozen
@@ -111,7 +113,9 @@ class UnderAttack:
         check_consistent_length(self.X_tensor, self.y)
         _check_kind_of_labels(self.y, estimator.classes_)
         categories = sorted({*self.table.categories, *encoded_columns(estimator)})
-        self.columns = AttackedColumns(self.table, categories, is_reordered=X is not given)
+        self.columns = AttackedColumns(
+            self.table, categories, unread_columns(estimator), is_reordered=X is not given
+        )
         self.device = _device_of(self.view)
         self.batch_size = check_batch_size(batch_size) or _batch_size(self.X_tensor, self.device)
         self.seed = int(check_random_state(own_entropy(random_state)).randint(2**31 - 1))
@@ -165,7 +169,13 @@ class UnderAttack:
         if self.is_black_box:  # which is asked in the types of the columns
             X[:, self.table.integer] = X[:, self.table.integer].round()
         with frozen(self.view), torch.no_grad(), np.errstate(all="ignore"):
-            output = self.view(X.to(self.device)).cpu()
+            try:
+                output = self.view(X.to(self.device)).cpu()
+            except REFUSALS:
+                if len(X) == 1:
+                    return torch.zeros(1, dtype=torch.bool)
+                halves = torch.split(X, -(-len(X) // 2))
+                return torch.cat([self._is_defined(half) for half in halves])
         # One score that is infinite is a decision; of two none is the largest.
         return ~output.isnan().any(1) & ((output == torch.inf).sum(1) <= 1)
 

@@ -1,16 +1,21 @@
 """The two robust classifiers."""
 
+import warnings
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
 import torch
 from sklearn.utils._param_validation import RealNotInt, StrOptions
 from torch import Tensor
 
+from skjacobian._attacked_columns import movable
 from skjacobian._estimator import TRAINING_CONSTRAINTS, RobustClassifier
+from skjacobian._table import Table
 from skjacobian._validation import ScalarInterval, unwrap_scalar
 from skjacobian.attacks import FGSM, PGD, Attack
 from skjacobian.constraints import FeatureConstraints, check_constraints
+from skjacobian.exceptions import AttackWarning
 from skjacobian.geometry import BALL_NORMS
 from skjacobian.jacobian import JACOBIAN_NORMS, OUTPUTS
 from skjacobian.model_modes import frozen
@@ -299,7 +304,8 @@ class AdversarialClassifier(RobustClassifier):
         is unbounded.
     constraints : FeatureConstraints, optional
         What else makes a sample valid. Unless it is fitted, `fit` fits it on the training
-        data.
+        data. As in scorers, columns of a DataFrame that are of an integer type change by whole
+        numbers, and those of bool not at all.
     beta : float, default=6.0
         β of "trades".
     lam : float, default=0.0
@@ -500,6 +506,14 @@ class AdversarialClassifier(RobustClassifier):
             n_steps = int(unwrap_scalar(self.n_steps))
             attack = PGD(**shared, n_steps=n_steps, step_size=self.step_size)
         attack.check_clean(X)
+        if not attack.eps_is_zero and not bool(movable(attack, X.cpu())[0].any()):
+            warnings.warn(
+                f"Got eps={self.eps!r}, at which no feature can change: whole numbers (columns of "
+                "an integer type of a DataFrame are) do where eps·feature_scale is at least 1. "
+                "This trains as without an attack.",
+                AttackWarning,
+                stacklevel=5,
+            )
         if self.preprocessor is None:
             return attack
 
@@ -509,12 +523,25 @@ class AdversarialClassifier(RobustClassifier):
 
         return attack.where_defined(is_defined, X.cpu())
 
+    def _validate_training_data(
+        self, X: Any, y: Any, *, reset: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        self._by_type: dict[str, list[int]] = {}
+        if hasattr(X, "iloc"):  # what scorers make of the types of its columns
+            table = Table(X)
+            self._by_type = {"immutable": sorted(table.categories), "integer": table.integer}
+        return super()._validate_training_data(X, y, reset=reset)
+
     def _fitted_constraints(self, X: Tensor) -> FeatureConstraints | None:
-        """Return the constraints by index, fitted on the training data unless they are."""
-        if self.constraints is None:
+        """Return the constraints by index, fitted on the training data unless they are.
+
+        With those that the types of the columns of a DataFrame make.
+        """
+        if self.constraints is None and not any(self._by_type.values()):
             return None
         names = getattr(self, "feature_names_in_", range(X.shape[1:].numel()))
-        constraints: FeatureConstraints = self.constraints.by_index(list(names))
+        said: FeatureConstraints = self.constraints or FeatureConstraints()
+        constraints = said.by_index(list(names), **self._by_type)
         return constraints if hasattr(constraints, "low_") else constraints.fit(X.cpu().numpy())
 
 

@@ -11,7 +11,13 @@ from sklearn.model_selection import LeaveOneOut, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-from skjacobian import FeatureConstraints, RobustScorer, evaluate_robustness, robustness_curve
+from skjacobian import (
+    AdversarialClassifier,
+    FeatureConstraints,
+    RobustScorer,
+    evaluate_robustness,
+    robustness_curve,
+)
 from skjacobian.exceptions import AttackWarning
 
 X, y = load_iris(return_X_y=True, as_frame=True)
@@ -162,3 +168,48 @@ def test_categories_that_boosted_trees_were_told_of_are_held_fixed():
         report = evaluate_robustness(model, table[:30], label[:30], eps=1, n_queries=50)
     assert report.X_adv.zip.equals(table.zip[:30])
     assert "zip" in {flag.name: flag for flag in report.flags}["categories"].detail
+
+
+@pytest.mark.filterwarnings("error")
+def test_columns_that_a_pipeline_drops_raise_no_warnings_and_no_flags():
+    X, y = load_iris(return_X_y=True)
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(X, columns=list("abcd"))
+    frame = frame.assign(name=rng.choice(["q", "r"], 150), row=range(150))
+    scaler = make_column_transformer((StandardScaler(), list("abcd")))
+    model = make_pipeline(scaler, LogisticRegression()).fit(frame, y)
+    report = evaluate_robustness(model, frame, y, eps=0.2)
+    assert {"categories", "stuck features"}.isdisjoint(flag.name for flag in report.raised)
+    RobustScorer(eps=0.2)(model, frame, y)
+    read = make_column_transformer((StandardScaler(), [*"abcd", "row"]))
+    model = make_pipeline(read, LogisticRegression()).fit(frame, y)
+    with pytest.warns(AttackWarning, match=r"columns of an integer type \(row\) cannot change"):
+        RobustScorer(eps=0.2)(model, frame, y)
+
+
+def test_training_and_scoring_take_the_types_of_the_columns_alike():
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(
+        {
+            "children": rng.integers(0, 4, 300),
+            "smoker": rng.random(300) < 0.5,
+            "bmi": rng.normal(0, 1, 300),
+        }
+    )
+    y = (frame.children + 3 * frame.smoker + frame.bmi > 3).astype(int)
+    said = FeatureConstraints(immutable=["smoker"], integer=["children"])
+    probabilities = [
+        AdversarialClassifier(eps=0.6, n_steps=3, constraints=given, random_state=0, max_epochs=3)
+        .fit(frame, y)
+        .predict_proba(frame)
+        for given in (None, said)
+    ]
+    np.testing.assert_array_equal(*probabilities)
+
+
+def test_training_says_that_nothing_can_change():
+    frame = pd.DataFrame(np.random.default_rng(0).integers(0, 9, (60, 3)))
+    y = (frame[0] > 4).astype(int)
+    model = AdversarialClassifier(eps=0.5, n_steps=2, random_state=0, max_epochs=1)
+    with pytest.warns(AttackWarning, match="eps=0.5, at which no feature can change"):
+        model.fit(frame.set_axis(list("abc"), axis=1), y)

@@ -1,8 +1,13 @@
 """The torch view of fitted scikit-learn objects: what a gradient attack goes through."""
 
-from skjacobian.differentiable._black_box import black_box, methods_of
+from skjacobian.differentiable._black_box import REFUSALS, black_box, methods_of
 from skjacobian.differentiable._calibration import Calibrated
-from skjacobian.differentiable._columns import Columns, bind_samples, encoded_columns
+from skjacobian.differentiable._columns import (
+    Columns,
+    bind_samples,
+    encoded_columns,
+    unread_columns,
+)
 from skjacobian.differentiable._composition import Chain
 from skjacobian.differentiable._elementwise import TORCH_FUNCTIONS, Power
 from skjacobian.differentiable._ensembles import MeanProbability
@@ -21,6 +26,7 @@ from skjacobian.differentiable._scalers import Affine
 from skjacobian.differentiable._support_vectors import SupportVectors
 
 __all__ = [
+    "REFUSALS",
     "TORCH_FUNCTIONS",
     "Affine",
     "Calibrated",
@@ -49,4 +55,5 @@ __all__ = [
     "black_box",
     "encoded_columns",
     "methods_of",
+    "unread_columns",
 ]

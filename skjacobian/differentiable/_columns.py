@@ -202,6 +202,23 @@ def encoded_columns(estimator: Any) -> list[int]:
     return sorted(found)
 
 
+def unread_columns(estimator: Any) -> list[int]:
+    """Return the columns of X that a fitted estimator drops before anything reads them."""
+    if isinstance(estimator, ColumnTransformer):
+        indices = estimator._transformer_to_input_indices
+        kept = [name for name, part, _ in estimator.transformers_ if not _is_dropped(part)]
+        read = {int(j) for name in kept for j in indices[name]}
+        return sorted(set(range(estimator.n_features_in_)) - read)
+    parts = list(_parts_on_columns(estimator))
+    if not parts or any(columns is not None for columns, _ in parts):
+        return []
+    return sorted(set.intersection(*(set(unread_columns(inner)) for _, inner in parts)))
+
+
+def _is_dropped(transformer: Any) -> bool:
+    return isinstance(transformer, str) and transformer == "drop"
+
+
 def _parts_on_columns(estimator: Any) -> Iterator[tuple[Any, Any]]:
     """Yield what reads X first in an estimator, and which of its columns; None is all."""
     if isinstance(estimator, Pipeline):
