@@ -117,18 +117,19 @@ class AttackedColumns:
             )
         if rounded := self._rounded(attack):
             return (
-                f"at which columns ({self._shown(rounded)}) cannot change: beside their numbers it "
-                f"is lost in the rounding of {self.table.tensor.dtype}. Cast them to a wider type, "
-                "or subtract an offset."
+                f"at which columns ({self._shown(rounded)}) cannot change, or by clearly less than "
+                f"eps·feature_scale: beside their numbers it is lost in the rounding of "
+                f"{self.table.tensor.dtype}. Cast them to a wider type, or subtract an offset."
             )
         return ""
 
     def _rounded(self, attack: Attack) -> list[int]:
-        """Return the columns in which no sample can change because rounding takes it back."""
+        """Return the columns in which rounding takes a tenth of the reach from most samples."""
         X = self.table.tensor
         reach = attack.reach_of(X).to(X.dtype)
-        moves = ((X + reach != X) | (X - reach != X) | X.isnan()).any(0)
-        stuck = ((reach > 0) & ~moves).flatten().nonzero().flatten().tolist()
+        lost = torch.finfo(X.dtype).eps * X.abs() > 0.1 * reach
+        mostly = lost.sum(0) > 0.5 * (~X.isnan()).sum(0)
+        stuck = ((reach > 0) & mostly).flatten().nonzero().flatten().tolist()
         return [j for j in stuck if j not in self.unread]
 
     def _shown(self, columns: list[int]) -> str:

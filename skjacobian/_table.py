@@ -17,7 +17,7 @@ class Table:
     Parameters
     ----------
     X : DataFrame or array-like of shape (n_samples, *features)
-        Missing values are NaN.
+        Missing values are NaN. What comes back for a DataFrame is one of pandas.
 
     Attributes
     ----------
@@ -43,7 +43,7 @@ class Table:
     """
 
     def __init__(self, X: Any) -> None:
-        self.X = X
+        self.X = X = as_pandas(X)
         self.columns = list(X.columns) if hasattr(X, "iloc") else None
         self.categories: dict[int, Any] = {}
         self.integer: list[int] = []
@@ -104,6 +104,11 @@ class Table:
     def rows(self, chosen: np.ndarray, values: np.ndarray) -> Any:
         """Return numbers in the place of those of chosen rows, whose index they get."""
         return self.decode(values, None if self.columns is None else self.X.index[chosen])
+
+
+def as_pandas(X: Any) -> Any:
+    """Return a DataFrame of another library, such as polars, as one of pandas; else X itself."""
+    return X.to_pandas() if hasattr(X, "to_pandas") and not hasattr(X, "iloc") else X
 
 
 def _numbers(X: Any) -> Any:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from skjacobian._attacked_columns import AttackedColumns, in_the_order_of_fit
 from skjacobian._rng import own_entropy
-from skjacobian._table import Table
+from skjacobian._table import Table, as_pandas
 from skjacobian._validation import check_number
 from skjacobian.attacks import Attack, Found
 from skjacobian.attacks._found import concatenate
@@ -101,7 +101,8 @@ class UnderAttack:
         if isinstance(estimator, nn.Module) and not hasattr(estimator, "predict"):
             estimator = FittedModule(estimator, X)
         _check_has(estimator, "predict")
-        given, X = X, in_the_order_of_fit(estimator, X)
+        given = X = as_pandas(X)
+        X = in_the_order_of_fit(estimator, X)
         self.estimator, self.X, self.verbose = estimator, X, verbose
         self.table = Table(X)
         _check_n_features(estimator, X, reset=False)

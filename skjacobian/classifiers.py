@@ -527,7 +527,7 @@ class AdversarialClassifier(RobustClassifier):
         self, X: Any, y: Any, *, reset: bool
     ) -> tuple[np.ndarray, np.ndarray]:
         self._by_type: dict[str, list[int]] = {}
-        if hasattr(X, "iloc"):  # what scorers make of the types of its columns
+        if hasattr(X, "columns"):  # what scorers make of the types of a DataFrame's columns
             table = Table(X)
             self._by_type = {"immutable": sorted(table.categories), "integer": table.integer}
         return super()._validate_training_data(X, y, reset=reset)

@@ -1,5 +1,7 @@
 """What users say of columns and labels is taken by name, or an error says why not."""
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -213,3 +215,38 @@ def test_training_says_that_nothing_can_change():
     model = AdversarialClassifier(eps=0.5, n_steps=2, random_state=0, max_epochs=1)
     with pytest.warns(AttackWarning, match="eps=0.5, at which no feature can change"):
         model.fit(frame.set_axis(list("abc"), axis=1), y)
+
+
+def test_a_frame_of_polars_is_attacked_as_that_of_pandas():
+    polars = pytest.importorskip("polars", reason="polars is not installed")
+    pytest.importorskip("pyarrow", reason="polars needs pyarrow for pandas")
+    rng = np.random.default_rng(0)
+    frame = polars.DataFrame(
+        {
+            "children": rng.integers(0, 4, 100),
+            "smoker": rng.random(100) < 0.5,
+            "bmi": rng.normal(25, 4, 100),
+        }
+    )
+    y = (frame["children"].to_numpy() + frame["bmi"].to_numpy() / 4 > 8).astype(int)
+    model = make_pipeline(StandardScaler(), LogisticRegression()).fit(frame, y)
+    constraints = FeatureConstraints(immutable=["smoker"])
+    scorer = RobustScorer(eps=1.5, constraints=constraints)
+    assert scorer(model, frame, y) == scorer(model, frame.to_pandas(), y)
+    assert constraints.fit(frame).feature_names_in_.tolist() == frame.columns
+    report = evaluate_robustness(model, frame, y, eps=1.5, constraints=constraints)
+    np.testing.assert_array_equal(report.X_adv["smoker"], frame["smoker"].to_numpy())
+    assert report.X_adv["children"].dtype.kind == "i"
+
+
+def test_what_rounding_takes_from_the_radius_is_said():
+    rng = np.random.default_rng(0)
+    X = (1e5 + 0.5 * rng.normal(size=(100, 3))).astype(np.float32)
+    y = (X.sum(1) > 3e5).astype(int)
+    model = make_pipeline(StandardScaler(), LogisticRegression()).fit(X.astype(float), y)
+    with pytest.warns(AttackWarning, match=r"\(0, 1, 2\) cannot change, or by clearly less"):
+        RobustScorer(eps=0.05)(model, X, y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        RobustScorer(eps=0.5)(model, X, y)
+        RobustScorer(eps=0.05)(model, X.astype(float), y)
