@@ -530,11 +530,13 @@ class RobustClassifier(ClassifierMixin, NetOwner):
         seed = check_random_state(own_entropy(random_state)).randint(2**31 - 1)
         # One for all batches: the errors of estimates in different batches are independent.
         generator = torch.Generator().manual_seed(int(seed))
+        order = torch.arange(len(X))
+        if class_samples is not None:  # the classes of samples in this order take turns
+            order = torch.randperm(len(X), generator=generator)
         norms = []
         with frozen(self.module_):
             target = self._target(X, y) if y is not None or measure.needs_labels else None
-            for start in range(0, len(X), PREDICTION_BATCH_SIZE):
-                rows = slice(start, start + PREDICTION_BATCH_SIZE)
+            for rows in torch.split(order, PREDICTION_BATCH_SIZE):
                 batch_norms = jacobian_norm(
                     self.module_,
                     X[rows].to(self.net_.device),
@@ -546,7 +548,7 @@ class RobustClassifier(ClassifierMixin, NetOwner):
                     generator=generator,
                 )
                 norms.append(batch_norms.cpu())
-        return torch.cat(norms).numpy()
+        return torch.cat(norms)[order.argsort()].numpy()
 
     def _target(self, X: Tensor, y: Any) -> Tensor:
         """Return the class indices of the labels `y`, or of those predicted if it is None."""

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from sklearn.datasets import make_classification
+from sklearn.datasets import load_digits, make_classification
 from sklearn.exceptions import NotFittedError
 from torch import nn
 
@@ -312,3 +312,21 @@ def slowly_on_cpu(model, X, y, norm, output):
         return slowly(model, X, y, norm, output)
     finally:
         model.module_.to(device)
+
+
+def test_drawn_classes_do_not_follow_the_order_of_the_samples():
+    X, y = load_digits(return_X_y=True)
+    X = X / 16
+    model = JacobianRegularizedClassifier(lam=0, max_epochs=5, random_state=0).fit(X, y)
+    one_of_each = np.stack([np.flatnonzero(y == k)[:100] for k in range(10)], axis=1).ravel()
+    shuffled = np.random.default_rng(0).permutation(one_of_each)
+    in_turns, at_random = (
+        [
+            model.jacobian_norm(X[order], class_samples=1, random_state=seed).mean()
+            for seed in range(20)
+        ]
+        for order in (one_of_each, shuffled)
+    )
+    assert np.std(in_turns) < 2 * np.std(at_random)
+    exact = model.jacobian_norm(X[shuffled]).mean()
+    np.testing.assert_allclose(np.mean(in_turns), exact, rtol=0.01)

@@ -348,6 +348,7 @@ def test_nothing_of_the_preprocessor_is_trained(preprocessor, raw):
 
 
 @pytest.mark.filterwarnings("ignore:.*array API.*:UserWarning")
+@pytest.mark.filterwarnings("ignore:Got eps=0.1, at which no feature can change")
 @parametrize_with_checks(
     [
         JacobianRegularizedClassifier(preprocessor=StandardScaler()),

@@ -332,28 +332,11 @@ def test_the_estimate_is_exact_for_a_jacobian_with_orthonormal_rows(generator):
     torch.testing.assert_close(estimate, torch.full((2,), 3.0, dtype=torch.float64))
 
 
-def test_drawn_classes_do_not_follow_the_order_of_the_samples():
-    # Of each sample only the row of J of its own class is not 0, and the classes take turns.
-    X = torch.eye(5, dtype=torch.float64).repeat(40, 1)
-
-    def logits(X):
-        return X * (X.detach() == 1)
-
-    means = torch.stack(
-        [
-            jacobian_norm(logits, X, class_samples=1, generator=seeded(seed)).mean()
-            for seed in range(30)
-        ]
-    )
-    assert means.std() < 0.3  # 2 where all samples draw their own class, or none does
-    assert abs(means.mean() - 1.0) < 0.1
-
-
 @pytest.mark.parametrize("engine", ["closed_form", "loop"])
 @pytest.mark.parametrize("class_samples", [1, 2])
 @pytest.mark.parametrize("norm", ["l2", "l1"])
 def test_drawn_classes_average_to_the_exact_norm_and_its_gradient(norm, class_samples, engine):
-    net, X = make("relu mlp", n=1)  # of more samples there are as many outcomes as orders
+    net, X = make("relu mlp", n=5)
 
     def estimate(**options):
         value = jacobian_norm(net, X, norm=norm, engine=engine, create_graph=True, **options)
