@@ -20,9 +20,9 @@ from skjacobian._validation import check_number
 from skjacobian.attacks import Attack, Found
 from skjacobian.attacks._found import concatenate
 from skjacobian.differentiable import (
-    REFUSALS,
     FittedModule,
     TensorFunction,
+    answers_or_nan,
     as_torch,
     bind_samples,
     black_box,
@@ -170,13 +170,8 @@ class UnderAttack:
         if self.is_black_box:  # which is asked in the types of the columns
             X[:, self.table.integer] = X[:, self.table.integer].round()
         with frozen(self.view), torch.no_grad(), np.errstate(all="ignore"):
-            try:
-                output = self.view(X.to(self.device)).cpu()
-            except REFUSALS:
-                if len(X) == 1:
-                    return torch.zeros(1, dtype=torch.bool)
-                halves = torch.split(X, -(-len(X) // 2))
-                return torch.cat([self._is_defined(half) for half in halves])
+            n_classes = len(self.estimator.classes_)
+            output = answers_or_nan(self.view, X.to(self.device), n_classes).cpu()
         # One score that is infinite is a decision; of two none is the largest.
         return ~output.isnan().any(1) & ((output == torch.inf).sum(1) <= 1)
 

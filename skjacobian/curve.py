@@ -11,7 +11,7 @@ from skjacobian._under_attack import UnderAttack, warn_of_disagreement
 from skjacobian._validation import reject
 from skjacobian.attacks import FMN, Attack
 from skjacobian.constraints import FeatureConstraints
-from skjacobian.geometry import rows
+from skjacobian.geometry import Ball, rows
 
 # Of how few features the way to other samples is looked at, to how many, and how precisely.
 FEW_FEATURES = 100
@@ -152,7 +152,7 @@ def _on_the_way_to_others(
     gradients see a plateau. The boundary on the way there is found by bisection.
     """
     X, y, ball = subject.X_tensor, subject.y, attack.ball(subject.X_tensor[index])
-    X_other = X[_nearest_other(subject, attack, index)].nan_to_num(nan=0.0)
+    X_other = X[_nearest_other(subject, ball, index)].nan_to_num(nan=0.0)
     X_other = ball.enforce(ball.project(X_other))
 
     def at(share: np.ndarray, of: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -176,17 +176,14 @@ def _on_the_way_to_others(
     return nearer
 
 
-def _nearest_other(subject: UnderAttack, attack: Attack, index: np.ndarray) -> np.ndarray:
+def _nearest_other(subject: UnderAttack, ball: Ball, index: np.ndarray) -> np.ndarray:
     """Return, for each sample of `index`, the nearest that is predicted as another class, or any.
 
     It is looked for among so many.
     """
-    X, n_samples = subject.X_tensor, len(subject.y)
-    scale = attack.scale_of(X)
-    scaled = X if scale is None else torch.where(scale > 0, X / scale, 0.0)
-    flat = scaled.nan_to_num(nan=0.0).flatten(1)
+    flat, n_samples = ball.to_scaled(subject.X_tensor.nan_to_num(nan=0.0)), len(subject.y)
     others = np.linspace(0, n_samples - 1, min(n_samples, N_OTHERS)).astype(int)
-    order = {"linf": torch.inf, "l2": 2.0, "l1": 1.0}[attack.norm]
+    order = {"linf": torch.inf, "l2": 2.0, "l1": 1.0}[ball.norm]
     nearest = []
     for part in np.array_split(index, -(-len(index) // N_OTHERS)):
         same = subject.predicted[others] == subject.y[part][:, None]

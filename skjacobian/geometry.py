@@ -158,10 +158,10 @@ class Ball:
         """Add the box in scaled coordinates, once for all projections."""
         if self.low is None or self.high is None:
             return self
-        u_low, u_high = (self._to_scaled(side - self.X) for side in (self.low, self.high))
+        u_low, u_high = (self.to_scaled(side - self.X) for side in (self.low, self.high))
         return replace(self, u_low=u_low, u_high=u_high)
 
-    def _to_scaled(self, delta: Tensor) -> Tensor:
+    def to_scaled(self, delta: Tensor) -> Tensor:
         """Return u = delta / scale as rows, 0 where the feature is held fixed."""
         if self.scale is None:
             return delta.flatten(1)
@@ -463,7 +463,7 @@ class Ball:
         if sparsity is not None:
             return self.project(X_adv + step_size * self._sparse_sign(X_adv, gradient, sparsity))
         best = self.best_point(gradient)
-        length = self._to_scaled(best - X_adv).abs_().sum(1)
+        length = self.to_scaled(best - X_adv).abs_().sum(1)
         share = step_size / rows(length.clamp_(min=torch.finfo(length.dtype).tiny), X_adv)
         share = share.clamp_(max=1.0) * rows(gradient.flatten(1).abs().amax(1).sign_(), X_adv)
         return torch.lerp(X_adv, best, share)
@@ -499,7 +499,7 @@ class Ball:
         """Return the nearest point of each set (in scaled coordinates), up to rounding."""
         if self.norm == "linf":
             return torch.clamp(X_adv, self.low, self.high)
-        u, eps = self._to_scaled(X_adv - self.X), self._eps_of_rows()
+        u, eps = self.to_scaled(X_adv - self.X), self._eps_of_rows()
         if self.u_low is not None and self.u_high is not None:
             project = project_l1_box if self.norm == "l1" else project_l2_box
             u = project(u, eps, self.u_low, self.u_high)

@@ -420,6 +420,4 @@ def _length(ball: Ball, X_adv: Tensor) -> Tensor:
 
 
 def _scaled_norm(ball: Ball, delta: Tensor) -> Tensor:
-    if ball.scale is not None:
-        delta = torch.where(ball.scale > 0, delta / ball.scale, 0.0)
-    return vector_norm(delta, ball.norm)
+    return vector_norm(ball.to_scaled(delta), ball.norm)

@@ -1,6 +1,6 @@
 """The torch view of fitted scikit-learn objects: what a gradient attack goes through."""
 
-from skjacobian.differentiable._black_box import REFUSALS, black_box, methods_of
+from skjacobian.differentiable._black_box import answers_or_nan, black_box, methods_of
 from skjacobian.differentiable._calibration import Calibrated
 from skjacobian.differentiable._columns import (
     Columns,
@@ -26,7 +26,6 @@ from skjacobian.differentiable._scalers import Affine
 from skjacobian.differentiable._support_vectors import SupportVectors
 
 __all__ = [
-    "REFUSALS",
     "TORCH_FUNCTIONS",
     "Affine",
     "Calibrated",
@@ -50,6 +49,7 @@ __all__ = [
     "TensorFunction",
     "Thresholded",
     "View",
+    "answers_or_nan",
     "as_torch",
     "bind_samples",
     "black_box",

@@ -1,5 +1,6 @@
 """Any fitted classifier as a function of tensors, without gradients."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -56,17 +57,22 @@ def black_box(estimator: Any, table: Table, method: str | None = None) -> Tensor
 
     def scores(samples: Tensor) -> Tensor:
         values = table.decode(samples.detach().cpu().numpy())
-        try:
-            columns = np.ascontiguousarray(_class_scores(estimator, values, said_by))
-        except REFUSALS:
-            if len(samples) == 1:
-                return samples.new_full((1, len(estimator.classes_)), torch.nan)
-            halves = torch.split(samples, -(-len(samples) // 2))
-            return torch.cat([scores(half) for half in halves])
+        columns = np.ascontiguousarray(_class_scores(estimator, values, said_by))
         return torch.from_numpy(columns).to(samples)
 
     said_by = method or methods_of(estimator)[0]
-    return scores
+    return partial(answers_or_nan, scores, n_classes=len(estimator.classes_))
+
+
+def answers_or_nan(ask: TensorFunction, samples: Tensor, n_classes: int) -> Tensor:
+    """Return what a function says of samples, NaN for those at which it refuses to answer."""
+    try:
+        return ask(samples)
+    except REFUSALS:
+        if len(samples) == 1:
+            return samples.new_full((1, n_classes), torch.nan)
+        halves = torch.split(samples, -(-len(samples) // 2))
+        return torch.cat([answers_or_nan(ask, half, n_classes) for half in halves])
 
 
 def methods_of(estimator: Any) -> list[str]:

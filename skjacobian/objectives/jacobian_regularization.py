@@ -164,12 +164,13 @@ def interpolated(
     >>> bool(((points - X).abs() <= 0.5 * 2).all())
     True
     """
-    own = torch.arange(len(X)) if index is None else index.cpu()
+    own = torch.arange(len(X), device=X.device) if index is None else index
     start = X if index is None else X[index]
     partner = torch.randperm(len(X), generator=generator)[: len(start)]
+    partner = partner.to(X.device, non_blocking=True)
     partner = torch.where(partner == own, (partner + 1) % len(X), partner)
     share = largest * torch.rand(len(start), generator=generator, dtype=X.dtype)
-    return torch.lerp(start, X[partner.to(X.device)], rows(share.to(X.device), X))
+    return torch.lerp(start, X[partner], rows(share.to(X.device), X))
 
 
 def _norm(
