@@ -24,6 +24,10 @@ OVERSHOOT = 1e-4
 # By how much a radius may grow in one step, and from what share of the norm of the sample.
 FARTHER = 4.0
 FIRST = 1 / 16
+# Samples are given up, from this share of the steps of a search on, that to first order come
+# no nearer than this share of the distance found.
+SHARE_OF_STEPS = 0.6
+NEARER = 0.999
 # Of how few features random points find what gradients lead past; how many a sample gets in
 # vain, and at all.
 FEW_FEATURES = 20
@@ -64,8 +68,11 @@ class FMN(Attack):
       full gradients left the robust accuracy a point higher.
     - What is climbed is the margin with a soft maximum over the wrong classes, whose
       temperature falls. Following the one class that leads now ends at worse optima.
-    - A second, shorter search begins opposite of where the first ended: there it finds
-      another optimum more often than from a random point, and than more steps would.
+    - A second search begins opposite of where the first ended: there it finds another
+      optimum more often than from a random point, and than more steps would.
+    - After 60 % of the steps of a search, samples are given up that to first order come less
+      than 0.1 % nearer than what was found: a sixth to a quarter of the time, for distances
+      that are 0.03 to 0.1 % larger.
 
     Parameters
     ----------
@@ -192,14 +199,15 @@ class FMN(Attack):
             found, _, gradient = search.gradient(X_adv, self._loss(search, progress))
             length = _length(search.ball, X_adv)
             closest.update(search, X_adv, found, length)
+            size = closest.size[search.active]
+            radius = _newton(search.ball, X_adv, gradient, found, length, size)
+            if step >= SHARE_OF_STEPS * n_steps:
+                search.done |= radius > NEARER * closest.distance[search.active]
             kept = search.drop(step)
             if kept is not None:
-                X_adv, found, gradient, length = (
-                    value[kept] for value in (X_adv, found, gradient, length)
-                )
+                X_adv, gradient, radius = X_adv[kept], gradient[kept], radius[kept]
             if len(X_adv) == 0:
                 return
-            radius = _newton(search.ball, X_adv, gradient, found, length)
             radius = torch.minimum(radius, closest.distance[search.active])
             factor, power = self.STEP_SIZES[self.norm]
             step_size = rows(factor * (1 - step / n_steps) ** power * radius, X_adv)
@@ -218,6 +226,7 @@ class _Closest:
         self.X_adv = ball.X.clone()
         self.distance = ball.X.new_full((len(ball.X),), torch.inf)
         self.margin = ball.X.new_full((len(ball.X),), -torch.inf)
+        self.size = _scaled_norm(ball, ball.X)
 
     def start(self, search: Search, restart: int, generator: torch.Generator) -> Tensor:
         """Return where a restart begins: at X, opposite of the closest, or at random."""
@@ -237,7 +246,7 @@ class _Closest:
         """Return random points of the active samples, at most as far from X as the closest."""
         ball, distance = search.ball, self.distance[search.active]
         # Where nothing was found, at most as far as the sample is from 0.
-        size = _scaled_norm(ball, ball.X)
+        size = self.size[search.active]
         radius = distance.where(distance.isfinite(), size.where(size > 0, 1.0))
         return _with_radius(ball, radius).random_start(generator)
 
@@ -263,17 +272,19 @@ class _Closest:
 
     def update(self, search: Search, X_adv: Tensor, found: Tensor, length: Tensor) -> None:
         """Keep those of the active samples' points that fool the model and are closer."""
+        given_up = search.done
         standing = self.distance[search.active].isinf()
         search.record(X_adv, found, standing & (found <= 0))
         # Misclassified from the outset: nothing can be closer.
         search.record(X_adv, found, (found > 0) & (length == 0))
-        search.done |= (found > 0) & (length == 0)
+        search.done = given_up | (found > 0) & (length == 0)
         # Not by rounding alone: who is fooled at the distance kept stays at that distance.
         X_adv = search.ball.nearest_valid(X_adv)
         if search.ball.rules is not None:
             length = _length(search.ball, X_adv)
         closer = length < self.distance[search.active] * (1 - OVERSHOOT)
-        chosen = ((found > 0) & closer).nonzero().squeeze(1)
+        # Who waits to be dropped gets no more than who has been.
+        chosen = ((found > 0) & closer & ~given_up).nonzero().squeeze(1)
         target = search.active[chosen]
         self.X_adv[target] = X_adv[chosen]
         self.distance[target] = length[chosen]
@@ -285,11 +296,10 @@ class _Closest:
         Each round looks nearer than what the one before found.
         """
         ball = search.all_balls
-        size = 1 + _scaled_norm(ball, ball.X)
         eligible = self.distance > 0
         # A seed for each round: what it draws does not depend on who else is searched.
         for seed in torch.randint(2**62, (FLIP_ROUNDS,), generator=generator).tolist():
-            radius = (1 - OVERSHOOT) * torch.minimum(self.distance, FARTHER * size)
+            radius = (1 - OVERSHOOT) * torch.minimum(self.distance, FARTHER * (1 + self.size))
             within = torch.as_tensor(ball.eps).to(radius).flatten()
             radius = torch.minimum(radius, within)
             inner = Search(search.model, replace(ball, eps=rows(radius, ball.X)), search.all_y)
@@ -347,7 +357,9 @@ def _ways_to_round(ball: Ball) -> list[Ball]:
     return [ball, replace(ball, stays_closer=True), ball.with_whole_fixed()]
 
 
-def _newton(ball: Ball, X_adv: Tensor, gradient: Tensor, found: Tensor, length: Tensor) -> Tensor:
+def _newton(
+    ball: Ball, X_adv: Tensor, gradient: Tensor, found: Tensor, length: Tensor, size: Tensor
+) -> Tensor:
     """Return the radius at which the largest margin is 0 to first order (equation 5).
 
     Let m(r) be the largest margin in the ball of radius r. Its slope is the dual length of
@@ -358,7 +370,6 @@ def _newton(ball: Ball, X_adv: Tensor, gradient: Tensor, found: Tensor, length: 
     slope = ball.dual_length(_free_part(ball, X_adv, gradient))
     radius = torch.maximum(length - found / slope.clamp(min=limits.tiny), length / 2)
     # On a plateau the boundary is nowhere near to first order: do not leave the data for it.
-    size = _scaled_norm(ball, ball.X)
     farthest = FARTHER * torch.maximum(length, FIRST * size)
     radius = torch.minimum(radius, torch.where(farthest > 0, farthest, torch.inf))
     # On a linear model that is the boundary itself, so go across by a hair: by more than

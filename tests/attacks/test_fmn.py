@@ -246,12 +246,13 @@ def test_the_second_search_begins_opposite_of_where_the_first_ended(norm, monkey
         asked.append(X.detach().clone())
         return model(X)
 
-    FMN(norm=norm, n_steps=3, bounds=(0, 1)).search(spy, model.X, model.y, generator=seeded())
     first = FMN(norm=norm, n_steps=3, n_restarts=1, bounds=(0, 1))
-    closest = first.search(model, model.X, model.y)
+    closest = first.search(spy, model.X, model.y)
+    n_asked = len(asked)
+    FMN(norm=norm, n_steps=3, bounds=(0, 1)).search(spy, model.X, model.y, generator=seeded())
     opposite = (2 * model.X - closest.X_adv).clamp(0, 1)
     assert closest.fooled.sum() > 20
-    assert torch.equal(asked[4][closest.fooled], opposite[closest.fooled])
+    assert torch.equal(asked[2 * n_asked][closest.fooled], opposite[closest.fooled])
 
 
 @pytest.mark.parametrize("scale", [None, torch.tensor([1, 2, 0, 0.5, 1, 3]).double()])
@@ -279,6 +280,17 @@ def test_a_sample_does_not_depend_on_its_batch(norm):
         for i in range(0, len(X), 7)
     ]
     torch.testing.assert_close(torch.cat(parts), whole)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_giving_up_spares_queries_and_hardly_a_distance(norm, monkeypatch):
+    net, X, y = plane_net()
+    early = FMN(norm=norm).search(net, X, y, generator=seeded())
+    monkeypatch.setattr(fmn, "SHARE_OF_STEPS", 1.0)
+    whole = FMN(norm=norm).search(net, X, y, generator=seeded())
+    assert early.n_queries.sum() < 0.9 * whole.n_queries.sum()
+    ball = FMN(norm=norm).ball(X)
+    assert ball.distance(early.X_adv).mean() < 1.005 * ball.distance(whole.X_adv).mean()
 
 
 def test_a_thousand_classes_and_logits_without_a_gradient_do_no_harm():
