@@ -127,7 +127,10 @@ class AttackedColumns:
         """Return the columns in which rounding takes a tenth of the reach from most samples."""
         X = self.table.tensor
         reach = attack.reach_of(X).to(X.dtype)
-        lost = torch.finfo(X.dtype).eps * X.abs() > 0.1 * reach
+        unit = torch.finfo(X.dtype).eps
+        if bool((unit * X.abs().nan_to_num(nan=0.0).amax(0) <= 0.1 * reach).all()):
+            return []
+        lost = unit * X.abs() > 0.1 * reach
         mostly = lost.sum(0) > 0.5 * (~X.isnan()).sum(0)
         stuck = ((reach > 0) & mostly).flatten().nonzero().flatten().tolist()
         return [j for j in stuck if j not in self.unread]

@@ -47,10 +47,8 @@ def domain(
     """
     if X.ndim != 2 or X.numel() == 0:
         return None
-    # The samples of the least values of the features, those values, and how far down they go;
-    # and the same upward.
-    rows = [(sign * X).nan_to_num(nan=torch.inf).argmin(0) for sign in (1, -1)]
-    least, largest = (X.gather(0, row.unsqueeze(0)).squeeze(0).double() for row in rows)
+    upward, downward = (X.nan_to_num(nan=nan) for nan in (torch.inf, -torch.inf))
+    least, largest = upward.amin(0).double(), downward.amax(0).double()
     size = torch.maximum(least.abs(), largest.abs())
     reach = reach.minimum(FARTHEST * size.where(size > 0, 1.0))
     ends = [least - reach, largest + reach]
@@ -61,6 +59,7 @@ def domain(
         ]
     if bool(is_defined(torch.stack(ends)).all()):
         return None
+    rows = (upward.argmin(0), downward.argmax(0))  # the samples of these values
     limits = [torch.full_like(least, -torch.inf), torch.full_like(least, torch.inf)]
     for limit, start, end, row in zip(limits, (least, largest), ends, rows, strict=True):
         for features in torch.split(torch.arange(X.shape[1]), CHUNK):

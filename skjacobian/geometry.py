@@ -151,7 +151,8 @@ class Ball:
             radius = torch.where(self.rules.is_whole, self._whole_radius(), radius)
         low, high = self.X - radius, self.X + radius
         if self.low is not None and self.high is not None:
-            low, high = torch.maximum(low, self.low), torch.minimum(high, self.high)
+            torch.maximum(low, self.low, out=low)
+            torch.minimum(high, self.high, out=high)
         return replace(self, low=low, high=high)
 
     def _with_scaled_box(self) -> "Ball":
@@ -198,11 +199,12 @@ class Ball:
         |fl(x + d) - x| <= |d| + u (|x| + |d|) with u = eps/2, so d shortened by 2u|x| lands
         within the distance asked for, whatever the direction of rounding.
         """
-        return (distance - torch.finfo(self.X.dtype).eps * self.X.abs()).clamp_(min=0.0)
+        rounding = self.X.abs().mul_(-torch.finfo(self.X.dtype).eps)
+        return rounding.add_(distance).clamp_(min=0.0)
 
     def _scaled(self, X_adv: Tensor) -> Tensor:
         """Return (X_adv - X) / scale in float64."""
-        delta = self._present(X_adv).double() - self.X.double()
+        delta = self._present(X_adv).to(torch.float64, copy=True).sub_(self.X)
         if self.scale is None:
             return delta
         # A feature held fixed (scale 0) is at distance 0, and infinitely far once moved.
@@ -294,7 +296,9 @@ class Ball:
         return in_box & (self.distance(X_adv) <= limit)
 
     def random_start(self, generator: torch.Generator | None = None) -> Tensor:
-        """Draw a perturbation of each row uniformly from its ball, then project it.
+        """Draw a perturbation of each row uniformly from its ball, then move it into the box.
+
+        That is the nearest point of the set: it comes no farther from X than it was.
 
         Rows with equal values get equal starts, so that a sample of weight 2 acts like two
         samples, and the start of a row does not depend on the batch that it comes in.
@@ -317,7 +321,8 @@ class Ball:
         if not all_free:
             unit = torch.zeros_like(self.X.flatten(1)).index_copy(1, free, unit)
         delta = unit.reshape(self.X.shape) * self.eps
-        return self.project(self.X + (delta if self.scale is None else delta * self.scale))
+        start = self.X + (delta if self.scale is None else delta * self.scale)
+        return start if self.low is None else start.clamp_(self.low, self.high)
 
     def free_features(self) -> Tensor:
         """Return the indices of the flattened features whose scale is not 0."""

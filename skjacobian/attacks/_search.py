@@ -86,16 +86,13 @@ class Search:
 
     def _clean_logits(self) -> Tensor:
         """Return the logits at all clean samples; they rank the wrong classes."""
+        self.active, self.y = torch.arange(len(self.all_y), device=self.all_y.device), self.all_y
+        self.ball = self.all_balls
         with torch.no_grad():
-            clean = self._all_logits(self.all_balls.X)
+            clean = self.logits(self.ball.X)
         wrong = clean.scatter(1, self.all_y.unsqueeze(1), -torch.inf)
         self._ranking = wrong.sort(stable=True, dim=1, descending=True).indices[:, :-1]
         return clean
-
-    def _all_logits(self, X_adv: Tensor) -> Tensor:
-        self.active, self.y = torch.arange(len(X_adv), device=X_adv.device), self.all_y
-        self.ball = self.all_balls
-        return self.logits(X_adv)
 
     def logits(self, X_adv: Tensor) -> Tensor:
         """Return the logits at one point of each active sample, and count the query.
@@ -211,11 +208,11 @@ class Search:
         different = X_adv != seen
         if self.all_balls.missing is not None:
             different &= ~self.all_balls.missing
-        moved = different.flatten(1).any(1)
-        if bool(moved.any()):  # by a rounding error, which may decide
+        moved = different.flatten(1).any(1).nonzero().squeeze(1)
+        if len(moved):  # by a rounding error, which may decide
             self.calls_left = self.deadline = None
-            with torch.no_grad():
-                best = best.where(~moved, self.safe_margin(self._all_logits(enforced)))
+            self.active, self.ball, self.y = moved, self.all_balls[moved], self.all_y[moved]
+            best = best.index_copy(0, moved, self.margin(enforced[moved]))
         no_gradient = self.is_zero | self.is_not_finite | self.is_undefined
         return Found(X_adv, best > 0, self.n_queries, no_gradient, tuple(self.stages))
 

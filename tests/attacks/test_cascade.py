@@ -323,7 +323,9 @@ def test_the_stages_add_up(norm):
 
     n_queries = sum(stage.n_queries for stage in found.stages)
     confirmation = found.n_queries - n_queries
-    assert confirmation.unique().tolist() in ([[0]] if norm == "linf" else [[0], [1]])
+    # Who was moved by a rounding error at the end is asked about once more.
+    assert confirmation.min() >= 0
+    assert confirmation.max() <= (norm != "linf")
     model.seen -= 1  # the look at the clean samples, above
     assert torch.equal(model.seen, found.n_queries)
     # Misclassified samples are asked about once.
