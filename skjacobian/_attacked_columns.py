@@ -1,5 +1,6 @@
 """The columns of a table under attack, and a threat model as users say it of them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,61 +93,26 @@ class AttackedColumns:
         return self._shown([j for j in self.categories if j not in said and j not in self.unread])
 
     def stuck(self, attack: Attack, constraints: FeatureConstraints | None) -> str:
-        """Say, if so, that nothing can change at this radius, or whole numbers by too little.
-
-        Of these only those that nobody said to be whole numbers: their type does.
-        """
-        if attack.eps_is_zero or len(self.table.tensor) == 0:
-            return ""
-        moves, lost = movable(attack, self.table.tensor)
-        if not bool(moves.any()):
-            return (
-                "at which no feature can change: whole numbers (columns of an integer type are) "
-                "do where eps·feature_scale is at least 1, immutable ones and those of scale 0 "
-                '(constant ones have it under "std" and "range") never. The robust accuracy is '
-                "the clean one."
-            )
+        """Say, if so, what cannot change at this radius although nobody said that it cannot."""
         said = [] if constraints is None else constraints.by_index(self._names()).integer
-        stuck = [j for j in self.table.integer if lost.flatten()[j]]
-        stuck = [j for j in stuck if j not in said and j not in self.unread]
-        if stuck:
-            return (
-                f"at which columns of an integer type ({self._shown(stuck)}) cannot change, or by "
-                "less than two thirds of eps·feature_scale: whole numbers change by whole numbers. "
-                "Cast them to float if they can take any value."
-            )
-        if rounded := self._rounded(attack):
-            return (
-                f"at which columns ({self._shown(rounded)}) cannot change, or by clearly less than "
-                f"eps·feature_scale: beside their numbers it is lost in the rounding of "
-                f"{self.table.tensor.dtype}. Cast them to a wider type, or subtract an offset."
-            )
-        return ""
-
-    def _rounded(self, attack: Attack) -> list[int]:
-        """Return the columns in which rounding takes a tenth of the reach from most samples."""
-        X = self.table.tensor
-        reach = attack.reach_of(X).to(X.dtype)
-        unit = torch.finfo(X.dtype).eps
-        if bool((unit * X.abs().nan_to_num(nan=0.0).amax(0) <= 0.1 * reach).all()):
-            return []
-        lost = unit * X.abs() > 0.1 * reach
-        mostly = lost.sum(0) > 0.5 * (~X.isnan()).sum(0)
-        stuck = ((reach > 0) & mostly).flatten().nonzero().flatten().tolist()
-        return [j for j in stuck if j not in self.unread]
+        unsaid = [j for j in self.table.integer if j not in said]
+        return stuck(
+            attack,
+            self.table.tensor,
+            integer=[j for j in unsaid if j not in self.unread],
+            unread=self.unread,
+            names=self.table.columns,
+        )
 
     def _shown(self, columns: list[int]) -> str:
-        """Return the names of columns, not too many of them, for a message."""
-        names = list(map(str, self._names_of(columns)))
-        return ", ".join(names[:10]) + (", …" if names[10:] else "")
+        return _shown(columns, self.table.columns)
 
     def _names(self) -> Any:
         return self.table.columns or range(self.table.tensor[0].numel())
 
     def _names_of(self, columns: list[int]) -> list[Any]:
         """Return the names of columns, or their indices where they have none."""
-        names = self.table.columns
-        return columns if names is None else [names[j] for j in columns]
+        return _names_of(columns, self.table.columns)
 
 
 def in_the_order_of_fit(estimator: Any, X: Any) -> Any:
@@ -186,7 +152,52 @@ def _check_names_only(
         )
 
 
-def movable(attack: Attack, X: Tensor) -> tuple[Tensor, Tensor]:
+def stuck(
+    attack: Attack,
+    X: Tensor,
+    *,
+    integer: Sequence[int] = (),
+    unread: Sequence[int] = (),
+    names: Sequence[Any] | None = None,
+) -> str:
+    """Say, if so, that nothing can change at this radius, or some columns by too little.
+
+    Parameters
+    ----------
+    attack : Attack
+    X : Tensor of shape (n_samples, *features)
+    integer : sequence of int
+        Columns that are whole numbers by their type alone.
+    unread : sequence of int
+        Columns that do not matter.
+    names : sequence, optional
+        Of the columns.
+    """
+    if attack.eps_is_zero or len(X) == 0:
+        return ""
+    moves, lost = _movable(attack, X)
+    if not bool(moves.any()):
+        return (
+            "at which no feature can change: whole numbers (columns of an integer type) do where "
+            "eps·feature_scale is at least 1, immutable ones and those of scale 0 (constant ones "
+            'have it under "std" and "range") never. This is as no attack at all.'
+        )
+    if few := [j for j in integer if lost.flatten()[j]]:
+        return (
+            f"at which columns of an integer type ({_shown(few, names)}) cannot change, or by "
+            "less than two thirds of eps·feature_scale: whole numbers change by whole numbers. "
+            "Cast them to float if they can take any value."
+        )
+    if rounded := [j for j in _rounded(attack, X) if j not in unread]:
+        return (
+            f"at which columns ({_shown(rounded, names)}) cannot change, or by clearly less than "
+            f"eps·feature_scale: beside their numbers it is lost in the rounding of {X.dtype}. "
+            "Cast them to a wider type, or subtract an offset."
+        )
+    return ""
+
+
+def _movable(attack: Attack, X: Tensor) -> tuple[Tensor, Tensor]:
     """Return which features can change, and which whole numbers not by 2/3 of their reach."""
     reach = attack.reach_of(X)
     if attack.constraints is None:
@@ -195,3 +206,25 @@ def movable(attack: Attack, X: Tensor) -> tuple[Tensor, Tensor]:
     free = (reach > 0) & ~(rules.increasing & rules.decreasing)
     lost = free & rules.is_whole & (3 * reach.floor() < 2 * reach)
     return free & ~(rules.is_whole & (reach < 1)), lost
+
+
+def _rounded(attack: Attack, X: Tensor) -> list[int]:
+    """Return the columns in which rounding takes a tenth of the reach from most samples."""
+    reach = attack.reach_of(X).to(X.dtype)
+    unit = torch.finfo(X.dtype).eps
+    if bool((unit * X.abs().nan_to_num(nan=0.0).amax(0) <= 0.1 * reach).all()):
+        return []
+    lost = unit * X.abs() > 0.1 * reach
+    mostly = lost.sum(0) > 0.5 * (~X.isnan()).sum(0)
+    return ((reach > 0) & mostly).flatten().nonzero().flatten().tolist()
+
+
+def _names_of(columns: Sequence[int], names: Sequence[Any] | None) -> list[Any]:
+    """Return the names of columns, or their indices where they have none."""
+    return list(columns) if names is None else [names[j] for j in columns]
+
+
+def _shown(columns: Sequence[int], names: Sequence[Any] | None) -> str:
+    """Return the names of columns, not too many of them, for a message."""
+    shown = list(map(str, _names_of(columns, names)))
+    return ", ".join(shown[:10]) + (", …" if shown[10:] else "")

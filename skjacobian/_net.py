@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from skjacobian._batches import Batch, Batches, Samples
 from skjacobian._optimizer import Adam
-from skjacobian._rng import RandomStream
+from skjacobian._rng import RandomStream, numpy_seeded
 from skjacobian._validation import did_you_mean, reject
 from skjacobian.exceptions import TrainingDivergedError
 from skjacobian.modules import may_draw
@@ -126,8 +126,12 @@ class ObjectiveNet(NeuralNetClassifier):
         """Do nothing: the estimator has checked the data."""
 
     def initialize_module(self) -> "ObjectiveNet":
-        """Make the module from the private random stream."""
-        with self.stream.borrowed():
+        """Make the module from the private random stream.
+
+        What it draws from the generators of numpy or Python it draws again when a pickle makes
+        it anew.
+        """
+        with self.stream.borrowed(), numpy_seeded(self.stream.seed):
             super().initialize_module()
         self.draws_ = may_draw(self.module_)
         return self
@@ -420,6 +424,6 @@ def early_stopping(monitor: str, patience: int) -> tuple[str, Callback]:
 def predict_logits(net: ObjectiveNet, X: Tensor, batch_size: int) -> np.ndarray:
     """Return the logits of `X` as an array, computed in batches in eval mode."""
     net._set_training(False)
-    with torch.inference_mode():
+    with torch.no_grad():  # not inference mode, whose tensors modules may keep and need again
         logits = [net.module_(batch.to(net.device)).cpu() for batch in torch.split(X, batch_size)]
     return torch.cat(logits).numpy()

@@ -1,5 +1,6 @@
-"""Keeping torch's global random state out of it: dropout and initialization draw from it."""
+"""Keeping global random states out of it: dropout and initialization draw from them."""
 
+import random
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -39,6 +40,7 @@ class RandomStream:
     """
 
     def __init__(self, seed: int, device: torch.device) -> None:
+        self.seed = seed
         self.device = device
         self.state = torch.Generator().manual_seed(seed).get_state()
         self.cuda_state = (
@@ -56,6 +58,21 @@ class RandomStream:
             finally:
                 self.state, self.cuda_state = _get_state(self.device)
                 _set_state(self.device, outer)
+
+
+@contextmanager
+def numpy_seeded(seed: int) -> Iterator[None]:
+    """Seed the global generators of numpy and Python for the duration."""
+    with _BORROWING:
+        # The global generator is what modules draw from that know no better.
+        outer = np.random.get_state(), random.getstate()  # noqa: NPY002
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        random.seed(seed)
+        try:
+            yield
+        finally:
+            np.random.set_state(outer[0])  # noqa: NPY002
+            random.setstate(outer[1])
 
 
 @contextmanager

@@ -350,8 +350,8 @@ def _check_is_valid(attack: Attack, X: Tensor, X_adv: Tensor) -> None:
 
 def _device_of(view: TensorFunction) -> torch.device:
     """Return where the weights of a view are, so that samples are moved there once."""
-    weight = next(view.parameters(), None) if isinstance(view, nn.Module) else None
-    return torch.device("cpu") if weight is None else weight.device
+    tensors = [*view.parameters(), *view.buffers()] if isinstance(view, nn.Module) else []
+    return tensors[0].device if tensors else torch.device("cpu")
 
 
 def check_batch_size(batch_size: Any) -> int | None:

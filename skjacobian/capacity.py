@@ -13,9 +13,9 @@ from torch.func import functional_call
 
 from skjacobian._validation import check_non_negative, check_option
 from skjacobian.geometry import vector_norm
-from skjacobian.jacobian._stack import is_changed, is_plain_sequence, pair, pools_disjointly
+from skjacobian.jacobian._stack import is_plain_sequence, pair, pools_disjointly
 from skjacobian.losses import margin
-from skjacobian.model_modes import frozen
+from skjacobian.model_modes import frozen, is_changed
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 LINEAR = (nn.Linear, *CONVOLUTIONS)

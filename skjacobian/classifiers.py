@@ -9,7 +9,7 @@ import torch
 from sklearn.utils._param_validation import RealNotInt, StrOptions
 from torch import Tensor
 
-from skjacobian._attacked_columns import movable
+from skjacobian._attacked_columns import stuck
 from skjacobian._estimator import TRAINING_CONSTRAINTS, RobustClassifier
 from skjacobian._table import Table
 from skjacobian._validation import ScalarInterval, unwrap_scalar
@@ -506,14 +506,8 @@ class AdversarialClassifier(RobustClassifier):
             n_steps = int(unwrap_scalar(self.n_steps))
             attack = PGD(**shared, n_steps=n_steps, step_size=self.step_size)
         attack.check_clean(X)
-        if not attack.eps_is_zero and not bool(movable(attack, X.cpu())[0].any()):
-            warnings.warn(
-                f"Got eps={self.eps!r}, at which no feature can change: whole numbers (columns of "
-                "an integer type of a DataFrame are) do where eps·feature_scale is at least 1. "
-                "This trains as without an attack.",
-                AttackWarning,
-                stacklevel=5,
-            )
+        if cannot := self._stuck(attack, X.cpu()):
+            warnings.warn(f"Got eps={self.eps!r}, {cannot}", AttackWarning, stacklevel=5)
         if self.preprocessor is None:
             return attack
 
@@ -539,10 +533,19 @@ class AdversarialClassifier(RobustClassifier):
         """
         if self.constraints is None and not any(self._by_type.values()):
             return None
-        names = getattr(self, "feature_names_in_", range(X.shape[1:].numel()))
         said: FeatureConstraints = self.constraints or FeatureConstraints()
-        constraints = said.by_index(list(names), **self._by_type)
+        constraints = said.by_index(self._names(X), **self._by_type)
         return constraints if hasattr(constraints, "low_") else constraints.fit(X.cpu().numpy())
+
+    def _names(self, X: Tensor) -> list[Any]:
+        return list(getattr(self, "feature_names_in_", range(X.shape[1:].numel())))
+
+    def _stuck(self, attack: Attack, X: Tensor) -> str:
+        """Say, if so, what cannot change at this radius although nobody said that it cannot."""
+        names = self._names(X)
+        said = self.constraints.by_index(names).integer if self.constraints else []
+        integer = [j for j in self._by_type.get("integer", []) if j not in said]
+        return stuck(attack, X, integer=integer, names=names)
 
 
 def _penalized(lam: Any, norm: str, **options: Any) -> Objective:

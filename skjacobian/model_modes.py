@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 # What attacks, norms and objectives take for a model: samples in, logits out.
 PredictLogits = Callable[[Tensor], Tensor]
@@ -30,6 +30,17 @@ def frozen(model: object) -> Iterator[None]:
             module.training = mode
 
 
+def is_changed(module: nn.Module) -> bool:
+    """Tell whether an instance does more than its class: by hooks, or a `forward` of its own."""
+    return bool(
+        "forward" in module.__dict__
+        or module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
+
+
 def mixes_samples(model: object) -> bool:
     """Tell whether `model` is a module that has batch normalization in training mode."""
     return isinstance(model, nn.Module) and any(
@@ -39,13 +50,16 @@ def mixes_samples(model: object) -> bool:
 
 @contextmanager
 def batch_norm_in_eval(model: object) -> Iterator[None]:
-    """Put the batch normalization of a module in eval mode for the duration."""
+    """Put normalization that keeps running statistics in eval mode for the duration.
+
+    That is batch normalization, and instance normalization that was told to.
+    """
     if not isinstance(model, nn.Module):
         yield
         return
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
+    norms = [m for m in model.modules() if isinstance(m, _NormBase)]
     for module in norms:
-        if not module.track_running_stats:
+        if isinstance(module, _BatchNorm) and not module.track_running_stats:
             raise ValueError(
                 "Got a module with batch normalization that keeps no running statistics "
                 "(track_running_stats=False), but expected one that treats each sample by "
@@ -55,7 +69,7 @@ def batch_norm_in_eval(model: object) -> Iterator[None]:
     modes = [module.training for module in norms]
     try:
         for module in norms:
-            module.training = False
+            module.training = module.training and not module.track_running_stats
         yield
     finally:
         for module, mode in zip(norms, modes, strict=True):

@@ -1,5 +1,6 @@
 """The default networks, and how a network is made to fit the data."""
 
+import copy
 import inspect
 import math
 import warnings
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from skjacobian._validation import check_count, check_option, did_you_mean, reject
 from skjacobian.jacobian._stack import Rescaling
+from skjacobian.model_modes import is_changed
 from skjacobian.model_outputs import CHANGES_X
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -150,8 +152,8 @@ _DETERMINISTIC = (
 
 
 def may_draw(module: nn.Module) -> bool:
-    """Tell whether a forward pass may draw random numbers; a type not known may."""
-    return any(type(part) not in _DETERMINISTIC for part in module.modules())
+    """Tell whether a forward pass may draw random numbers; a type not known may, or a hook."""
+    return any(type(part) not in _DETERMINISTIC or is_changed(part) for part in module.modules())
 
 
 MODULES: dict[str, type[nn.Module]] = {"mlp": MLP, "cnn": CNN}
@@ -260,9 +262,14 @@ def make_module(
     ValueError
         If the output is not one logit for each class.
     """
-    made = _factory(module)(**params)
+    # Copies: training must not change what the user handed over, such as a trained backbone.
+    made = _factory(module)(**copy.deepcopy(params))
     if not isinstance(made, nn.Module):
         reject("module", module, f"something that makes an nn.Module, not {type(made).__name__}")
+    if any(weight.is_complex() for weight in made.parameters()):
+        reject(
+            "module", module, "one with real weights (torch.view_as_complex makes a complex one)"
+        )
     made.to(dtype).eval()
     probe = torch.zeros(2, *input_shape, dtype=dtype)
     with torch.no_grad():

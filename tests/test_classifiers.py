@@ -389,6 +389,49 @@ def test_a_pickle_holds_arrays_and_no_torch_objects(iris):
     assert loaded.history_ == model.history_
 
 
+class Shuffled(nn.Module):
+    """A network that draws from numpy's generator, and remembers what as an attribute."""
+
+    def __init__(self, n_features, n_classes):
+        super().__init__()
+        self.order = np.random.permutation(n_features)  # noqa: NPY002
+        self.head = nn.Linear(n_features, n_classes)
+
+    def forward(self, X):
+        return self.head(X[:, self.order] * torch.arange(1, 1 + X.shape[1]))
+
+
+def test_what_a_module_draws_from_numpy_is_that_of_the_seed_and_comes_back(iris):
+    state = np.random.get_state()[1].copy()  # noqa: NPY002
+    one, other = (
+        JacobianRegularizedClassifier(Shuffled, max_epochs=1, random_state=0).fit(*iris)
+        for _ in range(2)
+    )
+    for again in (other, pickle.loads(pickle.dumps(one))):
+        np.testing.assert_array_equal(one.predict_proba(iris[0]), again.predict_proba(iris[0]))
+    np.testing.assert_array_equal(np.random.get_state()[1], state)  # noqa: NPY002
+
+
+class Remembering(nn.Module):
+    """A network that keeps a tensor made in one call for the next."""
+
+    def __init__(self, n_features, n_classes):
+        super().__init__()
+        self.head = nn.Linear(n_features, n_classes)
+        self.kept = {}
+
+    def forward(self, X):
+        mask = self.kept.setdefault(len(X), torch.ones(X.shape[1], dtype=X.dtype))
+        return self.head(X * mask)
+
+
+def test_a_module_may_keep_tensors_between_predicting_and_training(iris):
+    model = JacobianRegularizedClassifier(Remembering, max_epochs=1, random_state=0).fit(*iris)
+    model.predict(iris[0][:7])
+    model.partial_fit(iris[0][:7], iris[1][:7])
+    assert np.isfinite(model.jacobian_norm(iris[0][:7])).all()
+
+
 @pytest.mark.parametrize("lr_schedule", ["constant", "cosine"])
 @pytest.mark.parametrize("module", ["mlp", Tower])
 def test_a_pickled_half_trained_model_goes_on_bit_identically(module, lr_schedule, iris):

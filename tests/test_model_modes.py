@@ -81,6 +81,17 @@ def test_only_batch_normalization_is_put_in_eval_mode():
         assert not mixes_samples(net)
 
 
+@pytest.mark.parametrize("tracks", [True, False])
+def test_instance_normalization_is_put_in_eval_mode_if_it_keeps_statistics(tracks):
+    net = nn.Sequential(nn.InstanceNorm2d(2, track_running_stats=tracks)).train()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    with batch_norm_in_eval(net):
+        assert net[0].training is not tracks
+        net(torch.randn(3, 2, 4, 4))
+    assert net[0].training
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
 @pytest.mark.parametrize("norm", [nn.BatchNorm1d(4), nn.SyncBatchNorm(4)])
 def test_batch_normalization_mixes_samples_in_training_mode_only(norm):
     net = nn.Sequential(nn.Linear(3, 4), norm)

@@ -113,6 +113,11 @@ def test_dropout_follows_each_hidden_layer_and_only_where_asked_for(make):
     assert kinds(dropped)[-1] is nn.Linear
 
 
+def with_noise(module):
+    module.register_forward_hook(lambda module, inputs, output: output + torch.rand(()))
+    return module
+
+
 class UnknownLayer(nn.Module):
     def forward(self, X):
         return X
@@ -133,6 +138,7 @@ class OwnLinear(nn.Linear):
         (nn.Sequential(nn.Linear(4, 2), nn.RReLU()), True),
         (UnknownLayer(), True),
         (OwnLinear(4, 2), True),
+        (nn.Sequential(with_noise(nn.Linear(4, 2))), True),
     ],
 )
 def test_a_module_may_draw_unless_all_its_parts_are_known_not_to(module, drawing):
@@ -271,3 +277,18 @@ def test_a_module_that_returns_probabilities_is_warned_of(n_classes):
 
     with pytest.warns(UserWarning, match="sum to 1, as probabilities do.*leave out the softmax"):
         made(make, n_classes=n_classes)
+
+
+def test_what_is_handed_over_is_copied():
+    backbone = nn.Linear(4, 5)
+    take = lambda backbone: nn.Sequential(backbone, nn.Linear(5, 3))  # noqa: E731
+    sizes = {"input_shape": (4,), "n_classes": 3}
+    made = make_module(take, {"backbone": backbone}, dtype=torch.float32, **sizes)
+    assert made[0] is not backbone
+    assert torch.equal(made[0].weight, backbone.weight)
+
+
+def test_complex_weights_are_rejected():
+    make = lambda: nn.Linear(4, 3, dtype=torch.cfloat)  # noqa: E731
+    with pytest.raises(ValueError, match="expected one with real weights"):
+        make_module(make, {}, dtype=torch.float32, input_shape=(4,), n_classes=3)

@@ -1,10 +1,11 @@
+import random
 import threading
 
 import numpy as np
 import pytest
 import torch
 
-from skjacobian._rng import RandomStream, own_entropy, replayed_rng, seeded
+from skjacobian._rng import RandomStream, numpy_seeded, own_entropy, replayed_rng, seeded
 
 CPU = torch.device("cpu")
 
@@ -134,3 +135,16 @@ def test_a_replay_restores_the_state_after_an_error():
         with pytest.raises(KeyError, match="stop"), replay():
             draw_and_fail()
         assert torch.equal(torch.get_rng_state(), after)
+
+
+def test_seeding_numpy_leaves_its_global_state_as_it_was():
+    draw = lambda: (np.random.random(), random.random())  # noqa: E731, NPY002
+    before = np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
+    drawn = []
+    for seed in (3, 3, 4, 2**40):
+        with numpy_seeded(seed):
+            drawn.append(draw())
+    assert drawn[0] == drawn[1]
+    assert len({*drawn}) == 3
+    np.testing.assert_array_equal(np.random.get_state()[1], before[0])  # noqa: NPY002
+    assert random.getstate() == before[1]

@@ -1,5 +1,6 @@
 """The views of torch modules and skorch nets."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,12 @@ from skjacobian.model_outputs import outputs
 LOGIT_CRITERIA = (nn.CrossEntropyLoss, nn.NLLLoss, nn.BCEWithLogitsLoss)
 
 
+def floating_tensors(module: nn.Module) -> Iterator[Tensor]:
+    """Return the parameters of a module, then the buffers of numbers that are not whole."""
+    tensors = (*module.parameters(), *module.buffers())
+    return (tensor for tensor in tensors if tensor.is_floating_point())
+
+
 class Network(ClassifierView):
     """A network that takes any floating dtype and any device.
 
@@ -36,7 +43,7 @@ class Network(ClassifierView):
 
     def forward(self, X: Tensor) -> Tensor:
         """Return the logits of `X`, on the device and in the dtype of the weights."""
-        weight = next(self.module.parameters(), X)
+        weight = next(floating_tensors(self.module), X)
         return self.module(X.to(device=weight.device, dtype=weight.dtype))
 
 

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from skjacobian._rng import replayed_rng
@@ -139,12 +140,12 @@ class AutogradLinearization(Linearization):
         model = self.predict_logits
         predict_logits = model
         if isinstance(model, nn.Module):
-            names = [name for name, _ in model.named_parameters()]
-            weights = dict(zip(names, tensors, strict=True))
+            weights = _by_place(model, tensors)
 
             def predict_logits(X: Tensor) -> Tensor:
                 with batch_norm_in_eval(model):
-                    return cast(Tensor, torch.func.functional_call(model, weights, (X,)))
+                    output = functional_call(model, weights, (X,), tie_weights=False)
+                    return cast(Tensor, output)
 
         with self._replay(variant=samples.start or 0):
             return AutogradLinearization(
@@ -154,6 +155,20 @@ class AutogradLinearization(Linearization):
                 create_graph=self.create_graph,
                 may_loop=self.may_loop,
             )
+
+
+def _by_place(model: nn.Module, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Return what to put in the place of each parameter, by the name of the place.
+
+    A parameter may have several places, a layer several names, of which one is given: torch
+    takes out a layer that is given twice and does not put its own parameter back.
+    """
+    of = {id(p): tensor for p, tensor in zip(model.parameters(), tensors, strict=True)}
+    return {
+        f"{prefix}.{name}".removeprefix("."): of[id(parameter)]
+        for prefix, layer in model.named_modules()
+        for name, parameter in layer.named_parameters(recurse=False, remove_duplicate=False)
+    }
 
 
 def as_cotangents(V: Tensor | None, like: Any) -> Tensor:

@@ -26,6 +26,7 @@ from skjacobian.jacobian._maps import (
     MaxPooling,
     Reshape,
 )
+from skjacobian.model_modes import is_changed
 
 ACTIVATIONS = (
     *(nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish),
@@ -103,17 +104,6 @@ def pools_disjointly(layer: Any) -> bool:
     plain = pair(layer.stride) == pair(layer.kernel_size) and not layer.ceil_mode
     plain = plain and pair(layer.padding) == (0, 0)
     return plain and pair(getattr(layer, "dilation", 1)) == (1, 1)
-
-
-def is_changed(module: nn.Module) -> bool:
-    """Tell whether an instance does more than its class: by hooks, or a `forward` of its own."""
-    return bool(
-        "forward" in module.__dict__
-        or module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )
 
 
 def _is_known(layer: Any) -> bool:

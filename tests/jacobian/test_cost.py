@@ -8,6 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from sklearn import config_context
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.flop_counter import FlopCounterMode
 
 from skjacobian.jacobian import _cost
@@ -195,6 +196,52 @@ def test_a_convolution_takes_its_weights_at_each_pixel():
 def test_of_a_function_the_operations_are_unknown():
     W = torch.zeros(3, 5)
     assert sizes_of(lambda X: X @ W.T, torch.zeros(2, 5)) == Sizes(0, 3)
+
+
+class Recurrent(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.cells, self.head = kind(3, 5, batch_first=True), nn.Linear(5, 2)
+
+    def forward(self, X):
+        return self.head(self.cells(X)[0][:, -1])
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.GRU, nn.LSTM])
+def test_recurrent_weights_count_at_each_step(kind):
+    net = Recurrent(kind)
+    weights = sum(p.numel() for p in net.cells.parameters() if p.ndim == 2)
+    expected = 2 * weights * 7 + 2 * 5 * 2
+    assert sizes_of(net, torch.zeros(4, 7, 3)) == Sizes(expected, 2)
+
+
+def test_weights_that_no_layer_holds_by_that_name_count_too():
+    net = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(3 * 4 * 5, 4))
+    expected = sizes_of(net, torch.zeros(1, 2, 6, 7))
+    for layer in (net[0], net[3]):
+        weight_norm(layer)
+    fresh = nn.Sequential(*net)
+    assert sizes_of(fresh, torch.zeros(1, 2, 6, 7)) == expected
+
+
+class Scaled(nn.Module):
+    """A layer without parameters that returns no tensor, or one without axes."""
+
+    def forward(self, X):
+        return {"mean": X.mean()}
+
+
+class Rescaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale, self.head = Scaled(), nn.Linear(4, 3)
+
+    def forward(self, X):
+        return self.head(X / (1 + self.scale(X)["mean"]))
+
+
+def test_layers_may_return_anything():
+    assert sizes_of(Rescaled(), torch.zeros(5, 4)) == Sizes(2 * 12, 3)
 
 
 def test_operations_are_counted_once_for_each_module():

@@ -67,6 +67,26 @@ NETS = {
 }
 
 
+class Tied(nn.Module):
+    """Two layers that share a weight, and one that is used twice under two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.second.weight = self.first.weight
+        block = nn.Linear(6, 6)
+        self.blocks = nn.ModuleList([block, block])
+        self.head = nn.Linear(6, N_CLASSES)
+
+    def forward(self, X):
+        for layer in (self.first, self.second, *self.blocks):
+            X = layer(X).tanh()
+        return self.head(X)
+
+
+TIED = (Tied, (6,))
+
+
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
@@ -138,6 +158,19 @@ def test_parts_give_the_values_and_gradients_of_the_whole(name, engine, options)
         for rows in (1, 2 * N_CLASSES + 1):
             with room_for(rows, net, X, engine):
                 agree(norms_and_gradients(net, X, y, weight, **options), expected)
+
+
+@every_option
+def test_parts_leave_layers_of_two_names_their_weights(options):
+    net, X, y = made(*TIED)
+    before = list(net.parameters())
+    options = {"engine": "loop", **options}
+    expected = norms_and_gradients(net, X, y, WEIGHTS["equal"], **options)
+    with room_for(1, net, X, "loop"):
+        agree(norms_and_gradients(net, X, y, WEIGHTS["equal"], **options), expected)
+    after = list(net.parameters())
+    assert len(after) == len(before)
+    assert all(one is other for one, other in zip(after, before, strict=True))
 
 
 @every_option
