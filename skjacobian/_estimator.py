@@ -182,7 +182,7 @@ class RobustClassifier(ClassifierMixin, NetOwner):
         y : array-like of shape (n_samples,)
             Labels of any type.
         sample_weight : array-like of shape (n_samples,), optional
-            Rows of weight 0 are left out.
+            Rows of weight 0 are left out, but their labels are among `classes_`.
 
         Returns
         -------
@@ -235,7 +235,7 @@ class RobustClassifier(ClassifierMixin, NetOwner):
             self._check_same_net()
         values, y = self._validate_training_data(X, y, reset=fresh)
         weight, rows = training_weights(values, sample_weight)
-        self._learn_classes(y[rows], classes, fresh)
+        self._learn_classes(y, rows, classes, fresh)
         random_state = check_random_state(own_entropy(self.random_state))
         seed = int(random_state.randint(2**31 - 1)) if fresh else None
         rows, held_out = self._hold_out(rows, y, random_state)
@@ -294,13 +294,33 @@ class RobustClassifier(ClassifierMixin, NetOwner):
     def _validate_training_data(
         self, X: Any, y: Any, *, reset: bool
     ) -> tuple[np.ndarray, np.ndarray]:
+        if not reset:
+            self._check_image_shape(X)
         X, y = validate_data(self, X, y, dtype=[np.float64, np.float32], allow_nd=True, reset=reset)
         check_classification_targets(y)
         y = column_or_1d(y, warn=True)
         if reset:
             self.input_shape_ = X.shape[1:]
+            self._warn_of_channels_last()
         self._check_shape(X)
         return X, y
+
+    def _warn_of_channels_last(self) -> None:
+        shape, channels = self.input_shape_, (1, 3, 4)
+        if self.module != "cnn" or len(shape) != 3:
+            return
+        if shape[2] in channels and shape[0] not in channels:
+            warnings.warn(
+                f"Got X with samples of shape {shape}, whose last axis looks like channels, but "
+                "images are taken as (channels, height, width): X.transpose(0, 3, 1, 2).",
+                UserWarning,
+                stacklevel=5,
+            )
+
+    def _check_image_shape(self, X: Any) -> None:
+        """Name both shapes where X has another than images in fit; numbers of features mislead."""
+        if len(self.input_shape_) > 1:
+            self._check_shape(np.asarray(X))
 
     def _check_shape(self, X: np.ndarray) -> None:
         if X.shape[1:] != self.input_shape_:
@@ -309,14 +329,15 @@ class RobustClassifier(ClassifierMixin, NetOwner):
                 f"{self.input_shape_}, as in fit."
             )
 
-    def _learn_classes(self, y: np.ndarray, classes: Any, fresh: bool) -> None:
-        """Set `classes_` when fresh, and check `y` against them."""
+    def _learn_classes(self, y: np.ndarray, rows: np.ndarray, classes: Any, fresh: bool) -> None:
+        """Set `classes_` when fresh, and check `y` against them; `rows` have a weight."""
         labels = np.unique(y)
         if fresh:
             self.classes_ = labels if classes is None else np.unique(np.asarray(classes))
-            if len(self.classes_) < 2:
+            trained = np.unique(y[rows]) if classes is None else self.classes_
+            if len(trained) < 2:
                 raise ValueError(
-                    f"Got y with 1 class ({self.classes_[0]!r}), but {type(self).__name__} "
+                    f"Got y with 1 class ({trained[0]!r}), but {type(self).__name__} "
                     "expected samples of at least 2 classes."
                 )
         elif classes is not None and not np.array_equal(np.unique(classes), self.classes_):
@@ -377,7 +398,13 @@ class RobustClassifier(ClassifierMixin, NetOwner):
         def score() -> dict[str, float]:
             scores = {"valid_accuracy": accuracy_score(y, self.predict(X), sample_weight=weight)}
             if scorer is not None:
-                value = scorer(self, X, y, **weighted)
+                try:
+                    value = scorer(self, X, y, **weighted)
+                except ValueError as error:
+                    raise ValueError(
+                        f"Got scoring={self.scoring!r}, but expected a scorer of the samples that "
+                        f"early stopping holds out: {error}"
+                    ) from error
                 if isinstance(value, dict):
                     reject("scoring", self.scoring, "a scorer that returns one number")
                 scores["valid_score"] = value
@@ -394,6 +421,7 @@ class RobustClassifier(ClassifierMixin, NetOwner):
         return predict_logits(self.net_, self._prediction_tensor(X), PREDICTION_BATCH_SIZE)
 
     def _prediction_tensor(self, X: Any) -> Tensor:
+        self._check_image_shape(X)
         X = validate_data(self, X, dtype=[np.float64, np.float32], allow_nd=True, reset=False)
         self._check_shape(X)
         return as_tensor(X, self._torch_dtype)

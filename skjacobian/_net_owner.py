@@ -109,6 +109,11 @@ class NetOwner(BaseEstimator):
         return self.net_.module_
 
     @property
+    def n_iter_(self) -> int:
+        """The number of epochs trained."""
+        return len(self.net_.history)
+
+    @property
     def n_parameters_(self) -> int:
         """The number of trained weights."""
         return sum(p.numel() for p in self.module_.parameters())

@@ -19,6 +19,8 @@ def seeded(generator: torch.Generator | None) -> torch.Generator:
     if generator is None:
         generator = torch.Generator()
         generator.seed()
+    if not isinstance(generator, torch.Generator):
+        raise TypeError(f"Got generator={generator!r}, but expected a torch.Generator or None.")
     return generator
 
 

@@ -113,6 +113,8 @@ class UnderAttack:
         assert_all_finite(self.y, input_name="y")
         check_consistent_length(self.X_tensor, self.y)
         _check_kind_of_labels(self.y, estimator.classes_)
+        if isinstance(estimator, FittedModule):
+            estimator.check_labels(self.y)
         categories = sorted({*self.table.categories, *encoded_columns(estimator)})
         self.columns = AttackedColumns(
             self.table, categories, unread_columns(estimator), is_reordered=X is not given

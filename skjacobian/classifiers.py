@@ -42,8 +42,10 @@ class JacobianRegularizedClassifier(RobustClassifier):
     ----------
     module : {"mlp", "cnn"}, nn.Module subclass or callable, default="mlp"
         What makes the network. "mlp" and "cnn" (`skjacobian.modules`) are sized from the
-        data. A class or function of yours is given `n_features`, `n_classes` and
-        `input_shape` as far as its signature names them, and must return logits.
+        data; "cnn" takes images of shape (channels, height, width) or (height, width). A class
+        or function of yours is given `n_features`, `n_classes` and `input_shape` as far as its
+        signature names them, and must return logits. It is called again when a pickle is
+        loaded: what it is made of belongs in parameters and buffers.
     preprocessor : transformer, optional
         Any that `as_torch` knows, or a `Pipeline` of such: `fit` clones it, fits it on the
         rows trained on (with their weights where its `fit` takes them) and makes it the
@@ -54,8 +56,10 @@ class JacobianRegularizedClassifier(RobustClassifier):
     lam : float, default=0.005
         λ >= 0, the strength of the penalty. 0 is plain training at its cost. The default
         suits "l2" and features of about unit scale (docs/benchmarks.md says how it was
-        chosen); a tenth of it is a start for "l1" and "l21". Search it on a logarithmic
-        grid: the right magnitude depends on the norm and on the scale of the features.
+        chosen), no other norm. The right magnitude depends on the norm and on the scale of the
+        features: for an attack of radius eps search a factor of ten about 0.01·eps² ("l2"),
+        0.03·eps ("l1"; "l21" is smaller, so its λ is larger) or 0.1·eps ("spectral",
+        "cross_lipschitz").
     norm : {"l2", "l1", "l21", "spectral", "cross_lipschitz"}, default="l2"
         "l2" penalizes mean ‖J‖_F² and pairs with l2 attacks; "l1" mean ‖J‖_{1,1} = Σ|J_kj|
         and "l21" mean Σ_j ‖J_·j‖₂ pair with linf attacks. "spectral", the largest singular
@@ -138,6 +142,8 @@ class JacobianRegularizedClassifier(RobustClassifier):
         The fitted `preprocessor`.
     history_ : list of dict
         Per epoch: "train_loss", "train_penalty" (the norm without λ), "valid_…", "dur".
+    n_iter_ : int
+        Number of epochs trained.
     n_parameters_ : int
         Number of weights.
     net_ : skorch.NeuralNetClassifier
@@ -268,8 +274,10 @@ class AdversarialClassifier(RobustClassifier):
     ----------
     module : {"mlp", "cnn"}, nn.Module subclass or callable, default="mlp"
         What makes the network. "mlp" and "cnn" (`skjacobian.modules`) are sized from the
-        data. A class or function of yours is given `n_features`, `n_classes` and
-        `input_shape` as far as its signature names them, and must return logits.
+        data; "cnn" takes images of shape (channels, height, width) or (height, width). A class
+        or function of yours is given `n_features`, `n_classes` and `input_shape` as far as its
+        signature names them, and must return logits. It is called again when a pickle is
+        loaded: what it is made of belongs in parameters and buffers.
     preprocessor : transformer, optional
         Any that `as_torch` knows, or a `Pipeline` of such: `fit` clones it, fits it on the
         rows trained on (with their weights where its `fit` takes them) and makes it the
@@ -368,6 +376,8 @@ class AdversarialClassifier(RobustClassifier):
         The fitted `preprocessor`.
     history_ : list of dict
         Per epoch: "train_loss", "train_penalty" (the norm without λ), "valid_…", "dur".
+    n_iter_ : int
+        Number of epochs trained.
     n_parameters_ : int
         Number of weights.
     net_ : skorch.NeuralNetClassifier
@@ -399,7 +409,7 @@ class AdversarialClassifier(RobustClassifier):
         "method": [StrOptions({"fgsm", "pgd", "trades"})],
         "norm": [StrOptions(set(BALL_NORMS))],
         "eps": [ScalarInterval(Real, 0, None, closed="left")],
-        "feature_scale": [StrOptions({"std", "range"}), "array-like", None],
+        "feature_scale": [StrOptions({"std", "range"}), Real, "array-like", None],
         "n_steps": [ScalarInterval(Integral, 1, None, closed="left")],
         "step_size": [ScalarInterval(Real, 0, None, closed="neither"), None],
         "random_start": ["boolean"],

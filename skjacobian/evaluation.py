@@ -11,7 +11,7 @@ from skjacobian._checks import Checks
 from skjacobian._under_attack import Perturbed, UnderAttack
 from skjacobian._validation import check_non_negative, check_option, reject
 from skjacobian.attacks import Attack, Cascade
-from skjacobian.attacks._named import check_threat_model_is_unset
+from skjacobian.attacks._named import make_attack
 from skjacobian.constraints import FeatureConstraints
 from skjacobian.exceptions import AttackWarning
 from skjacobian.geometry import BALL_NORMS
@@ -51,9 +51,9 @@ def evaluate_robustness(
         Norm of the perturbation.
     eps : float, default=0.1
         Radius: ‖(X_adv - X) / feature_scale‖ <= eps.
-    attack : "strong" or Attack, default="strong"
-        How to search: the cascade of `skjacobian.attacks.Cascade`, or an attack that brings
-        everything but the threat model.
+    attack : {"pgd", "fgsm", "strong"} or Attack, default="strong"
+        How to search: "strong" is the cascade of `skjacobian.attacks.Cascade`; one attack alone
+        is weak, which is said. An `Attack` object brings everything but the threat model.
     feature_scale : None, "std", "range" or array of shape (n_features,), default=None
         Unit of each feature; "std" and "range" are those of X.
     bounds : (low, high), optional
@@ -153,14 +153,13 @@ def evaluate_robustness(
 
 def _attack(attack: str | Attack, **budgets: Any) -> Attack:
     """Return the attack, if nothing is said twice."""
-    if not isinstance(attack, Attack):
-        check_option("attack", attack, ["strong"])
+    named = make_attack(attack, "evaluate_robustness")
+    if not isinstance(attack, Attack) and attack == "strong":
         return Cascade(**budgets)
-    check_threat_model_is_unset(attack, "evaluate_robustness")
     for name, value in budgets.items():
         if value is not None:
             reject(name, value, f"None: it is a budget of 'strong', and attack={attack!r}")
-    return attack
+    return named
 
 
 def _stages(

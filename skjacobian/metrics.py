@@ -49,9 +49,10 @@ class RobustScorer(BaseEstimator):
         dict that is then returned: pass such a scorer as the only `scoring`, not in a dict.
     attack : {"pgd", "fgsm", "strong"} or Attack, default="pgd"
         How to search. "pgd" is quick, as a search over parameters needs; "strong" is a
-        cascade of attacks for a figure to report (`skjacobian.attacks.Cascade`). The threat
-        model (`norm`, `eps`, `feature_scale`, `bounds`, `mutable`, `constraints`) is the
-        scorer's; an `Attack` object brings the rest.
+        cascade of attacks for a figure to report (`skjacobian.attacks.Cascade`), and for whole
+        numbers and categories, where gradients alone lead astray. The threat model (`norm`,
+        `eps`, `feature_scale`, `bounds`, `mutable`, `constraints`) is the scorer's; an
+        `Attack` object brings the rest.
     n_steps : int, default=40
         Gradient steps of "pgd", which climbs the soft margin.
     step_size : float, optional
@@ -88,8 +89,9 @@ class RobustScorer(BaseEstimator):
     -------
     float, or dict of float when `eps` is a sequence
         Calling the scorer returns the robust accuracy; with several `eps` the keys are
-        "accuracy" (clean) and "robust_accuracy_eps0.1" and so on, and what fools at a
-        smaller radius counts at the larger ones.
+        "accuracy" (clean) and "robust_accuracy_eps0.1" and so on, behind `average` unless that
+        is "mean" ("worst_class_accuracy"), and what fools at a smaller radius counts at the
+        larger ones.
 
     Warns
     -----
@@ -202,7 +204,8 @@ class RobustScorer(BaseEstimator):
         own = {name: getattr(self, name) for name in Attack.THREAT_MODEL}
         attacks = {eps: subject.arm(attack, **{**own, "eps": eps}) for eps in sorted(radii)}
         right = subject.right.copy()
-        scores = {"accuracy": average_accuracy(right, subject.y, weight, self.average)}
+        kind = "" if self.average == "mean" else f"{self.average}_"
+        scores = {f"{kind}accuracy": average_accuracy(right, subject.y, weight, self.average)}
         for eps, attack in attacks.items():
             standing = np.flatnonzero(right)
             if eps > 0 and len(standing):
@@ -210,8 +213,9 @@ class RobustScorer(BaseEstimator):
                 right[standing] = perturbed.right
                 warn_of_disagreement(perturbed)
                 warn_of_black_box(perturbed)
-            scores[_key(eps)] = average_accuracy(right, subject.y, weight, self.average)
-        return scores if _is_sequence(self.eps) else scores[_key(radii[0])]
+            score = average_accuracy(right, subject.y, weight, self.average)
+            scores[f"{kind}{_key(eps)}"] = score
+        return scores if _is_sequence(self.eps) else score
 
     def _accept_sample_weight(self) -> bool:
         """Tell scikit-learn's search objects that `sample_weight` may be passed."""
@@ -225,10 +229,10 @@ class RobustScorer(BaseEstimator):
             reject("eps", self.eps, "at least one radius")
         check_option("average", self.average, AVERAGES)
         check_batch_size(self.batch_size)
-        if not (isinstance(self.attack, str) and self.attack == "pgd"):
-            self._check_search_is_unset()
         search = {name: unwrap_scalar(getattr(self, name)) for name in SEARCH}
         attack = make_attack(self.attack, "RobustScorer", **search)
+        if not (isinstance(self.attack, str) and self.attack == "pgd"):
+            self._check_search_is_unset()
         PGD(**search).check_params()
         return [check_non_negative("eps", value) for value in values], attack
 

@@ -245,7 +245,10 @@ def resolve_bounds(bounds: Any, X: Tensor) -> tuple[Tensor, Tensor] | None:
     """
     if bounds is None:
         return None
-    expected = "None or a pair (low, high) of numbers or per-feature arrays with low <= high"
+    expected = (
+        "None or a tuple (low, high) of numbers or per-feature arrays with low <= high (-inf and "
+        "inf for none)"
+    )
     if not isinstance(bounds, tuple | list) or len(bounds) != 2:
         reject("bounds", bounds, expected)
     exact = X.new_empty((0, *X.shape[1:]), dtype=torch.float64)

@@ -148,7 +148,7 @@ def test_sample_weight_is_routed(iris):
             return_estimator=True,
         )
     for fitted in result["estimator"]:
-        assert 0 not in fitted.classes_
+        assert 0 not in fitted.predict(X)
 
 
 def test_a_module_defined_in_main_survives_the_trip_to_worker_processes():
@@ -1010,3 +1010,42 @@ def test_statistics_that_overflow_are_a_divergence(iris):
     model = JacobianRegularizedClassifier(normalized, lam=0, max_epochs=2)
     with pytest.raises(TrainingDivergedError, match="became NaN or infinite in epoch 1"):
         model.fit((X * 1e25).astype(np.float32), y)
+
+
+def test_a_class_without_weight_stays_a_class(iris):
+    X, y = iris
+    weight = (y != y[0]).astype(float)
+    model = JacobianRegularizedClassifier(max_epochs=2, random_state=0).fit(X, y, weight)
+    np.testing.assert_array_equal(model.classes_, np.unique(y))
+    assert model.predict_proba(X).shape == (len(X), 3)
+    only = (y == y[0]).astype(float)
+    with pytest.raises(ValueError, match=r"Got y with 1 class"):
+        clone(model).fit(X, y, only)
+
+
+def test_images_with_channels_last_are_warned_of():
+    X, y = np.random.default_rng(0).random((20, 8, 8, 1)), np.arange(20) % 2
+    model = JacobianRegularizedClassifier("cnn", max_epochs=1, random_state=0)
+    with pytest.warns(UserWarning, match=r"shape \(8, 8, 1\), whose last axis looks like channels"):
+        model.fit(X, y)
+    model.fit(X.transpose(0, 3, 1, 2), y)
+
+
+def test_flat_samples_where_images_are_expected_are_named():
+    X, y = np.random.default_rng(0).random((20, 4, 4)), np.arange(20) % 2
+    model = JacobianRegularizedClassifier(max_epochs=1, random_state=0).fit(X, y)
+    for ask in (model.predict, lambda X: model.partial_fit(X, y)):
+        with pytest.raises(ValueError, match=r"samples of shape \(16,\), but .* expected \(4, 4\)"):
+            ask(X.reshape(20, 16))
+
+
+def test_a_scoring_that_fails_on_the_samples_held_out_is_named(iris):
+    model = JacobianRegularizedClassifier(early_stopping=True, scoring="roc_auc", random_state=0)
+    with pytest.raises(ValueError, match="Got scoring='roc_auc', but expected a scorer of"):
+        model.fit(*iris)
+
+
+def test_the_number_of_epochs_is_that_of_the_history(iris):
+    model = JacobianRegularizedClassifier(max_epochs=3, random_state=0).fit(*iris)
+    assert model.n_iter_ == 3 == len(model.history_)
+    assert model.partial_fit(*iris).n_iter_ == 4

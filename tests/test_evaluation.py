@@ -369,7 +369,19 @@ def test_a_predict_that_disagrees_with_the_view_is_said(net):
     stages = report.stages
     assert stages[-1].name == "judged by predict"
     assert stages[-1].n_fooled == -sum(stage.n_fooled for stage in stages[:-1]) < -5
-    assert detail(report, "torch view") == f"at {-stages[-1].n_fooled} perturbed samples"
+    n_right = -stages[-1].n_fooled
+    said = f"predict is right at {n_right} perturbed samples where it is not"
+    assert detail(report, "torch view") == said
+
+
+def test_outputs_that_saturate_are_said(net):
+    saturated = Net(Around(net, after=lambda logits: logits.clamp(max=2)))
+    report = evaluate(saturated, eps=0.5)
+    last = report.stages[-1]
+    assert last.name == "judged by predict"
+    assert last.n_fooled > 0.01 * len(X)
+    assert "torch view" in raised(report)
+    assert f"and wrong at {last.n_fooled} where it is" in detail(report, "torch view")
 
 
 # --- closed forms -------------------------------------------------------------------------
@@ -677,7 +689,7 @@ BAD_PARAMS = [
         {"batch_size": "big"},
         "Got batch_size='big', but expected an integer of at least 1 or 'auto'",
     ),
-    ({"bounds": (1, 0)}, r"Got bounds=\(1, 0\), but expected None or a pair"),
+    ({"bounds": (1, 0)}, r"Got bounds=\(1, 0\), but expected None or a tuple"),
     ({"feature_scale": "sdt"}, "Got feature_scale='sdt', .*did you mean 'std'"),
     ({"mutable": [4]}, r"Got mutable=\[4\], but expected None, a boolean mask of the 4 features"),
     ({"mutable": ["petal width"]}, "Got mutable=.*; names need a DataFrame"),

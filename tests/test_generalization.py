@@ -64,7 +64,7 @@ def test_a_wider_confidence_gives_a_wider_interval(model, split):
     [
         ("neg_log_loss", "neg_log_loss"),
         (lambda estimator, X, y: estimator.score(X, y), "score"),
-        (RobustScorer(eps=0.1, average="worst_class"), "robust_accuracy_eps0.1"),
+        (RobustScorer(eps=0.1, average="worst_class"), "worst_class_robust_accuracy_eps0.1"),
     ],
 )
 def test_scores_that_are_no_share_of_samples_have_no_interval(model, split, scorer, name):

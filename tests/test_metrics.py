@@ -387,12 +387,14 @@ def test_the_averages_are_in_order(model):
         for average in AVERAGES
     }
     for key in scores["mean"]:
-        worst, tail, mean = (scores[a][key] for a in ("worst_class", "tail30", "mean"))
-        assert worst <= tail <= mean
-        assert -1 <= scores["disparity"][key] <= 0
+        worst, tail, disparity = (
+            scores[kind][f"{kind}_{key}"] for kind in ("worst_class", "tail30", "disparity")
+        )
+        assert worst <= tail <= scores["mean"][key]
+        assert -1 <= disparity <= 0
     by_class = [(model.predict(X) == y)[y == k].mean() for k in range(3)]
-    assert scores["worst_class"]["accuracy"] == pytest.approx(min(by_class))
-    assert scores["disparity"]["accuracy"] == pytest.approx(min(by_class) - max(by_class))
+    assert scores["worst_class"]["worst_class_accuracy"] == pytest.approx(min(by_class))
+    assert scores["disparity"]["disparity_accuracy"] == pytest.approx(min(by_class) - max(by_class))
 
 
 def test_of_a_single_class_there_is_no_disparity(model):
@@ -997,9 +999,9 @@ BAD_PARAMS = [
     ({"step_size": 0}, "Got step_size=0, but expected a positive finite number"),
     ({"batch_size": 0}, "Got batch_size=0, but expected an integer of at least 1"),
     ({"batch_size": "big"}, "Got batch_size='big', but expected an integer"),
-    ({"bounds": (0, 1, 2)}, r"Got bounds=\(0, 1, 2\), but expected None or a pair"),
-    ({"bounds": (1, 0)}, r"Got bounds=\(1, 0\), but expected None or a pair"),
-    ({"bounds": 1}, "Got bounds=1, but expected None or a pair"),
+    ({"bounds": (0, 1, 2)}, r"Got bounds=\(0, 1, 2\), but expected None or a tuple"),
+    ({"bounds": (1, 0)}, r"Got bounds=\(1, 0\), but expected None or a tuple"),
+    ({"bounds": 1}, "Got bounds=1, but expected None or a tuple"),
     ({"bounds": ([0, 0, 0], 9)}, "Got bounds with 3 values, .* each of the 2 features"),
     ({"bounds": (0.0, 0.5)}, r"3 of 4 samples outside bounds=\(0\.0, 0\.5\), by up to 0\.5"),
     ({"bounds": (0.0, "high")}, "Got bounds='high', but expected numbers"),

@@ -148,3 +148,8 @@ def test_seeding_numpy_leaves_its_global_state_as_it_was():
     assert len({*drawn}) == 3
     np.testing.assert_array_equal(np.random.get_state()[1], before[0])  # noqa: NPY002
     assert random.getstate() == before[1]
+
+
+def test_a_generator_of_another_kind_is_named():
+    with pytest.raises(TypeError, match="Got generator=0, but expected a torch"):
+        seeded(0)

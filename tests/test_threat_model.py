@@ -100,10 +100,10 @@ def test_bounds_broadcast_over_the_samples(bounds):
 @pytest.mark.parametrize(
     ("bounds", "message"),
     [
-        (5, "Got bounds=5, but expected None or a pair (low, high)"),
-        ("01", "Got bounds='01', but expected None or a pair (low, high)"),
-        ((0, 1, 2), "Got bounds=(0, 1, 2), but expected None or a pair (low, high)"),
-        ((1, 0), "Got bounds=(1, 0), but expected None or a pair (low, high)"),
+        (5, "Got bounds=5, but expected None or a tuple (low, high)"),
+        ("01", "Got bounds='01', but expected None or a tuple (low, high)"),
+        ((0, 1, 2), "Got bounds=(0, 1, 2), but expected None or a tuple (low, high)"),
+        ((1, 0), "Got bounds=(1, 0), but expected None or a tuple (low, high)"),
         ((0, [1, -1]), "with low <= high"),
         ((0, float("nan")), "with low <= high"),
         (("a", 1), "Got bounds='a', but expected numbers"),

@@ -404,3 +404,23 @@ def test_the_curve_of_a_module_of_half_precision_is_near_its_score(norm, eps, dt
     score = RobustScorer(norm=norm, eps=eps)(module, X, y)
     curve = robustness_curve(module, X, y, norm=norm, eps=[eps])[1][0]
     assert curve <= score + 0.08  # it was up to 0.30 above
+
+
+def test_labels_that_a_module_cannot_predict_are_named():
+    module = nn.Linear(X.shape[1], 2).double()
+    with pytest.raises(ValueError, match=r"y with labels \[2, 3\], but expected .*Linear, 0 to 1"):
+        UnderAttack(module, X[:4], [0, 1, 2, 3], needs="gradients")
+
+
+def test_samples_that_a_module_does_not_take_are_named():
+    module = nn.Linear(X.shape[1] + 1, 2)
+    with pytest.raises(ValueError, match=r"X with samples of shape \(\d+,\), but expected those"):
+        UnderAttack(module, X, y, needs="gradients")
+
+
+def test_a_module_without_parameters_takes_the_type_of_its_buffers():
+    module = nn.Module()
+    module.register_buffer("prototypes", torch.randn(2, X.shape[1]))
+    module.forward = lambda values: -torch.cdist(values, module.prototypes)
+    subject = UnderAttack(module, X.astype(np.float64), y % 2, needs="gradients")
+    assert subject.view(subject.X_tensor).dtype == torch.float32

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from skjacobian._validation import check_option
+from skjacobian._validation import did_you_mean, reject
 from skjacobian.attacks._base import Attack
 from skjacobian.attacks.cascade import Cascade
 from skjacobian.attacks.fgsm import FGSM
@@ -27,7 +27,10 @@ def make_attack(attack: str | Attack, owner: str, **search: Any) -> Attack:
     if isinstance(attack, Attack):
         check_threat_model_is_unset(attack, owner)
         return attack
-    check_option("attack", attack, ATTACKS)
+    if not isinstance(attack, str) or attack not in ATTACKS:
+        names = ", ".join(map(repr, ATTACKS))
+        hint = did_you_mean(attack, ATTACKS)
+        reject("attack", attack, f"one of {names}{hint} or an attack object such as PGD()")
     return PGD(**search) if attack == "pgd" else ATTACKS[attack]()
 
 

@@ -167,9 +167,9 @@ def _check_not_computed_with(view: Any, table: Table, columns: list[int]) -> Non
     read = [names[j] for j in columns if bool((gradient[:, j] != 0).any())]
     if read:
         raise NotDifferentiableError(
-            f"Got columns {read} of categories that no encoder reads, but expected numbers or "
-            "OneHotEncoder, OrdinalEncoder or TargetEncoder: no differentiable view is known of "
-            "what else becomes of them."
+            f"Got columns {read} of categories that no encoder reads, but expected numbers (cast "
+            "categories that are numbers to them) or OneHotEncoder, OrdinalEncoder or "
+            "TargetEncoder: no differentiable view is known of what else becomes of them."
         )
 
 

@@ -95,6 +95,16 @@ class FittedModule(ClassifierMixin, BaseEstimator):
             )
         self.classes_ = np.arange(n_outputs)
 
+    def check_labels(self, y: np.ndarray) -> None:
+        """Raise a ValueError for labels that a module can never predict."""
+        unknown = np.setdiff1d(y, self.classes_)
+        if len(unknown):
+            raise ValueError(
+                f"Got y with labels {unknown.tolist()}, but expected those of the "
+                f"{len(self.classes_)} outputs of {type(self.module).__name__}, 0 to "
+                f"{self.classes_[-1]}."
+            )
+
     def predict(self, X: Any) -> np.ndarray:
         """Return the class of the largest output."""
         predicted: np.ndarray = self._outputs(X).argmax(1).numpy()
@@ -102,9 +112,15 @@ class FittedModule(ClassifierMixin, BaseEstimator):
 
     def _outputs(self, X: Any) -> Tensor:
         view, samples = Network(self.module), torch.from_numpy(np.array(X))
+        batches = torch.split(samples, self.BATCH_SIZE)
         with frozen(self.module), torch.no_grad():
-            batches = torch.split(samples, self.BATCH_SIZE)
-            return torch.cat([outputs(view, batch).cpu() for batch in batches])
+            try:
+                return torch.cat([outputs(view, batch).cpu() for batch in batches])
+            except RuntimeError as error:
+                raise ValueError(
+                    f"Got X with samples of shape {tuple(samples.shape[1:])}, but expected those "
+                    f"that {type(self.module).__name__} takes: {error}"
+                ) from error
 
 
 @as_torch.register

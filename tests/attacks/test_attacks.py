@@ -593,7 +593,7 @@ def test_clean_samples_outside_their_bounds_are_an_error(attack):
         ({"eps": "0.1"}, "Got eps='0.1', but expected a non-negative finite number"),
         ({"norm": "l3"}, "Got norm='l3', but expected one of 'l2', 'linf'"),
         ({"norm": "inf"}, "(did you mean 'linf'?)"),
-        ({"bounds": (1, 0)}, "Got bounds=(1, 0), but expected None or a pair (low, high)"),
+        ({"bounds": (1, 0)}, "Got bounds=(1, 0), but expected None or a tuple (low, high)"),
         ({"bounds": (0, [1, 1])}, "Got bounds with 2 values, but expected"),
         ({"feature_scale": "sdt"}, "(did you mean 'std'?)"),
         ({"feature_scale": [1, 2]}, "Got feature_scale with 2 values, but expected"),
