@@ -146,9 +146,12 @@ def test_sample_weight_is_routed(iris):
             scoring=get_scorer("accuracy").set_score_request(sample_weight=False),
             params={"sample_weight": weight},
             return_estimator=True,
+            return_indices=True,
         )
-    for fitted in result["estimator"]:
-        assert 0 not in fitted.predict(X)
+        for fitted, train in zip(result["estimator"], result["indices"]["train"], strict=True):
+            values = MinMaxScaler().fit_transform(X[train])
+            alone = clone(model).fit(values, y[train], weight[train])
+            np.testing.assert_array_equal(fitted[-1].predict_proba(X), alone.predict_proba(X))
 
 
 def test_a_module_defined_in_main_survives_the_trip_to_worker_processes():
