@@ -233,7 +233,7 @@ def test_the_axes_given_are_drawn_on(model):
         ({"n_samples": 0}, "Got n_samples=0, but expected an integer of at least 1."),
         ({"eps": [0.1, 0.2]}, "Got eps=[0.1, 0.2], but expected a non-negative finite number."),
         ({"norm": "l0"}, "Got norm='l0', but expected one of"),
-        ({"attack": "weak"}, "Got attack='weak', but expected one of 'pgd', 'fgsm', 'strong' or an"),
+        ({"attack": "weak"}, "Got attack='weak', but expected one of 'pgd', 'fgsm', 'strong'"),
         ({"bounds": (0, 1)}, "samples outside bounds=(0.0, 1.0)"),
     ],
 )
