@@ -12,6 +12,7 @@ from skjacobian._table import Table
 from skjacobian.attacks import Attack
 from skjacobian.constraints import FeatureConstraints, check_constraints
 from skjacobian.threat_model import (
+    DataScale,
     fit_feature_scale,
     has_names,
     mutable_by_name,
@@ -72,8 +73,9 @@ class AttackedColumns:
         mask = resolve_mutable(mutable, self.table.tensor)
         chosen = [] if mask is None else [j for j in self.categories if mask.flatten()[j]]
         if chosen:
+            shown = _names_of(chosen, self.table.columns)
             raise ValueError(
-                f"Got mutable with the columns {self._names_of(chosen)}, but expected columns of "
+                f"Got mutable with the columns {shown}, but expected columns of "
                 "numbers that no encoder reads: others cannot be attacked."
             )
 
@@ -90,7 +92,8 @@ class AttackedColumns:
         if mutable is not None:
             return ""
         said = [] if constraints is None else constraints.by_index(self._names()).immutable
-        return self._shown([j for j in self.categories if j not in said and j not in self.unread])
+        unsaid = [j for j in self.categories if j not in said and j not in self.unread]
+        return _shown(unsaid, self.table.columns)
 
     def stuck(self, attack: Attack, constraints: FeatureConstraints | None) -> str:
         """Say, if so, what cannot change at this radius although nobody said that it cannot."""
@@ -104,15 +107,8 @@ class AttackedColumns:
             names=self.table.columns,
         )
 
-    def _shown(self, columns: list[int]) -> str:
-        return _shown(columns, self.table.columns)
-
     def _names(self) -> Any:
         return self.table.columns or range(self.table.tensor[0].numel())
-
-    def _names_of(self, columns: list[int]) -> list[Any]:
-        """Return the names of columns, or their indices where they have none."""
-        return _names_of(columns, self.table.columns)
 
 
 def in_the_order_of_fit(estimator: Any, X: Any) -> Any:
@@ -138,7 +134,8 @@ def _check_names_only(
     """Raise if a threat model names columns by place, where X has them in another order."""
     sides = bounds if isinstance(bounds, tuple | list) else ()
     by_place = {
-        "feature_scale": np.ndim(feature_scale) and not has_names(feature_scale, columns),
+        "feature_scale": isinstance(feature_scale, DataScale)
+        or (np.ndim(feature_scale) and not has_names(feature_scale, columns)),
         "bounds": any(np.ndim(side) and not has_names(side, columns) for side in sides),
         "mutable": mutable is not None and mutable_by_name(mutable, columns) is mutable,
         "constraints": constraints is not None and constraints.has_places,

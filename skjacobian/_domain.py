@@ -48,7 +48,11 @@ def domain(
     if X.ndim != 2 or X.numel() == 0:
         return None
     upward, downward = (X.nan_to_num(nan=nan) for nan in (torch.inf, -torch.inf))
+    # Where no sample has a value there is nothing to start from, and nothing changes.
+    absent = X.isnan().all(0)
     least, largest = upward.amin(0).double(), downward.amax(0).double()
+    least, largest = (side.masked_fill(absent, 0.0) for side in (least, largest))
+    reach = reach.masked_fill(absent, 0.0)
     size = torch.maximum(least.abs(), largest.abs())
     reach = reach.minimum(FARTHEST * size.where(size > 0, 1.0))
     ends = [least - reach, largest + reach]

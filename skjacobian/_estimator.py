@@ -207,6 +207,12 @@ class RobustClassifier(ClassifierMixin, NetOwner):
         -------
         self
         """
+        self._check_partial_fit()
+        fresh = not hasattr(self, "net_")
+        return self._fit(X, y, sample_weight, fresh=fresh, classes=classes, partial=True)
+
+    def _check_partial_fit(self) -> None:
+        """Raise for parameters that need more than a part of the data."""
         if self.early_stopping:
             raise ValueError(
                 "Got early_stopping=True, but partial_fit expected early_stopping=False: one "
@@ -218,8 +224,6 @@ class RobustClassifier(ClassifierMixin, NetOwner):
                 "mapping of labels to weights: a part of the data does not know its classes' "
                 "shares."
             )
-        fresh = not hasattr(self, "net_")
-        return self._fit(X, y, sample_weight, fresh=fresh, classes=classes, partial=True)
 
     def _fit(
         self,

@@ -196,7 +196,9 @@ class ObjectiveNet(NeuralNetClassifier):
             self.last_good_weights_ = copy.deepcopy(self.module_.state_dict())
             return
         self.module_.load_state_dict(self.last_good_weights_)
+        self.optimizer_.state.clear()  # its averages are NaN as well
         epoch = len(self.history)
+        del self.history[-1]
         kept = "initial weights" if epoch == 1 else f"weights of epoch {epoch - 1}"
         raise TrainingDivergedError(
             f"The loss or the weights became NaN or infinite in epoch {epoch}; the {kept} are "
@@ -215,6 +217,8 @@ class ObjectiveNet(NeuralNetClassifier):
         try:
             self.fit_loop(X, y, **fit_params)
         except KeyboardInterrupt as interrupt:
+            if self.history and "train_loss" not in self.history[-1]:
+                del self.history[-1]  # an epoch that has not ended
             if not _raised_by_callback(interrupt.__traceback__):
                 raise
         self.notify("on_train_end", X=X, y=y)
@@ -222,11 +226,14 @@ class ObjectiveNet(NeuralNetClassifier):
 
 
 def shares(sample_weight: Tensor | None, like: Tensor) -> Tensor:
-    """Return w/Σw, the share of each sample in a weighted mean; 1/n without weights."""
-    if sample_weight is None:
-        return torch.full_like(like, 1 / len(like))
-    sample_weight = sample_weight.to(like)
-    return sample_weight / sample_weight.sum()
+    """Return w/n, the share of each sample of a batch, for weights whose mean is 1 over all.
+
+    Over the batches of an epoch that is Σwℓ/Σw without bias. w/Σw of the batch would count the
+    batches in full that have no heavy sample: of a rare class with half of all weight it made
+    three eighths.
+    """
+    equal = torch.full_like(like, 1 / len(like))
+    return equal if sample_weight is None else equal * sample_weight.to(like)
 
 
 def _is_finite(value: Any) -> bool:

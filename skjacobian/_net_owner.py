@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from skjacobian._net import ObjectiveNet, make_net
 from skjacobian._preprocessing import behind_preprocessor, output_shape
-from skjacobian._training_data import resolve_device
+from skjacobian._training_data import is_there, resolve_device
 from skjacobian._validation import unwrap_scalar
 from skjacobian.modules import make_module, module_params
 
@@ -66,7 +66,7 @@ class NetOwner(BaseEstimator):
 
     def _said_of_the_net(self) -> dict[str, Any]:
         """Return the parameters that the network and its optimizer are made from."""
-        names = ("module", "optimizer", "weight_decay", "dtype")
+        names = ("module", "preprocessor", "optimizer", "weight_decay", "dtype")
         return {name: getattr(self, name) for name in names} | self._nested
 
     def _check_same_net(self) -> None:
@@ -82,8 +82,8 @@ class NetOwner(BaseEstimator):
     def _make_net(self) -> ObjectiveNet:
         args = self._net_args
         device = torch.device(args["device"])
-        if device.type == "cuda" and not torch.cuda.is_available():
-            device = torch.device("cpu")
+        if device.type == "cuda" and not is_there(device):
+            device = resolve_device("auto")
 
         def module() -> nn.Module:
             dtype = self._torch_dtype
@@ -115,7 +115,7 @@ class NetOwner(BaseEstimator):
 
     @property
     def n_parameters_(self) -> int:
-        """The number of trained weights."""
+        """The number of weights, those that are frozen included."""
         return sum(p.numel() for p in self.module_.parameters())
 
     @property

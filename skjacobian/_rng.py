@@ -87,18 +87,19 @@ def replayed_rng(device: torch.device) -> Iterator[Callable[..., AbstractContext
 
     @contextmanager
     def replay(variant: int = 0) -> Iterator[None]:
-        now = _get_state(device)
-        _set_state(device, start)
-        if variant:
-            seed = int(torch.randint(2**62, (1,))) + variant
-            torch.default_generator.manual_seed(seed)
-            if device.type == "cuda":
-                index = torch.cuda.current_device() if device.index is None else device.index
-                torch.cuda.default_generators[index].manual_seed(seed)
-        try:
-            yield
-        finally:
-            _set_state(device, now)
+        with _BORROWING:
+            now = _get_state(device)
+            _set_state(device, start)
+            if variant:
+                seed = int(torch.randint(2**62, (1,))) + variant
+                torch.default_generator.manual_seed(seed)
+                if device.type == "cuda":
+                    index = torch.cuda.current_device() if device.index is None else device.index
+                    torch.cuda.default_generators[index].manual_seed(seed)
+            try:
+                yield
+            finally:
+                _set_state(device, now)
 
     yield replay
 

@@ -75,7 +75,8 @@ class Table:
             return self.X
         types = {str(column.dtype).lower() for column in series if column.dtype.kind == "f"}
         whole = [series[j] for j in self.integer]
-        is_exact = all(c.abs().max() < 2**24 for c in whole)  # in float32
+        present = [c for column in whole if len(c := column.dropna())]
+        is_exact = all(c.min() > -(2**24) and c.max() < 2**24 for c in present)  # in float32
         dtype = np.float32 if types == {"float32"} and is_exact else np.float64
         return np.stack([c.to_numpy(dtype=dtype, na_value=np.nan) for c in series], axis=1)
 

@@ -57,7 +57,13 @@ def make_samples(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Samples:
-    """Make tensors and move them to the device, where they stay if there is room."""
+    """Make tensors and move them to the device, where they stay if there is room.
+
+    The weights are divided by their mean, over all samples: a batch by itself does not know how
+    heavy it is.
+    """
+    if weight is not None and len(weight):
+        weight = weight / weight.mean()
     tensor = as_tensor(X, dtype)
     if _fits(tensor, device):
         tensor = tensor.to(device)
@@ -78,7 +84,15 @@ def resolve_device(device: Any) -> torch.device:
         reject("device", device, expected)
     if resolved.type == "cuda" and not torch.cuda.is_available():
         reject("device", device, "'auto' or 'cpu', because torch finds no CUDA device")
+    if resolved.type == "cuda" and not is_there(resolved):
+        n_devices = torch.cuda.device_count()
+        reject("device", device, f"an index below {n_devices}, the number of CUDA devices")
     return resolved
+
+
+def is_there(device: torch.device) -> bool:
+    """Tell whether torch finds a CUDA device of this index."""
+    return torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()
 
 
 def _fits(X: Tensor, device: torch.device) -> bool:

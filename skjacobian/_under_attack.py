@@ -228,7 +228,8 @@ class UnderAttack:
             # The same starts for every batch: the result does not depend on their size.
             generator = torch.Generator().manual_seed(self.seed)
             X_batch, y_batch = X_batch.to(self.device), y_batch.to(self.device)
-            found.append(search(self.logits_view, X_batch, y_batch, generator=generator))
+            result = search(self.logits_view, X_batch, y_batch, generator=generator)
+            found.append(concatenate([result]))  # on the CPU: a card need not hold all samples
             if self.verbose:
                 _report_progress(attack, found, len(index), time.perf_counter() - start)
         whole = concatenate(found)

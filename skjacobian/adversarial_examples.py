@@ -204,7 +204,7 @@ def plot_adversarial_examples(
         perturbed.found.X_adv.numpy(),
         y=subject.y[chosen],
         y_clean=subject.y[chosen],
-        y_adv=np.asarray(estimator.predict(perturbed.X_adv)),
+        y_adv=np.asarray(subject.estimator.predict(perturbed.X_adv)),
         image_shape=image_shape,
         limits=limits,
     ).plot(axes)

@@ -13,11 +13,11 @@ from torch.func import functional_call
 
 from skjacobian._validation import check_non_negative, check_option
 from skjacobian.geometry import vector_norm
+from skjacobian.jacobian._maps import CONVOLUTIONS
 from skjacobian.jacobian._stack import is_plain_sequence, pair, pools_disjointly
 from skjacobian.losses import margin
 from skjacobian.model_modes import frozen, is_changed
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 LINEAR = (nn.Linear, *CONVOLUTIONS)
 
 # Layers that change no norm and no distance by more than the factor 1, and keep 0: what the
@@ -111,7 +111,7 @@ def network_norms(
             "adversarial_product": attacked * lengths.prod(),
         }
         if y is not None:
-            norms["margin"] = torch.quantile(-margin(network(X), y).double(), 0.1)
+            norms["margin"] = torch.quantile(-margin(network(X), y.to(X.device)).double(), 0.1)
     return {name: float(value) for name, value in norms.items()}
 
 

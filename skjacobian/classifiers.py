@@ -12,7 +12,7 @@ from torch import Tensor
 from skjacobian._attacked_columns import stuck
 from skjacobian._estimator import TRAINING_CONSTRAINTS, RobustClassifier
 from skjacobian._table import Table
-from skjacobian._validation import ScalarInterval, unwrap_scalar
+from skjacobian._validation import ScalarInterval, reject, unwrap_scalar
 from skjacobian.attacks import FGSM, PGD, Attack
 from skjacobian.constraints import FeatureConstraints, check_constraints
 from skjacobian.exceptions import AttackWarning
@@ -26,7 +26,7 @@ from skjacobian.objectives import (
     JacobianRegularization,
     Objective,
 )
-from skjacobian.threat_model import fit_feature_scale
+from skjacobian.threat_model import fit_feature_scale, values_by_name
 
 
 class JacobianRegularizedClassifier(RobustClassifier):
@@ -495,17 +495,36 @@ class AdversarialClassifier(RobustClassifier):
         inner = _penalized(self.lam, self.penalty_norm, penalty_samples="auto")
         attack = self._make_attack(X)
         if self.method == "trades":
+            if not self.random_start:
+                expected = "True with method='trades', whose divergence has no gradient at X"
+                reject("random_start", self.random_start, expected)
             return TRADES(attack=attack, objective=inner, beta=float(unwrap_scalar(self.beta)))
         return AdversarialTraining(attack=attack, objective=inner)
+
+    def _check_partial_fit(self) -> None:
+        super()._check_partial_fit()
+        if isinstance(self.feature_scale, str):
+            raise ValueError(
+                f"Got feature_scale={self.feature_scale!r}, but partial_fit expected numbers: a "
+                "part of the data does not know its spread."
+            )
+        if self.constraints is not None and self.constraints.learns:
+            raise ValueError(
+                f"Got constraints={self.constraints!r}, but partial_fit expected fitted ones, "
+                "constraints.fit(X): a part of the data does not know its range."
+            )
 
     def _make_attack(self, X: Tensor) -> Attack:
         """Return the inner attack in the units of `X`, which must lie inside the bounds."""
         check_constraints(self.constraints, self.feature_scale, self.bounds)
+        names, bounds = self._names(X), self.bounds
+        if bounds is not None:
+            bounds = tuple(values_by_name(side, names) for side in bounds)
         shared = {
             "norm": self.norm,
             "eps": float(unwrap_scalar(self.eps)),
-            "feature_scale": fit_feature_scale(self.feature_scale, X),
-            "bounds": self.bounds,
+            "feature_scale": fit_feature_scale(values_by_name(self.feature_scale, names), X),
+            "bounds": bounds,
             "constraints": self._fitted_constraints(X),
             "random_start": self.random_start,
             "loss": "cross_entropy",

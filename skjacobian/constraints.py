@@ -191,6 +191,12 @@ class FeatureConstraints(BaseEstimator):
         return narrowed
 
     @property
+    def learns(self) -> bool:
+        """Whether scale or bounds are still to be learned from data."""
+        said = self._scale_is_learned or isinstance(self.bounds, str)
+        return said and not hasattr(self, "low_")
+
+    @property
     def has_places(self) -> bool:
         """Whether columns are said by index or by mask, or were learned without names."""
         said = [column for name in COLUMNS for column in _listed(getattr(self, name))]
@@ -336,19 +342,20 @@ def _indices(name: str, columns: Any, names: Sequence[Any]) -> list[int]:
     columns = list(columns)
     if len(columns) == len(names) and all(isinstance(c, bool | np.bool_) for c in columns):
         return [int(j) for j in np.flatnonzero(columns)]
-    indices = [_index(name, column, list(names), expected) for column in columns]
+    places = {n: j for j, n in reversed([*enumerate(names)]) if isinstance(n, str)}
+    indices = [_index(name, column, places, len(names), expected) for column in columns]
     if len(set(indices)) < len(indices):  # zeros and ones are no mask
         reject(name, columns, f"a sequence of {expected}, each once, or a mask of booleans")
     return indices
 
 
-def _index(name: str, column: Any, names: list[Any], expected: str) -> int:
+def _index(name: str, column: Any, places: dict[str, int], n_columns: int, expected: str) -> int:
     is_number = isinstance(column, int | np.integer) and not isinstance(column, bool)
-    if is_number and -len(names) <= column < len(names):
-        return int(column) % len(names)
-    if isinstance(column, str) and column in names:
-        return names.index(column)
-    hint = did_you_mean(column, [n for n in names if isinstance(n, str)])
-    if isinstance(column, str) and not any(isinstance(n, str) for n in names):
+    if is_number and -n_columns <= column < n_columns:
+        return int(column) % n_columns
+    if isinstance(column, str) and column in places:
+        return places[column]
+    hint = did_you_mean(column, places)
+    if isinstance(column, str) and not places:
         hint = f"; {NAMES_NEED}"
     reject(name, column, f"{expected}{hint}")

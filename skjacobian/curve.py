@@ -188,7 +188,8 @@ def _nearest_other(subject: UnderAttack, ball: Ball, index: np.ndarray) -> np.nd
     for part in np.array_split(index, -(-len(index) // N_OTHERS)):
         same = subject.predicted[others] == subject.y[part][:, None]
         length = torch.cdist(flat[part], flat[others], p=order)
-        nearest.append(others[length.masked_fill(torch.from_numpy(same), torch.inf).argmin(1)])
+        length = length.masked_fill(torch.from_numpy(same), torch.inf)
+        nearest.append(others[length.argmin(1).numpy()])
     return np.concatenate(nearest)
 
 
@@ -266,17 +267,12 @@ random_state, verbose
     """
     if np.ndim(sample_weight):
         check_consistent_length(X, sample_weight)
-    largest = np.inf
-    if eps is not None:
-        eps = check_radii(eps)
-        # A search that may wander far beyond loses its way; at the radius itself it needs room.
-        largest = 2 * eps[-1] or np.inf
     distances = adversarial_distances(
         estimator,
         X,
         y,
         norm=norm,
-        eps=largest,
+        eps=search_radius(eps),
         n_steps=n_steps,
         n_restarts=n_restarts,
         feature_scale=feature_scale,
@@ -335,6 +331,14 @@ def _check_distances(distances: Any) -> np.ndarray:
             f"Got distances with {n_bad} NaN or negative, but expected 0, positive numbers or inf."
         )
     return array
+
+
+def search_radius(eps: Any) -> float:
+    """Return how far to look for the distances that a curve at these radii needs.
+
+    A search that may wander far beyond loses its way; at the radius itself it needs room.
+    """
+    return np.inf if eps is None else float(2 * check_radii(eps)[-1]) or np.inf
 
 
 def check_radii(eps: Any) -> np.ndarray:

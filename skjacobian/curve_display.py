@@ -8,10 +8,16 @@ import numpy as np
 from sklearn.utils import _safe_indexing, check_consistent_length
 from sklearn.utils._optional_dependencies import check_matplotlib_support
 
-from skjacobian._table import Table
+from skjacobian._attacked_columns import in_the_order_of_fit
+from skjacobian._table import Table, as_pandas
 from skjacobian._validation import check_option, reject
 from skjacobian.constraints import FeatureConstraints
-from skjacobian.curve import adversarial_distances, check_radii, curve_of_distances
+from skjacobian.curve import (
+    adversarial_distances,
+    check_radii,
+    curve_of_distances,
+    search_radius,
+)
 from skjacobian.geometry import BALL_NORMS
 from skjacobian.intervals import wilson_interval
 from skjacobian.threat_model import fit_feature_scale
@@ -121,6 +127,7 @@ class RobustnessCurveDisplay:
             X,
             y,
             norm=norm,
+            eps=search_radius(eps),
             feature_scale=feature_scale,
             bounds=bounds,
             mutable=mutable,
@@ -224,6 +231,7 @@ class RobustnessCurveDisplay:
         _check_search_params(search_params)
         _check_cv_results(cv_results, X, y)
         _check_plot_params(len(cv_results["estimator"]), eps, name, confidence, curve_kwargs)
+        X = in_the_order_of_fit(cv_results["estimator"][0], as_pandas(X))
         scale = fit_feature_scale(feature_scale, Table(X).tensor)
         curves = []
         for estimator, test in zip(
@@ -234,6 +242,7 @@ class RobustnessCurveDisplay:
                 _safe_indexing(X, test),
                 _safe_indexing(y, test),
                 norm=norm,
+                eps=search_radius(eps),
                 feature_scale=scale,
                 bounds=bounds,
                 mutable=mutable,

@@ -217,7 +217,7 @@ def _of_class(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def _spread(logits: Tensor, ranks: list[int]) -> Tensor:
-    """Return the largest logit minus the mean of those of `ranks`; 1 where there are fewer.
+    """Return the largest logit minus the mean of those of `ranks`; 1 where there are fewer finite.
 
     At least the rounding error of the logits, so that ties can be divided by it.
     """
@@ -228,7 +228,9 @@ def _spread(logits: Tensor, ranks: list[int]) -> Tensor:
     limits = torch.finfo(logits.dtype)
     # Infinite logits are those of masked classes.
     rounding = limits.eps * logits.detach().abs().nan_to_num(posinf=0.0).amax(1)
-    return torch.maximum(best[:, 0] - others, rounding.clamp(min=limits.tiny))
+    spread = best[:, 0] - others
+    spread = spread.where(spread.isfinite(), 1.0)
+    return torch.maximum(spread, rounding.clamp(min=limits.tiny))
 
 
 LOSSES: dict[str, Loss] = {

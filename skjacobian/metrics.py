@@ -57,8 +57,10 @@ class RobustScorer(BaseEstimator):
         Gradient steps of "pgd", which climbs the soft margin.
     step_size : float, optional
         Step of "pgd"; None lets it fall as 2·eps·(1 - step/n_steps)².
-    n_restarts : int, default=1
-        Random restarts of "pgd".
+    n_restarts : int or "auto", default="auto"
+        Random restarts of "pgd". "auto" is 5 where there are more than two classes and at most
+        100 features may change, else 1: there gradients lead to the wrong class, and one
+        search overstates robust accuracy by up to a fifth (docs/benchmarks.md).
     feature_scale : None, "std", "range" or array of shape (n_features,), default=None
         Unit of each feature; "std" and "range" are those of the X that is scored. A feature
         that is constant there is held fixed.
@@ -126,7 +128,7 @@ class RobustScorer(BaseEstimator):
         attack: str | Attack = "pgd",
         n_steps: int = 40,
         step_size: float | None = None,
-        n_restarts: int = 1,
+        n_restarts: int | str = "auto",
         feature_scale: Any = None,
         bounds: Any = None,
         mutable: Any = None,
@@ -260,7 +262,7 @@ def robust_accuracy_score(
     attack: str | Attack = "pgd",
     n_steps: int = 40,
     step_size: float | None = None,
-    n_restarts: int = 1,
+    n_restarts: int | str = "auto",
     feature_scale: Any = None,
     bounds: Any = None,
     mutable: Any = None,

@@ -30,14 +30,20 @@ def outputs(model: PredictLogits, X: Tensor) -> Tensor:
         raise
     if version is not None and X._version != version:
         raise ValueError(CHANGES_X)
+    check_output(output, X)
+    return output
+
+
+def check_output(output: object, X: Tensor) -> None:
+    """Raise a TypeError unless a model has returned one row of numbers for each sample."""
     if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != len(X):
-        is_tensor = isinstance(output, Tensor)
-        got = f"shape {tuple(output.shape)}" if is_tensor else f"type {type(output).__name__}"
+        got = f"type {type(output).__name__}"
+        if isinstance(output, Tensor):
+            got = f"shape {tuple(output.shape)}"
         raise TypeError(
             f"Got a model whose output for {len(X)} samples has {got}, but expected a tensor of "
             "logits of shape (n_samples, n_classes)."
         )
-    return output
 
 
 def output_kind(output: Tensor) -> str:

@@ -42,6 +42,7 @@ def project_l2_box(Z: Tensor, eps: float | Tensor, low: Tensor, high: Tensor) ->
     total = z2.sum(1, keepdim=True)
     budget = torch.as_tensor(eps, dtype=Z.dtype, device=Z.device).square()
     s = (budget / total.clamp(min=torch.finfo(Z.dtype).tiny)).clamp(max=1.0)
+    tolerance = 1 + 4 * torch.finfo(Z.dtype).eps
     for _ in range(16 if Z.is_cuda else Z.shape[1] + 1):
         scaled = s * z2
         room = budget - torch.minimum(scaled, b2).sum(1, keepdim=True)
@@ -50,7 +51,7 @@ def project_l2_box(Z: Tensor, eps: float | Tensor, low: Tensor, high: Tensor) ->
         climbed = climbed.clamp(max=1.0)
         # Waiting for an accelerator to tell whether all rows have converged costs more
         # than the remaining steps, so only the CPU looks.
-        converged = not Z.is_cuda and bool((climbed <= s * (1 + 1e-6)).all())
+        converged = not Z.is_cuda and bool((climbed <= s * tolerance).all())
         s = climbed
         if converged:
             break

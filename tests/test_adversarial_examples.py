@@ -11,14 +11,17 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from sklearn.datasets import load_digits
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
+from torch import nn
 
 from skjacobian import JacobianRegularizedClassifier, plot_adversarial_examples
 from skjacobian.adversarial_examples import AdversarialExamplesDisplay
 from skjacobian.attacks import FGSM
+from skjacobian.differentiable import FittedModule
 from skjacobian.exceptions import AttackWarning
 
 X, y = (array[:300] for array in load_digits(return_X_y=True))
@@ -255,3 +258,12 @@ def test_a_missing_matplotlib_is_named(model, monkeypatch):
         plot_adversarial_examples(model, X, NAMES)
     with pytest.raises(ImportError, match=r"AdversarialExamplesDisplay.plot requires matplotlib"):
         of_images(X[:1]).plot()
+
+
+def test_a_module_is_drawn_as_a_classifier_is():
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+    X = np.random.default_rng(0).random((6, 4, 4), dtype=np.float32)
+    labels = FittedModule(module, X).predict(X)
+    display = plot_adversarial_examples(module, X, labels, eps=0.5)
+    assert set(np.ravel(display.y_adv)) <= {0, 1}

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import joblib
 import numpy as np
@@ -18,6 +19,7 @@ from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import load_digits, load_iris, make_classification
 from sklearn.experimental import enable_halving_search_cv  # noqa: F401
 from sklearn.inspection import permutation_importance
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import get_scorer
 from sklearn.model_selection import (
     GridSearchCV,
@@ -35,7 +37,12 @@ from sklearn.utils.estimator_checks import (
 from skorch.callbacks import Callback, EarlyStopping, EpochScoring, LRScheduler, ProgressBar
 from torch import nn
 
-from skjacobian import AdversarialClassifier, JacobianRegularizedClassifier, RobustScorer
+from skjacobian import (
+    AdversarialClassifier,
+    FeatureConstraints,
+    JacobianRegularizedClassifier,
+    RobustScorer,
+)
 from skjacobian.exceptions import TrainingDivergedError
 
 CLASSIFIERS = [JacobianRegularizedClassifier, AdversarialClassifier]
@@ -560,7 +567,8 @@ def test_training_that_a_callback_ends_within_an_epoch_has_scores_before_it(iris
 
     params = {"early_stopping": True, "scoring": "accuracy", **SMALL, "max_epochs": 6}
     model = JacobianRegularizedClassifier(callbacks=[Stop()], **params).fit(*iris)
-    assert ["valid_score" in row for row in model.history_] == [True, True, False]
+    # Of the third epoch, which has not ended, nothing is left.
+    assert ["valid_score" in row for row in model.history_] == [True, True]
 
 
 def test_a_score_that_says_nothing_of_what_is_learned_is_warned_of(digits):
@@ -1052,3 +1060,119 @@ def test_the_number_of_epochs_is_that_of_the_history(iris):
     model = JacobianRegularizedClassifier(max_epochs=3, random_state=0).fit(*iris)
     assert model.n_iter_ == 3 == len(model.history_)
     assert model.partial_fit(*iris).n_iter_ == 4
+
+
+@pytest.mark.parametrize("how", ["class_weight", "sample_weight"])
+def test_a_rare_class_has_the_weight_that_was_given_in_small_batches_too(how):
+    rng = np.random.default_rng(0)
+    y = (np.arange(4000) % 100 == 0).astype(int)  # one in a hundred, so many batches have none
+    X = rng.normal(size=(4000, 2)) + y[:, None]
+    weight = np.where(y == 1, 99.0, 1.0)
+    model = JacobianRegularizedClassifier(
+        module__hidden_units=(), lam=0, lr=0.02, max_epochs=20, batch_size=50, random_state=0
+    )
+    if how == "class_weight":
+        model.set_params(class_weight="balanced").fit(X, y)
+    else:
+        model.fit(X, y, weight)
+    expected = LogisticRegression(C=1e6).fit(X, y, weight).predict_proba(X)[:, 1]
+    # It was 0.19 for 0.32 with w / Σw of each batch.
+    assert abs(model.predict_proba(X)[:, 1].mean() - expected.mean()) < 0.02
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_training_goes_on_after_it_has_diverged(optimizer, iris):
+    more = {"optimizer__momentum": 0.9} if optimizer == "sgd" else {}
+    model = JacobianRegularizedClassifier(
+        **SMALL, optimizer=optimizer, warm_start=True, lr_schedule="constant", **more
+    )
+    n_epochs = model.fit(*iris).n_iter_
+    with pytest.raises(TrainingDivergedError):
+        model.set_params(lr=1e200).fit(*iris)
+    assert model.n_iter_ == n_epochs == len(model.history_)
+    model.set_params(lr=1e-3).fit(*iris)
+    assert np.isfinite(model.predict_proba(iris[0])).all()
+
+
+def test_an_epoch_that_was_interrupted_leaves_nothing_behind(iris):
+    class Interrupt(nn.Module):
+        def __init__(self, n_features, n_classes):
+            super().__init__()
+            self.head = nn.Linear(n_features, n_classes)
+            self.calls = 0
+
+        def forward(self, X):
+            self.calls += self.training
+            if self.calls == 9:
+                raise KeyboardInterrupt
+            return self.head(X)
+
+    model = JacobianRegularizedClassifier(Interrupt, lam=0, batch_size=30, random_state=0)
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(*iris)
+    assert model.n_iter_ == 1 == len(model.history_)
+    assert "train_loss" in model.history_[-1]
+
+
+def test_another_preprocessor_is_not_taken_silently(iris):
+    model = JacobianRegularizedClassifier(**SMALL, preprocessor=MinMaxScaler(), warm_start=True)
+    model.fit(*iris).set_params(preprocessor=StandardScaler())
+    with pytest.raises(ValueError, match=r"Got preprocessor=StandardScaler.*, but expected MinMax"):
+        model.fit(*iris)
+
+
+def test_values_by_column_are_read_by_name():
+    X, y = load_iris(return_X_y=True, as_frame=True)
+    scale = X.std()
+    given = {"n_steps": 2, "max_epochs": 2, "random_state": 0}
+    bounds = (X.min() - 1, X.max() + 1)
+    one = AdversarialClassifier(feature_scale=scale, bounds=bounds, **given).fit(X, y)
+    turned = tuple(side[::-1] for side in bounds)
+    other = AdversarialClassifier(feature_scale=scale[::-1], bounds=turned, **given).fit(X, y)
+    np.testing.assert_array_equal(one.predict_proba(X), other.predict_proba(X))
+
+
+@pytest.mark.parametrize(
+    ("params", "match"),
+    [
+        ({"feature_scale": "std"}, "Got feature_scale='std', but partial_fit expected numbers"),
+        ({"constraints": FeatureConstraints(bounds="train")}, "but partial_fit expected fitted"),
+        ({"constraints": FeatureConstraints(scale="std")}, "but partial_fit expected fitted"),
+    ],
+)
+def test_what_a_part_of_the_data_does_not_know_is_not_learned_from_it(params, match, iris):
+    model = AdversarialClassifier(n_steps=1, max_epochs=1, random_state=0, **params).fit(*iris)
+    with pytest.raises(ValueError, match=match):
+        model.partial_fit(*iris)
+
+
+def test_trades_needs_a_random_start(iris):
+    model = AdversarialClassifier(method="trades", random_start=False)
+    with pytest.raises(ValueError, match="Got random_start=False, but expected True with method="):
+        model.fit(*iris)
+
+
+def test_fits_in_threads_do_not_disturb_each_other(iris):
+    def fitted(**params):
+        model = JacobianRegularizedClassifier(random_state=0, max_epochs=3, **params)
+        return lambda: model.fit(*iris).predict_proba(iris[0])
+
+    normalized = fitted(module=Normalized, penalty_samples=4)
+    dropping = fitted(module__dropout=0.5)
+    alone = dropping()
+    before = torch.get_rng_state()
+    with ThreadPoolExecutor(2) as pool:
+        beside = [pool.submit(normalized) for _ in range(3)]
+        np.testing.assert_array_equal(pool.submit(dropping).result(), alone)
+        for future in beside:
+            future.result()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+class Normalized(nn.Sequential):
+    """A network with batch normalization, whose Jacobian takes a forward pass of its own."""
+
+    def __init__(self, n_features, n_classes):
+        super().__init__(
+            nn.Linear(n_features, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, n_classes)
+        )

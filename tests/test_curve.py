@@ -428,3 +428,13 @@ def test_nothing_that_is_given_is_changed(network):
     np.testing.assert_array_equal(values, X)
     np.testing.assert_array_equal(labels, y)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_one_sample_that_is_right_has_a_distance(network, n):
+    right = np.flatnonzero(network.predict(X) == y)
+    chosen = [right[0], *np.flatnonzero(network.predict(X) != y)[: n - 1]]
+    distances = adversarial_distances(network, X[chosen], y[chosen])
+    assert distances.shape == (len(chosen),)
+    assert distances[0] > 0
+    assert (distances[1:] == 0).all()

@@ -13,10 +13,12 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
-from sklearn.datasets import load_iris
+from sklearn.datasets import load_iris, load_wine
+from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import KFold, cross_validate
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC
 
 from skjacobian import (
     JacobianRegularizedClassifier,
@@ -375,3 +377,26 @@ def test_a_figure_that_pyplot_does_not_know_stays_unknown_to_it():
     RobustnessCurveDisplay(**SEVERAL).plot(figure.subplots())
     figure.canvas.draw()
     assert plt.get_fignums() == []
+
+
+def test_a_display_searches_as_far_as_the_function_does():
+    X, y = load_wine(return_X_y=True)
+    X = StandardScaler().fit_transform(X)
+    model = SVC(C=10).fit(X, y)
+    radii = [0.1, 0.5, 1.0]
+    curve = robustness_curve(model, X, y, eps=radii)[1]
+    display = RobustnessCurveDisplay.from_estimator(model, X, y, eps=radii)
+    np.testing.assert_array_equal(display.robust_accuracy, curve)
+
+
+def test_scales_of_folds_are_those_of_the_columns_in_any_order():
+    X, y = load_iris(return_X_y=True, as_frame=True)
+    X = X * [1, 10, 100, 1000]
+    pipeline = make_pipeline(StandardScaler(), LogisticRegression())
+    folds = cross_validate(pipeline, X, y, cv=3, return_estimator=True, return_indices=True)
+    given = {"eps": [0.1, 0.3], "feature_scale": "std"}
+    displays = [
+        RobustnessCurveDisplay.from_cv_results(folds, X[columns], y, **given)
+        for columns in (list(X.columns), list(X.columns)[::-1])
+    ]
+    np.testing.assert_array_equal(*(display.robust_accuracy for display in displays))

@@ -236,3 +236,15 @@ def test_training_attacks_stay_where_the_preprocessor_is_defined(function, norm)
 
     robust = trained(**threat_model)
     assert scorer(robust, X, y) > scorer(trained(eps=0), X, y)
+
+
+def test_a_column_without_a_single_value_limits_nothing():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(60, 3))
+    y = (X[:, 0] > 0).astype(int)
+    model = make_pipeline(SimpleImputer(), LogisticRegression()).fit(X, y)
+    X[:, 2] = np.nan
+    score = RobustScorer(eps=0.1)(model, X, y)
+    assert 0 < score <= model.score(X, y)
+    one = RobustScorer(eps=0.1)(model, X[:1], y[:1])
+    assert one in (0, 1)

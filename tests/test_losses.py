@@ -280,3 +280,11 @@ def test_ties_give_finite_losses_and_gradients(size, n_classes, dtype):
                 assert gradient_of(loss, logits, *labels).isfinite().all()
     assert (margin(constant, torch.tensor([0])) == 0).all()
     assert (dlr(constant, torch.tensor([0])) == 0).all()
+
+
+def test_dlr_has_a_gradient_where_a_class_is_masked():
+    logits = torch.tensor([[3.0, 1.0, -torch.inf]], requires_grad=True)
+    value = dlr(logits, torch.tensor([0]))
+    (gradient,) = torch.autograd.grad(value.sum(), logits)
+    assert value.item() == -2.0
+    assert gradient[0, :2].tolist() == [-1.0, 1.0]

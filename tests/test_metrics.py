@@ -919,8 +919,8 @@ def test_scoring_leaves_the_attack_object_alone(model):
 @pytest.mark.parametrize(
     ("attack", "params"),
     [
-        (PGD(n_steps=5), {"n_steps": 5}),
-        (PGD(n_steps=5, step_size=0.1), {"n_steps": 5, "step_size": 0.1}),
+        (PGD(n_steps=5, n_restarts="auto"), {"n_steps": 5}),
+        (PGD(n_steps=5, step_size=0.1), {"n_steps": 5, "step_size": 0.1, "n_restarts": 1}),
         (PGD(n_steps=2, n_restarts=3), {"n_steps": 2, "n_restarts": 3}),
         (FGSM(), {"attack": "fgsm"}),
     ],

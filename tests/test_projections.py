@@ -310,3 +310,11 @@ def test_without_a_box_the_best_vertex_is_the_steepest_feature(generator):
     assert ((U != 0).sum(1) == 1).all()
     torch.testing.assert_close((G * U).sum(1), eps[:, 0] * G.abs().amax(1))
     assert (best_l1_vertex(torch.zeros(2, 3), 1.0) == 0).all()
+
+
+def test_l2_projection_is_exact_between_bounds_that_nearly_agree():
+    Z = torch.tensor([[1e4, 1e3, 1e3, 0.1]], dtype=torch.float64)
+    high = torch.tensor([[1.0, 1.0, 1 + 2e-7, torch.inf]], dtype=torch.float64)
+    u = project_l2_box(Z, (3 + 7e-7) ** 0.5, -high, high)
+    free = 3 + 7e-7 - high[0, :3].square().sum()
+    assert u[0, 3].item() == pytest.approx(free.sqrt().item(), rel=1e-3)

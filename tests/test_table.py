@@ -144,3 +144,10 @@ def test_none_and_nan_stay_what_they_were():
     assert back.job.iloc[0] is None
     assert np.isnan(back.job.iloc[1])
     assert back.job.iloc[2] == "a"
+
+
+def test_a_column_of_integers_that_are_all_missing_is_read():
+    frame = pd.DataFrame({"a": [0.5, 1.5], "n": pd.array([None, None], dtype="Int64")})
+    assert Table(frame.astype({"a": "float32"})).tensor[:, 1].isnan().all()
+    least = pd.DataFrame({"a": np.float32([0.5]), "n": [-(2**63)]})
+    assert Table(least).tensor.dtype == torch.float64

@@ -130,7 +130,7 @@ def test_samples_hold_data_labels_and_weights_in_the_dtype_of_training(weight, d
         assert samples.sample_weight is None
     else:
         assert samples.sample_weight.dtype == dtype
-        np.testing.assert_array_equal(samples.sample_weight, WEIGHT)
+        np.testing.assert_allclose(samples.sample_weight, WEIGHT / np.mean(WEIGHT), rtol=1e-6)
 
 
 @pytest.mark.parametrize("device", ["cpu", torch.device("cpu")])
@@ -160,3 +160,10 @@ def test_samples_are_moved_to_the_device():
     device = torch.device("cuda", 0)
     samples = make_samples(X, TARGET, WEIGHT, dtype=torch.float32, device=device)
     assert {samples.X.device, samples.y.device, samples.sample_weight.device} == {device}
+
+
+def test_a_device_that_is_not_there_is_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ValueError, match="Got device='cuda:7', but expected an index below 1"):
+        resolve_device("cuda:7")

@@ -1,6 +1,7 @@
 """What the attacks share that climb a loss by its gradient."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,11 +20,11 @@ class LossAttack(Attack):
     """
 
     loss: str
-    n_restarts: int
+    n_restarts: Any
     n_targets: int | None
 
-    def _ascend(self, search: Search, generator: torch.Generator) -> None:
-        """Climb once from one start with the samples that are active."""
+    def _ascend(self, search: Search, generator: torch.Generator, restart: int) -> None:
+        """Climb once from one start with the samples that are active; `restart` counts from 0."""
         raise NotImplementedError
 
     def _n_steps(self) -> int:
@@ -34,17 +35,26 @@ class LossAttack(Attack):
         """Raise a ValueError that names the first parameter with a bad value."""
         super().check_params()
         check_option("loss", self.loss, LOSSES)
-        check_count("n_restarts", self.n_restarts)
+        self._check_n_restarts()
         if self.n_targets is not None:
             check_count("n_targets", self.n_targets)
         self._n_steps()
 
     def _search(self, search: Search, generator: torch.Generator) -> None:
-        for _ in range(self.n_restarts):
+        restart = 0
+        while restart < self._n_restarts(search):
             for rank in self._ranks(search):
                 if not search.restart(rank):
                     return
-                self._ascend(search, generator)
+                self._ascend(search, generator, restart)
+            restart += 1
+
+    def _check_n_restarts(self) -> None:
+        check_count("n_restarts", self.n_restarts)
+
+    def _n_restarts(self, search: Search) -> int:
+        """Return how many searches there are; asked again after each."""
+        return int(self.n_restarts)
 
     def _ranks(self, search: Search) -> list[int | None]:
         """Return the ranks of the wrong classes to aim at, or [None] for any class."""
@@ -78,9 +88,10 @@ class GradientAscent(LossAttack):
     SHARE_OF_STEPS = 0.5
     STEEPER = 5.0
 
-    def _start(self, ball: Ball, generator: torch.Generator) -> Tensor:
+    def _start(self, ball: Ball, generator: torch.Generator, restart: int = 0) -> Tensor:
         """Return the first iterate."""
-        return ball.random_start(generator) if self.random_start else ball.X
+        at_random = self.random_start or restart > 0
+        return ball.random_start(generator) if at_random else ball.X
 
     def _step(self, X_adv: Tensor, direction: Tensor, ball: Ball, step: int) -> Tensor:
         """Return the next iterate, inside the ball up to rounding; `step` counts from 0.
@@ -119,9 +130,9 @@ class GradientAscent(LossAttack):
     def _direction(self, velocity: Tensor) -> Tensor:
         return velocity if self.momentum == 0 else velocity.clone()
 
-    def _ascend(self, search: Search, generator: torch.Generator) -> None:
+    def _ascend(self, search: Search, generator: torch.Generator, restart: int) -> None:
         """Climb once from one start with the samples that are active."""
-        X_adv, velocity = self._start(search.ball, generator), None
+        X_adv, velocity = self._start(search.ball, generator, restart), None
         previous = X_adv
         for step in range(self._n_steps()):
             found, value, gradient = search.gradient(X_adv, self._loss(search))

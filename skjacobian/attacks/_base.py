@@ -248,6 +248,13 @@ def _stay(search: Search) -> None:
 def _check_tensors(X: Tensor, y: Tensor) -> None:
     for name, value in (("X", X), ("y", y)):
         check_tensor(name, value, "To attack an estimator with arrays, use RobustScorer.")
+    if not X.is_floating_point():
+        raise ValueError(f"Got X of {X.dtype}, but expected floating numbers.")
+    if y.is_floating_point() or y.dtype == torch.bool or (len(y) and int(y.min()) < 0):
+        raise ValueError(
+            f"Got y of {y.dtype}{' and ' + str(int(y.min())) if len(y) else ''}, but expected "
+            "class indices, whole numbers from 0."
+        )
     if len(X) != len(y):
         raise ValueError(
             f"Got X with {len(X)} samples and y with {len(y)}, but expected as many of each."

@@ -66,7 +66,7 @@ def concatenate(found: list[Found]) -> Found:
     """Join what was found on batches, on the CPU."""
 
     def joined(values: list[Tensor]) -> Tensor:
-        return torch.cat([value.cpu() for value in values])
+        return torch.cat([value.cpu() for value in values]) if len(values) > 1 else values[0].cpu()
 
     names = ("X_adv", "fooled", "n_queries", "no_gradient")
     fields = {name: joined([getattr(part, name) for part in found]) for name in names}

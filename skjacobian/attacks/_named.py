@@ -31,7 +31,7 @@ def make_attack(attack: str | Attack, owner: str, **search: Any) -> Attack:
         names = ", ".join(map(repr, ATTACKS))
         hint = did_you_mean(attack, ATTACKS)
         reject("attack", attack, f"one of {names}{hint} or an attack object such as PGD()")
-    return PGD(**search) if attack == "pgd" else ATTACKS[attack]()
+    return PGD(**{"n_restarts": "auto", **search}) if attack == "pgd" else ATTACKS[attack]()
 
 
 def check_threat_model_is_unset(attack: Attack, owner: str) -> None:

@@ -48,6 +48,7 @@ class Search:
         self.clean = torch.full_like(self.best, torch.nan)
         self.calls_left: int | None = None
         self.deadline: float | None = None
+        self.n_classes = 0  # until the model has been asked
         self.inspected = False
         self.output_kind: str | None = None
         self._ranking: Tensor | None = None
@@ -105,6 +106,7 @@ class Search:
         self._spend()
         self.n_queries[self.active] += 1
         output = outputs(self.model, self.ball.valid(X_adv))
+        self.n_classes = output.shape[1]
         if self.output_kind is None:
             self.output_kind = output_kind(output)
         return log_of_probabilities(output) if self.output_kind == "probabilities" else output

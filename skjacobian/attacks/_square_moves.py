@@ -175,7 +175,8 @@ class MassMoves(Moves):
         source = draw_place(self.shape, share, generator, least)
         side = target[-1].stop - target[-1].start  # type: ignore[union-attr]
         signs = random_signs((self.shape[0], 1, 1), generator)
-        return target, source, two_halves(side, generator) * signs / signs.numel() ** (1 / self.q)
+        pattern = two_halves(side, generator) * signs
+        return target, source, pattern / pattern.norm(self.q)
 
     def _draw_flat(self, share: float, generator: Generator) -> tuple[Place, Place, Tensor]:
         """Draw subsets, at times one only, whose own mass is then redistributed."""
@@ -258,7 +259,7 @@ def draw_place(
 
 
 def two_halves(side: int, generator: Generator) -> Tensor:
-    """Return a square of unit l2 norm, one half up and one down (algorithm 3, figure 3)."""
+    """Return a square, one half up and one down, equally heavy (algorithm 3, figure 3)."""
     if side == 1:
         return torch.ones(1, 1)
     pattern = torch.cat([pyramid(side // 2, side), -pyramid(side - side // 2, side)])

@@ -18,7 +18,8 @@ class APGD(LossAttack):
 
     Croce & Hein (arXiv 2003.01690, algorithm 1): at checkpoints that come ever closer, a
     sample whose loss rose in fewer than three of four steps since the last one, or whose
-    best loss and step size have not changed, halves its step and returns to its best point.
+    best loss and step size have not changed, halves its step and returns to its best point,
+    without its momentum. For l1 the steps are those of `PGD`, not the sparse ones of l1-APGD.
 
     Parameters
     ----------
@@ -89,7 +90,7 @@ class APGD(LossAttack):
     def _n_steps(self) -> int:
         return check_count("n_steps", self.n_steps)
 
-    def _ascend(self, search: Search, generator: torch.Generator) -> None:
+    def _ascend(self, search: Search, generator: torch.Generator, restart: int) -> None:
         state = _State.at(search.ball.random_start(generator))
         last_checkpoint = 0
         for step in range(self._n_steps()):

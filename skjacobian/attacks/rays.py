@@ -20,7 +20,9 @@ class RayS(Attack):
     is finished as soon as r <= eps.
 
     For linf, u' is u with the signs of a block of features flipped, blocks being halved from
-    sweep to sweep, as in the paper; then random sets of features are flipped. The other norms
+    sweep to sweep, as in the paper; then random sets of features are flipped. The first
+    directions are random, where the paper's is (1, …, 1), which images with a black background
+    favour: with few queries it finds more there. The other norms
     are an extension of ours: u' is u with a block set to zero, or with noise added to it. For
     l2 the boundary's normal is estimated too from decisions around the fooling point, as in
     HopSkipJump (Chen, Jordan & Wainwright, arXiv 1904.02144), and followed along

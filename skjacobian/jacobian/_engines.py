@@ -8,6 +8,7 @@ from skjacobian.jacobian._autograd import AutogradLinearization
 from skjacobian.jacobian._linearization import Linearization
 from skjacobian.jacobian._stack import ACTIVATIONS, DROPOUTS, Rescaling, Stack, chain_of
 from skjacobian.model_modes import PredictLogits, batch_norm_in_eval
+from skjacobian.model_outputs import check_output
 
 # Layers whose backward pass vmap takes in one piece, and faster than one by one.
 VMAPPED = frozenset(
@@ -31,7 +32,9 @@ def linearize(
     check_option("engine", engine, ENGINES)
     with torch.set_grad_enabled(create_graph), batch_norm_in_eval(predict_logits):
         if (layers := closed_form(predict_logits, engine)) is not None:
-            return Stack(layers, X.detach()).linearize()
+            stack = Stack(layers, X.detach())
+            check_output(stack.logits, X)
+            return stack.linearize()
     return AutogradLinearization(
         predict_logits,
         X,

@@ -3,7 +3,9 @@
 import torch
 from torch import Tensor
 
+from skjacobian._validation import reject
 from skjacobian.attacks import Attack
+from skjacobian.attacks._ascent import GradientAscent
 from skjacobian.losses import LOSSES
 from skjacobian.model_modes import PredictLogits, frozen
 from skjacobian.objectives._base import Objective, ObjectiveValue
@@ -18,8 +20,10 @@ class AdversarialTraining(Objective):
     Parameters
     ----------
     attack : Attack
-        The inner maximization, with the threat model. Its `feature_scale` must be None or
-        an array: the statistics of one batch are not those of the data.
+        The inner maximization, with the threat model: `PGD` or `FGSM`, of which the last point
+        of one search is taken. Its `loss` is what is climbed (the paper's is cross-entropy).
+        Its `feature_scale` must be None or an array: the statistics of one batch are not those
+        of the data.
     objective : Objective
         What is evaluated at the perturbed samples.
     """
@@ -39,11 +43,21 @@ class AdversarialTraining(Objective):
         """Return the objective of each perturbed sample."""
         if self.attack.eps_is_zero:
             return self.objective(predict_logits, X, y, generator=generator)
-        attack_loss = LOSSES[self.attack.loss]
+        attack = inner(self.attack)
+        attack_loss = LOSSES[attack.loss]
         with frozen(predict_logits):
-            X_adv = self.attack.maximize(
+            X_adv = attack.maximize(
                 lambda X_adv: attack_loss(predict_logits(X_adv), y),
-                self.attack.ball(X),
+                attack.ball(X),
                 generator,
             )
         return self.objective(predict_logits, X_adv, y, generator=generator)
+
+
+def inner(attack: Attack) -> GradientAscent:
+    """Return the attack of an inner maximization; raise unless it is one ascent of a loss."""
+    if not isinstance(attack, GradientAscent):
+        raise TypeError(f"Got attack={attack!r}, but expected PGD or FGSM, one ascent of a loss.")
+    if attack.n_restarts != 1 or attack.n_targets is not None:
+        reject("attack", attack, "n_restarts=1 and n_targets=None: training takes one search")
+    return attack

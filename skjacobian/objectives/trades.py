@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from skjacobian.attacks import Attack
 from skjacobian.model_modes import PredictLogits, frozen
 from skjacobian.objectives._base import Objective, ObjectiveValue
+from skjacobian.objectives.adversarial_training import inner
 
 
 class TRADES(Objective):
@@ -21,7 +22,9 @@ class TRADES(Objective):
     ----------
     attack : Attack
         The inner maximization, with the threat model, as in `AdversarialTraining`; it
-        needs a random start, because the divergence has gradient 0 at the clean sample.
+        needs a random start, because the divergence has gradient 0 at the clean sample. The
+        start is uniform in the ball, where the paper's is x + 0.001·N(0, I): as many steps
+        reach a larger divergence, so that β means more here.
     objective : Objective
         What is evaluated at the clean samples.
     beta : float, default=6.0
@@ -44,12 +47,13 @@ class TRADES(Objective):
         """Return the clean objective plus the divergence of each sample."""
         if self.attack.eps_is_zero:
             return self.objective(predict_logits, X, y, generator=generator)
+        attack = inner(self.attack)
         with frozen(predict_logits):
             with torch.no_grad():
                 clean_logits = predict_logits(X)
-            X_adv = self.attack.maximize(
+            X_adv = attack.maximize(
                 lambda X_adv: divergence(clean_logits, predict_logits(X_adv)),
-                self.attack.ball(X),
+                attack.ball(X),
                 generator,
             )
         clean = self.objective(predict_logits, X, y, generator=generator)

@@ -368,6 +368,16 @@ def test_the_pattern_has_two_halves_of_opposite_sign(side):
             assert upright != lying
 
 
+@pytest.mark.parametrize(("norm", "q"), [("l2", 2), ("l1", 1)])
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 9, 8), (9,)])
+def test_what_is_added_is_of_unit_norm(norm, q, shape):
+    moves, generator = MassMoves(Ball.around(uniform(2, *shape), norm=norm, eps=0.3)), seeded()
+    moves.start(generator)
+    for share in (0.8, 0.3, 0.05) * 5:
+        pattern = moves._draw(share, generator)[-1]
+        assert float(pattern.norm(q)) == pytest.approx(1, rel=1e-5)
+
+
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 8, 5), (2, 2, 3), (1, 1, 1)])
 def test_the_mosaic_covers_the_image_but_for_a_rim(shape):
     image = mosaic(shape, seeded())

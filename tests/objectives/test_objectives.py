@@ -9,7 +9,7 @@ from sklearn.base import clone
 from torch import nn
 from torch.nn import functional as F
 
-from skjacobian.attacks import FGSM, PGD
+from skjacobian.attacks import APGD, FGSM, PGD
 from skjacobian.jacobian import JACOBIAN_NORMS, jacobian_norm
 from skjacobian.modules import CNN, MLP
 from skjacobian.objectives import (
@@ -794,3 +794,16 @@ def test_between_samples_batch_statistics_are_those_of_the_samples():
     alone(X)
     for seen, expected in zip(net.buffers(), alone.buffers(), strict=True):
         torch.testing.assert_close(seen, expected)
+
+
+@pytest.mark.parametrize("objective", [AdversarialTraining, TRADES])
+def test_an_inner_maximization_is_one_ascent(objective):
+    X, y = torch.rand(4, 3), torch.tensor([0, 1, 0, 1])
+    ask = lambda attack: objective(attack=attack, objective=CrossEntropy())(  # noqa: E731
+        nn.Linear(3, 2), X, y, generator=torch.Generator()
+    )
+    with pytest.raises(TypeError, match=r"Got attack=APGD\(\), but expected PGD or FGSM"):
+        ask(APGD())
+    for more in ({"n_restarts": 2}, {"n_targets": 1}):
+        with pytest.raises(ValueError, match=r"Got attack=PGD\(.*, but expected n_restarts=1 and"):
+            ask(PGD(**more))
