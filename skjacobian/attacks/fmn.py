@@ -71,7 +71,7 @@ class FMN(Attack):
     - A second search begins opposite of where the first ended: there it finds another
       optimum more often than from a random point, and than more steps would.
     - After 60 % of the steps of a search, samples are given up that to first order come less
-      than 0.1 % nearer than what was found: a sixth to a quarter of the time, for distances
+      than 0.1 % nearer than what was found: a seventh to a third of the time, for distances
       that are 0.03 to 0.1 % larger.
 
     Parameters

@@ -1,9 +1,12 @@
 import numpy as np
 import pytest
 import torch
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_digits, load_iris
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
+from skjacobian import RobustScorer
 from skjacobian.attacks import FGSM, PGD
 from skjacobian.attacks._ascent import GradientAscent
 from skjacobian.differentiable import as_torch
@@ -181,6 +184,46 @@ def test_more_restarts_are_never_worse(norm, loss):
         worst = margin
 
 
+@pytest.mark.parametrize(
+    ("n_features", "n_classes", "n_restarts"), [(6, 3, 5), (6, 2, 1), (100, 3, 5), (101, 3, 1)]
+)
+def test_auto_restarts_where_few_features_and_several_classes_mislead(
+    n_features, n_classes, n_restarts
+):
+    net, X, y = make_problem(n_features=n_features, n_classes=n_classes)
+    found, expected = (
+        PGD(eps=0.02, n_steps=5, n_restarts=n).search(net, X, y, generator=seeded())
+        for n in ("auto", n_restarts)
+    )
+    assert torch.equal(found.X_adv, expected.X_adv)
+    assert torch.equal(found.n_queries, expected.n_queries)
+    assert found.n_queries.max() == 6 * n_restarts
+
+
+def test_only_the_first_search_begins_at_the_sample():
+    net, X, y = make_problem()
+    asked = []
+
+    def spy(X_adv):
+        asked.append(X_adv.detach().clone())
+        return net(X_adv)
+
+    attack = PGD(eps=1e-6, n_steps=1, n_restarts=2, random_start=False)
+    attack.search(spy, X, y, generator=seeded())
+    assert torch.equal(asked[0], X)
+    assert (asked[2] != X).any(1).all()
+
+
+def test_restarts_of_iris_reach_what_the_strong_attack_does():
+    X, y = load_iris(return_X_y=True)
+    X = StandardScaler().fit_transform(X)
+    model = LogisticRegression().fit(X, y)
+    ball = {"norm": "l2", "eps": 1.0}
+    one, auto = (RobustScorer(**ball, n_restarts=n)(model, X, y) for n in (1, "auto"))
+    strong = RobustScorer(**ball, attack="strong")(model, X, y)
+    assert strong <= auto < strong + 0.01 < one - 0.03
+
+
 @pytest.mark.parametrize("norm", NORMS)
 def test_success_never_falls_with_the_radius(norm):
     net, X, y = make_problem()
@@ -223,6 +266,7 @@ def test_another_seed_is_another_start():
         ({"n_steps": 0}, "Got n_steps=0, but expected an integer of at least 1"),
         ({"n_steps": 2.5}, "Got n_steps=2.5, but expected an integer of at least 1"),
         ({"n_restarts": 0}, "Got n_restarts=0, but expected an integer of at least 1"),
+        ({"n_restarts": "some"}, "Got n_restarts='some', but expected an integer of at least 1 or"),
         ({"step_size": 0}, "Got step_size=0, but expected a positive finite number"),
         ({"step_size": -1.0}, "Got step_size=-1.0, but expected a positive finite number"),
         ({"step_size": "auto"}, "Got step_size='auto', but expected a positive finite number"),
