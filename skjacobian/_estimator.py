@@ -182,7 +182,8 @@ class RobustClassifier(ClassifierMixin, NetOwner):
         y : array-like of shape (n_samples,)
             Labels of any type.
         sample_weight : array-like of shape (n_samples,), optional
-            Rows of weight 0 are left out, but their labels are among `classes_`.
+            Relative to their mean. Rows of weight 0 are left out, but their labels are among
+            `classes_`.
 
         Returns
         -------
@@ -202,6 +203,7 @@ class RobustClassifier(ClassifierMixin, NetOwner):
         classes : array-like of shape (n_classes,), optional
             All labels that will ever come; needed at the first call where `y` lacks one.
         sample_weight : array-like of shape (n_samples,), optional
+            Relative to their mean over the samples of this call.
 
         Returns
         -------
