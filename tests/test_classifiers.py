@@ -1155,7 +1155,7 @@ def test_trades_needs_a_random_start(iris):
 def test_fits_in_threads_do_not_disturb_each_other(iris):
     def fitted(**params):
         model = JacobianRegularizedClassifier(random_state=0, max_epochs=3, **params)
-        return lambda: model.fit(*iris).predict_proba(iris[0])
+        return lambda: clone(model).fit(*iris).predict_proba(iris[0])
 
     normalized = fitted(module=Normalized, penalty_samples=4)
     dropping = fitted(module__dropout=0.5)

@@ -299,8 +299,12 @@ def test_going_on_keeps_the_preprocessor(Classifier, raw):
     X, y = raw
     model = Classifier(preprocessor=StandardScaler(), warm_start=True, **SMALL).fit(X, y)
     first = model.preprocessor_
-    model.set_params(preprocessor=MinMaxScaler()).fit(X[::2], y[::2])
-    assert model.preprocessor_ is first
+    assert model.fit(X[::2], y[::2]).preprocessor_ is first
+    model.set_params(preprocessor=MinMaxScaler())
+    with pytest.raises(
+        ValueError, match=r"Got preprocessor=MinMaxScaler\(\), but expected Standard"
+    ):
+        model.fit(X[::2], y[::2])
     online = Classifier(preprocessor=StandardScaler(), **SMALL)
     online.partial_fit(X[::2], y[::2]).partial_fit(X[1::2], y[1::2])
     np.testing.assert_allclose(online.preprocessor_.mean_, X[::2].mean(0))
