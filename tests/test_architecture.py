@@ -258,3 +258,49 @@ def test_everything_public_has_a_docstring(file):
                         for decorator in method.decorator_list
                     )
                     assert setter or ast.get_docstring(method), f"{node.name}.{method.name}"
+
+
+# Private names of other libraries, which their next version may drop: a new one is a decision.
+PRIVATE = {
+    "sklearn.base._fit_context",
+    "sklearn.calibration._CalibratedClassifier",
+    "sklearn.gaussian_process._gpc.COEFS",
+    "sklearn.gaussian_process._gpc.LAMBDAS",
+    "sklearn.model_selection._search.BaseSearchCV",
+    "sklearn.utils._optional_dependencies.check_matplotlib_support",
+    "sklearn.utils._param_validation.HasMethods",
+    "sklearn.utils._param_validation.Interval",
+    "sklearn.utils._param_validation.RealNotInt",
+    "sklearn.utils._param_validation.StrOptions",
+    "sklearn.utils._safe_indexing",
+    "sklearn.utils.validation._check_n_features",
+    "sklearn.utils.validation._check_sample_weight",
+    "torch._foreach_add_",
+    "torch._fused_adam_",
+    "torch.nn.modules.batchnorm._BatchNorm",
+    "torch.nn.modules.batchnorm._NormBase",
+    "torch.nn.modules.module._has_any_global_hook",
+    "torch.optim.optimizer._global_optimizer_post_hooks",
+    "torch.optim.optimizer._global_optimizer_pre_hooks",
+}
+
+
+def private_names(tree):
+    """Yield the private names of other libraries that a module imports, or takes from torch."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            paths = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == "torch":
+            paths = [f"torch.{node.attr}"]
+        else:
+            continue
+        for path in paths:
+            first, *rest = path.split(".")
+            if first != "skjacobian" and any(part.startswith("_") for part in rest):
+                yield path
+
+
+def test_private_names_of_other_libraries_are_those_that_are_listed():
+    files = ROOT.rglob("*.py")
+    used = {name for file in files for name in private_names(ast.parse(file.read_text()))}
+    assert used == PRIVATE
