@@ -60,7 +60,7 @@ class RobustScorer(BaseEstimator):
     n_restarts : int or "auto", default="auto"
         Random restarts of "pgd". "auto" is 5 where there are more than two classes and at most
         100 features may change, else 1: there gradients lead to the wrong class, and one
-        search overstates robust accuracy by up to a fifth (docs/benchmarks.md).
+        search overstated robust accuracy by up to 13 points (docs/benchmarks.md).
     feature_scale : None, "std", "range" or array of shape (n_features,), default=None
         Unit of each feature; "std" and "range" are those of the X that is scored. A feature
         that is constant there is held fixed.

@@ -250,11 +250,10 @@ def _check_tensors(X: Tensor, y: Tensor) -> None:
         check_tensor(name, value, "To attack an estimator with arrays, use RobustScorer.")
     if not X.is_floating_point():
         raise ValueError(f"Got X of {X.dtype}, but expected floating numbers.")
-    if y.is_floating_point() or y.dtype == torch.bool or (len(y) and int(y.min()) < 0):
-        raise ValueError(
-            f"Got y of {y.dtype}{' and ' + str(int(y.min())) if len(y) else ''}, but expected "
-            "class indices, whole numbers from 0."
-        )
+    if y.is_floating_point() or y.dtype == torch.bool:
+        raise ValueError(f"Got y of {y.dtype}, but expected class indices, whole numbers.")
+    if len(y) and int(y.min()) < 0:
+        raise ValueError(f"Got y from {int(y.min())}, but expected class indices from 0.")
     if len(X) != len(y):
         raise ValueError(
             f"Got X with {len(X)} samples and y with {len(y)}, but expected as many of each."

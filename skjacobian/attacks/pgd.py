@@ -53,7 +53,7 @@ class PGD(GradientAscent):
     n_restarts : int or "auto", default=1
         Searches, of those that stand after the ones before. "auto" is 5 where there are more
         than two classes and at most 100 features may change, else 1. On tables gradients lead
-        to the wrong one of two classes, even of linear models: one search left up to a fifth
+        to the wrong one of two classes, even of linear models: one search left up to 13 %
         of the samples standing that more of them fooled (docs/benchmarks.md).
     loss : {"soft_margin", "cross_entropy", "margin", "dlr"}, default="soft_margin"
         What the search climbs, see `skjacobian.losses`. The default finds as much as the

@@ -692,3 +692,17 @@ def test_where_nothing_may_change_nothing_does(name, norm, generator):
         found = attack.search(problem.logits, problem.X, problem.y, generator=generator)
     assert not found.fooled.any()
     assert torch.equal(found.X_adv, problem.X)
+
+
+@pytest.mark.parametrize(
+    ("X", "y", "match"),
+    [
+        (torch.zeros(2, 3, dtype=torch.int64), torch.tensor([0, 1]), "Got X of torch.int64, but"),
+        (torch.zeros(2, 3), torch.tensor([0.0, 0.9]), "Got y of torch.float32, but expected class"),
+        (torch.zeros(2, 3), torch.tensor([True, False]), "Got y of torch.bool, but expected class"),
+        (torch.zeros(2, 3), torch.tensor([0, -1]), "Got y from -1, but expected class indices"),
+    ],
+)
+def test_tensors_of_another_type_are_named(X, y, match):
+    with pytest.raises(ValueError, match=match):
+        PGD()(nn.Linear(3, 2), X, y)
