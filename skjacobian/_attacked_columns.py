@@ -13,6 +13,7 @@ from skjacobian.attacks import Attack
 from skjacobian.constraints import FeatureConstraints, check_constraints
 from skjacobian.threat_model import (
     DataScale,
+    bounds_by_name,
     fit_feature_scale,
     has_names,
     mutable_by_name,
@@ -57,8 +58,7 @@ class AttackedColumns:
                 _check_names_only(columns, feature_scale, bounds, mutable, constraints)
             mutable = mutable_by_name(mutable, columns)
             feature_scale = values_by_name(feature_scale, columns)
-            if isinstance(bounds, tuple | list):
-                bounds = tuple(values_by_name(side, columns) for side in bounds)
+            bounds = bounds_by_name(bounds, columns)
         self._check_no_categories(mutable)
         return {
             "norm": norm,

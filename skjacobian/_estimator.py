@@ -33,7 +33,7 @@ from skjacobian._training_data import (
     make_samples,
     training_weights,
 )
-from skjacobian._validation import ScalarInterval, did_you_mean, reject, unwrap_scalar
+from skjacobian._validation import ScalarInterval, check_labels, did_you_mean, reject, unwrap_scalar
 from skjacobian.differentiable import Network, TensorFunction, as_torch
 from skjacobian.jacobian import jacobian_norm
 from skjacobian.jacobian._norms import checked_norm
@@ -353,12 +353,7 @@ class RobustClassifier(ClassifierMixin, NetOwner):
         self._check_labels(labels)
 
     def _check_labels(self, labels: np.ndarray) -> None:
-        unknown = np.setdiff1d(labels, self.classes_)
-        if len(unknown):
-            raise ValueError(
-                f"Got y with labels {unknown.tolist()}, but expected those in classes: "
-                f"{self.classes_.tolist()}."
-            )
+        check_labels(labels, self.classes_, f"those in classes: {self.classes_.tolist()}")
 
     def _samples(
         self, X: np.ndarray, y: np.ndarray, weight: np.ndarray | None, rows: np.ndarray

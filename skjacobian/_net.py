@@ -229,8 +229,8 @@ def shares(sample_weight: Tensor | None, like: Tensor) -> Tensor:
     """Return w/n, the share of each sample of a batch, for weights whose mean is 1 over all.
 
     Over the batches of an epoch that is Σwℓ/Σw without bias. w/Σw of the batch would count the
-    batches in full that have no heavy sample: of a rare class with half of all weight it made
-    three eighths.
+    batches in full that have no heavy sample: of one sample in a hundred, with half of all
+    weight, it made three eighths in batches of 100.
     """
     equal = torch.full_like(like, 1 / len(like))
     return equal if sample_weight is None else equal * sample_weight.to(like)

@@ -4,6 +4,7 @@ import time
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from skjacobian._attacked_columns import AttackedColumns, in_the_order_of_fit
 from skjacobian._rng import own_entropy
 from skjacobian._table import Table, as_pandas
-from skjacobian._validation import check_number
+from skjacobian._validation import check_count_or_auto
 from skjacobian.attacks import Attack, Found
 from skjacobian.attacks._found import concatenate
 from skjacobian.differentiable import (
@@ -120,7 +121,8 @@ class UnderAttack:
             self.table, categories, unread_columns(estimator), is_reordered=X is not given
         )
         self.device = _device_of(self.view)
-        self.batch_size = check_batch_size(batch_size) or _batch_size(self.X_tensor, self.device)
+        given_size = check_count_or_auto("batch_size", batch_size)
+        self.batch_size = given_size or _batch_size(self.X_tensor, self.device)
         self.seed = int(check_random_state(own_entropy(random_state)).randint(2**31 - 1))
 
     @property
@@ -353,16 +355,9 @@ def _check_is_valid(attack: Attack, X: Tensor, X_adv: Tensor) -> None:
 
 def _device_of(view: TensorFunction) -> torch.device:
     """Return where the weights of a view are, so that samples are moved there once."""
-    tensors = [*view.parameters(), *view.buffers()] if isinstance(view, nn.Module) else []
-    return tensors[0].device if tensors else torch.device("cpu")
-
-
-def check_batch_size(batch_size: Any) -> int | None:
-    """Return a number of samples, or None for "auto"."""
-    if isinstance(batch_size, str) and batch_size == "auto":
-        return None
-    expected = "an integer of at least 1 or 'auto'"
-    return int(check_number("batch_size", batch_size, lambda v: v >= 1, expected, integer=True))
+    tensors = chain(view.parameters(), view.buffers()) if isinstance(view, nn.Module) else ()
+    first = next(iter(tensors), None)
+    return torch.device("cpu") if first is None else first.device
 
 
 def _batch_size(X: Tensor, device: torch.device) -> int:

@@ -56,6 +56,21 @@ def check_count(name: str, value: Any) -> int:
     )
 
 
+def check_count_or_auto(name: str, value: Any) -> int | None:
+    """Return `value` as an integer >= 1, None for "auto", or raise."""
+    if isinstance(value, str) and value == "auto":
+        return None
+    expected = "an integer of at least 1 or 'auto'"
+    return int(check_number(name, value, lambda v: v >= 1, expected, integer=True))
+
+
+def check_labels(y: np.ndarray, classes: np.ndarray, expected: str) -> None:
+    """Raise a ValueError that names the labels of `y` that are not among `classes`."""
+    unknown = np.setdiff1d(y, classes)
+    if len(unknown):
+        raise ValueError(f"Got y with labels {unknown.tolist()}, but expected {expected}.")
+
+
 def check_tensor(name: str, value: Any, instead: str) -> None:
     """Raise a TypeError unless `value` is a tensor; `instead` says what takes arrays."""
     if not isinstance(value, torch.Tensor):

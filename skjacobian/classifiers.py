@@ -26,7 +26,7 @@ from skjacobian.objectives import (
     JacobianRegularization,
     Objective,
 )
-from skjacobian.threat_model import fit_feature_scale, values_by_name
+from skjacobian.threat_model import bounds_by_name, fit_feature_scale, values_by_name
 
 
 class JacobianRegularizedClassifier(RobustClassifier):
@@ -517,14 +517,12 @@ class AdversarialClassifier(RobustClassifier):
     def _make_attack(self, X: Tensor) -> Attack:
         """Return the inner attack in the units of `X`, which must lie inside the bounds."""
         check_constraints(self.constraints, self.feature_scale, self.bounds)
-        names, bounds = self._names(X), self.bounds
-        if bounds is not None:
-            bounds = tuple(values_by_name(side, names) for side in bounds)
+        names = self._names(X)
         shared = {
             "norm": self.norm,
             "eps": float(unwrap_scalar(self.eps)),
             "feature_scale": fit_feature_scale(values_by_name(self.feature_scale, names), X),
-            "bounds": bounds,
+            "bounds": bounds_by_name(self.bounds, names),
             "constraints": self._fitted_constraints(X),
             "random_start": self.random_start,
             "loss": "cross_entropy",

@@ -9,11 +9,11 @@ from sklearn.utils.validation import _check_sample_weight
 
 from skjacobian._under_attack import (
     UnderAttack,
-    check_batch_size,
     warn_of_black_box,
     warn_of_disagreement,
 )
 from skjacobian._validation import (
+    check_count_or_auto,
     check_non_negative,
     check_option,
     reject,
@@ -230,7 +230,7 @@ class RobustScorer(BaseEstimator):
         if not values:
             reject("eps", self.eps, "at least one radius")
         check_option("average", self.average, AVERAGES)
-        check_batch_size(self.batch_size)
+        check_count_or_auto("batch_size", self.batch_size)
         search = {name: unwrap_scalar(getattr(self, name)) for name in SEARCH}
         attack = make_attack(self.attack, "RobustScorer", **search)
         if not (isinstance(self.attack, str) and self.attack == "pgd"):

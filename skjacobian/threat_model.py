@@ -229,6 +229,13 @@ def values_by_name(values: Any, columns: Sequence[Any]) -> Any:
     return values.loc[list(columns)].to_numpy() if has_names(values, columns) else values
 
 
+def bounds_by_name(bounds: Any, columns: Sequence[Any]) -> Any:
+    """Return both sides of bounds in the order of the columns, as `values_by_name` does."""
+    if not isinstance(bounds, tuple | list):
+        return bounds
+    return tuple(values_by_name(side, columns) for side in bounds)
+
+
 def resolve_bounds(bounds: Any, X: Tensor) -> tuple[Tensor, Tensor] | None:
     """Turn `bounds` into two tensors that broadcast over `X`, or None for unbounded.
 

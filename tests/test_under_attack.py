@@ -21,7 +21,8 @@ from skjacobian import (
     robustness_curve,
     surrogate_gap,
 )
-from skjacobian._under_attack import UnderAttack, check_batch_size
+from skjacobian._under_attack import UnderAttack
+from skjacobian._validation import check_count_or_auto
 from skjacobian.attacks import PGD, Cascade, RayS, Square
 from skjacobian.attacks._named import check_threat_model_is_unset
 from skjacobian.attacks.cascade import PLANS
@@ -125,14 +126,14 @@ def test_automatic_batches_hold_about_as_many_numbers(n_features, wanted):
 def test_a_bad_batch_size_is_named(value):
     match = "Got batch_size=.*, but expected an integer of at least 1 or 'auto'"
     with pytest.raises(ValueError, match=match):
-        check_batch_size(value)
+        check_count_or_auto("batch_size", value)
     with pytest.raises(ValueError, match=match):
         subject_of(batch_size=value)
 
 
 @pytest.mark.parametrize(("value", "wanted"), [("auto", None), (3, 3), (np.int64(4), 4)])
 def test_a_good_batch_size_is_a_number_or_automatic(value, wanted):
-    assert check_batch_size(value) == wanted
+    assert check_count_or_auto("batch_size", value) == wanted
 
 
 # --- kinds of output ----------------------------------------------------------------------

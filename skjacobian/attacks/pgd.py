@@ -6,8 +6,8 @@ from torch import Tensor
 
 from skjacobian._validation import (
     check_count,
+    check_count_or_auto,
     check_non_negative,
-    check_number,
     check_positive,
     unwrap_scalar,
 )
@@ -114,9 +114,7 @@ class PGD(GradientAscent):
             check_positive("step_size", self.step_size)
 
     def _check_n_restarts(self) -> None:
-        if not (isinstance(self.n_restarts, str) and self.n_restarts == "auto"):
-            expected = "an integer of at least 1 or 'auto'"
-            check_number("n_restarts", self.n_restarts, lambda n: n >= 1, expected, integer=True)
+        check_count_or_auto("n_restarts", self.n_restarts)
 
     def _n_restarts(self, search: Search) -> int:
         if self.n_restarts != "auto":

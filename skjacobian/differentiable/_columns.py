@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from skjacobian._table import Table
 from skjacobian.differentiable._projections import transform_view
-from skjacobian.differentiable._registry import View, view_of
+from skjacobian.differentiable._registry import View, is_dropped, view_of
 from skjacobian.exceptions import NotDifferentiableError
 from skjacobian.model_modes import frozen
 
@@ -206,17 +206,13 @@ def unread_columns(estimator: Any) -> list[int]:
     """Return the columns of X that a fitted estimator drops before anything reads them."""
     if isinstance(estimator, ColumnTransformer):
         indices = estimator._transformer_to_input_indices
-        kept = [name for name, part, _ in estimator.transformers_ if not _is_dropped(part)]
+        kept = [name for name, part, _ in estimator.transformers_ if not is_dropped(part)]
         read = {int(j) for name in kept for j in indices[name]}
         return sorted(set(range(estimator.n_features_in_)) - read)
     parts = list(_parts_on_columns(estimator))
     if not parts or any(columns is not None for columns, _ in parts):
         return []
     return sorted(set.intersection(*(set(unread_columns(inner)) for _, inner in parts)))
-
-
-def _is_dropped(transformer: Any) -> bool:
-    return isinstance(transformer, str) and transformer == "drop"
 
 
 def _parts_on_columns(estimator: Any) -> Iterator[tuple[Any, Any]]:
@@ -252,7 +248,7 @@ def _(transformer: ColumnTransformer) -> View:
     branches = [
         (list(inputs[name]), _branch(name, part, columns, inputs[name]), weights.get(name, 1.0))
         for name, part, columns in transformer.transformers_
-        if not (isinstance(part, str) and part == "drop") and len(inputs[name])
+        if not is_dropped(part) and len(inputs[name])
     ]
     return Columns(branches)
 

@@ -19,7 +19,7 @@ from skjacobian.differentiable._meta_classifiers import (
     together,
 )
 from skjacobian.differentiable._projections import Select
-from skjacobian.differentiable._registry import ClassifierView, View, view_of
+from skjacobian.differentiable._registry import ClassifierView, View, is_dropped, view_of
 from skjacobian.exceptions import NotDifferentiableError
 
 
@@ -87,7 +87,7 @@ def _(voting: VotingClassifier) -> ClassifierView:
     weights = voting.weights
     if weights is not None:
         members = zip(voting.estimators, weights, strict=True)
-        weights = np.array([w for (_, member), w in members if not _is_dropped(member)], float)
+        weights = np.array([w for (_, member), w in members if not is_dropped(member)], float)
         if (weights < 0).any():
             raise NotDifferentiableError(
                 f"Got VotingClassifier(weights={voting.weights!r}), but expected weights of at "
@@ -101,14 +101,10 @@ def _(voting: VotingClassifier) -> ClassifierView:
     return MeanProbability(views, [np.arange(n_classes)] * len(views), n_classes, weights)
 
 
-def _is_dropped(estimator: Any) -> bool:
-    return isinstance(estimator, str) and estimator == "drop"
-
-
 def _members(ensemble: Any) -> list[tuple[str, Any]]:
     """Return the fitted estimators of an ensemble with their names."""
     named = ensemble.named_estimators_.items()
-    return [(name, member) for name, member in named if not _is_dropped(member)]
+    return [(name, member) for name, member in named if not is_dropped(member)]
 
 
 @view_of(

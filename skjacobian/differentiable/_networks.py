@@ -1,6 +1,7 @@
 """The views of torch modules and skorch nets."""
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from torch import Tensor, nn
 
 from skjacobian._net import SkorchNet
+from skjacobian._validation import check_labels
 from skjacobian.differentiable._registry import (
     ClassifierView,
     TensorFunction,
@@ -23,8 +25,9 @@ LOGIT_CRITERIA = (nn.CrossEntropyLoss, nn.NLLLoss, nn.BCEWithLogitsLoss)
 
 
 def floating_tensors(module: nn.Module) -> Iterator[Tensor]:
-    """Return the parameters of a module, then the buffers of numbers that are not whole."""
-    tensors = (*module.parameters(), *module.buffers())
+    """Yield the parameters of a module, then its buffers, of numbers that are not whole."""
+    # One after the other: an attack asks for the first at every step.
+    tensors = chain(module.parameters(), module.buffers())
     return (tensor for tensor in tensors if tensor.is_floating_point())
 
 
@@ -97,13 +100,9 @@ class FittedModule(ClassifierMixin, BaseEstimator):
 
     def check_labels(self, y: np.ndarray) -> None:
         """Raise a ValueError for labels that a module can never predict."""
-        unknown = np.setdiff1d(y, self.classes_)
-        if len(unknown):
-            raise ValueError(
-                f"Got y with labels {unknown.tolist()}, but expected those of the "
-                f"{len(self.classes_)} outputs of {type(self.module).__name__}, 0 to "
-                f"{self.classes_[-1]}."
-            )
+        n_outputs, kind = len(self.classes_), type(self.module).__name__
+        expected = f"those of the {n_outputs} outputs of {kind}, 0 to {n_outputs - 1}"
+        check_labels(y, self.classes_, expected)
 
     def predict(self, X: Any) -> np.ndarray:
         """Return the class of the largest output."""

@@ -101,6 +101,11 @@ def view_of(
     return register
 
 
+def is_dropped(part: Any) -> bool:
+    """Tell whether a part of a composed estimator was given as "drop"."""
+    return isinstance(part, str) and part == "drop"
+
+
 def check_methods(estimator: Any, kind: type) -> None:
     """Raise if an estimator has methods of its own where those of a known type are viewed."""
     for method in _METHODS:
