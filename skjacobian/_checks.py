@@ -114,8 +114,7 @@ class Checks:
     @property
     def _fell_back(self) -> bool:
         """Whether the cascade found no gradients to run on."""
-        stages = {stage.name for stage in self.perturbed.found.stages}
-        return isinstance(self.attack, Cascade) and "PGD" not in stages
+        return isinstance(self.attack, Cascade) and not self.perturbed.found.stages_of("PGD")
 
     def gradients(self) -> Flag:
         """Zero or infinite gradients."""
@@ -154,7 +153,7 @@ class Checks:
 
     def black_box(self) -> Flag:
         """Square where gradients failed."""
-        stages = [s for s in self.perturbed.found.stages if s.name.startswith("Square")]
+        stages = self.perturbed.found.stages_of("Square")
         if self._fell_back or not stages:
             return _flag("black box", 0, "not checked: Square was not run after gradients")
         n_fooled = fooled_by_square(self.perturbed.found)
@@ -166,7 +165,7 @@ class Checks:
 
     def convergence(self) -> Flag:
         """What the last gradient stage still gained."""
-        stages = [s for s in self.perturbed.found.stages if s.name.startswith("PGD, ")]
+        stages = self.perturbed.found.stages_of("PGD")[1:]
         if not stages:
             return _flag("convergence", 0, "not checked: nothing was restarted")
         n_fooled, n_samples = int(stages[-1].fooled.sum()), len(self.subject.y)

@@ -258,10 +258,9 @@ class _Log(nn.Module):
 
 def fooled_by_square(found: Found) -> int:
     """Return how many samples Square fooled after all gradients had failed."""
-    if not any(stage.name == "PGD" for stage in found.stages):
+    if not found.stages_of("PGD"):
         return 0
-    square = [stage for stage in found.stages if stage.name.startswith("Square")]
-    return sum(int(stage.fooled.sum()) for stage in square)
+    return sum(int(stage.fooled.sum()) for stage in found.stages_of("Square"))
 
 
 def warn_of_black_box(perturbed: Perturbed) -> None:

@@ -13,6 +13,8 @@ class Stage:
     Attributes
     ----------
     name : str
+    attack : str
+        The class of its attack; "clean" of the stage that asks about the clean samples.
     fooled : Tensor of bool of shape (n_samples,)
         Whom it fooled that had stood until then.
     gain : Tensor of shape (n_samples,)
@@ -26,6 +28,7 @@ class Stage:
     """
 
     name: str
+    attack: str
     fooled: Tensor
     gain: Tensor
     n_queries: Tensor
@@ -61,6 +64,10 @@ class Found:
         """Whether the search came to its end; False where a budget cut it short."""
         return all(stage.complete for stage in self.stages)
 
+    def stages_of(self, attack: str) -> list[Stage]:
+        """Return the stages that an attack of this class ran, in order."""
+        return [stage for stage in self.stages if stage.attack == attack]
+
 
 def concatenate(found: list[Found]) -> Found:
     """Join what was found on batches, on the CPU."""
@@ -75,11 +82,11 @@ def concatenate(found: list[Found]) -> Found:
 
 def _concatenate_stages(found: list[Found]) -> tuple[Stage, ...]:
     """Join the stages of the batches by name; a batch that did not come to one adds nothing."""
-    names = list(dict.fromkeys(stage.name for part in found for stage in part.stages))
-    return tuple(_joined_stage(name, found) for name in names)
+    attacks = {stage.name: stage.attack for part in found for stage in part.stages}
+    return tuple(_joined_stage(name, attack, found) for name, attack in attacks.items())
 
 
-def _joined_stage(name: str, found: list[Found]) -> Stage:
+def _joined_stage(name: str, attack: str, found: list[Found]) -> Stage:
     columns: dict[str, list[Tensor]] = {"fooled": [], "gain": [], "n_queries": []}
     seconds, complete = 0.0, True
     for part in found:
@@ -90,4 +97,4 @@ def _joined_stage(name: str, found: list[Found]) -> Stage:
         seconds += 0.0 if stage is None else stage.seconds
         complete &= stage is not None and stage.complete
     whole = {field: torch.cat(values) for field, values in columns.items()}
-    return Stage(name, **whole, seconds=seconds, complete=complete)
+    return Stage(name, attack, **whole, seconds=seconds, complete=complete)

@@ -48,8 +48,8 @@ def nearly_fooled(share: float) -> Who:
 
 def misled(search: Search) -> Tensor:
     """Attack where gradients seem to mislead: Square came closer, or there are none."""
-    gain = next(stage.gain for stage in search.stages if stage.name == PROBE)
-    return (gain > ROUNDING) | without_gradient(search)
+    probe = next(stage for stage in search.stages if stage.attack == "Square")
+    return (probe.gain > ROUNDING) | without_gradient(search)
 
 
 def without_gradient(search: Search) -> Tensor:
@@ -62,7 +62,6 @@ def misled_or_nearly_fooled(search: Search) -> Tensor:
     return misled(search) | nearly_fooled(0.5)(search)
 
 
-PROBE = "Square, briefly"
 # A share of the clean margin that is no gain: the same point, reached by another sum.
 ROUNDING = 1e-4
 # Up to so many features that may change, queries are cheap and more of them are spent. A
@@ -76,7 +75,7 @@ PLANS: dict[str, tuple[Plan, ...]] = {
         Plan("PGD, targeted", PGD(n_steps=20, n_targets=9), nearly_fooled(0.5)),
         Plan("PGD, targeted, again", PGD(n_steps=40, n_targets=9), nearly_fooled(0.2)),
         Plan("PGD, restarted", PGD(n_steps=40, n_restarts=10), nearly_fooled(0.2)),
-        Plan(PROBE, Square(n_queries=100), everyone),
+        Plan("Square, briefly", Square(n_queries=100), everyone),
         Plan("Square", Square(n_queries=5000), misled),
     ),
     "gradients of few features": (
@@ -85,7 +84,7 @@ PLANS: dict[str, tuple[Plan, ...]] = {
         Plan("PGD, restarted", PGD(n_steps=40, n_restarts=20), nearly_fooled(0.5)),
         Plan("PGD, on the margin", PGD(n_restarts=20, loss="margin"), nearly_fooled(0.5)),
         Plan("APGD", APGD(), nearly_fooled(0.5)),  # goes on where steps under l1 fall too soon
-        Plan(PROBE, Square(n_queries=100), everyone),
+        Plan("Square, briefly", Square(n_queries=100), everyone),
         Plan("Square", Square(n_queries=1000), misled_or_nearly_fooled),
         Plan("Square, longer", Square(n_queries=5000), without_gradient),
     ),
@@ -230,7 +229,7 @@ class Cascade(Attack):
         start = time.perf_counter()
         # A seed for each stage, so that what it draws does not depend on those before it.
         seeds = torch.randint(2**62, (2, 9), generator=generator).tolist()
-        _run_stage(search, CLEAN, Search.ask_clean)
+        _run_stage(search, CLEAN, CLEAN, Search.ask_clean)
         if resume is not None:
             _take_up(search, resume)
         # Not before: with any budget, what is returned must be what the model says.
@@ -254,7 +253,8 @@ class Cascade(Attack):
             generator = torch.Generator().manual_seed(seed)
             search.eligible = plan.who(search)
             with torch.set_grad_enabled(attack.needs == "gradients"):
-                if not _run_stage(search, plan.name, partial(attack._search, generator=generator)):
+                run = partial(attack._search, generator=generator)
+                if not _run_stage(search, plan.name, type(attack).__name__, run):
                     return
 
     def _plans(self, search: Search, known: str) -> tuple[Plan, ...]:
@@ -277,7 +277,7 @@ def _take_up(search: Search, resume: Found) -> None:
     search.inspected = any(stage.name != CLEAN for stage in search.stages)
 
 
-def _run_stage(search: Search, name: str, run: Callable[[Search], None]) -> bool:
+def _run_stage(search: Search, name: str, attack: str, run: Callable[[Search], None]) -> bool:
     """Run one stage unless it has been run, and note what it did; tell whether it ended."""
     if any(stage.name == name for stage in search.stages):
         return True
@@ -289,6 +289,7 @@ def _run_stage(search: Search, name: str, run: Callable[[Search], None]) -> bool
         complete = False
     stage = Stage(
         name,
+        attack,
         fooled=(best <= 0) & (search.best > 0),
         gain=_gain(search, best),
         n_queries=search.n_queries - n_queries,
