@@ -9,9 +9,9 @@ from torch import Tensor
 
 from skjacobian._under_attack import Perturbed, UnderAttack, fooled_by_square
 from skjacobian.attacks import FMN, PGD, Attack, Cascade, Square
-from skjacobian.geometry import vector_norm
 from skjacobian.model_modes import frozen
 from skjacobian.model_outputs import output_kind
+from skjacobian.norms import vector_norm
 from skjacobian.report import Flag
 from skjacobian.threat_model import resolve_feature_scale
 

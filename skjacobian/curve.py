@@ -11,7 +11,8 @@ from skjacobian._under_attack import UnderAttack, warn_of_disagreement
 from skjacobian._validation import reject
 from skjacobian.attacks import FMN, Attack
 from skjacobian.constraints import FeatureConstraints
-from skjacobian.geometry import Ball, rows
+from skjacobian.geometry import Ball
+from skjacobian.norms import rows
 
 # Of how few features the way to other samples is looked at, to how many, and how precisely.
 FEW_FEATURES = 100

@@ -11,52 +11,12 @@ import torch
 from torch import Tensor
 
 from skjacobian._validation import check_non_negative, check_option
+from skjacobian.norms import rows, unit_rows, vector_norm
 from skjacobian.projections import best_l1_vertex, project_l1, project_l1_box, project_l2_box
-from skjacobian.validity import PassThrough, Rules, valid_range, without_missing
+from skjacobian.random_points import in_unit_ball, uniform_rows
+from skjacobian.validity import Box, PassThrough, Rules, valid_range, without_missing
 
 BALL_NORMS = ("l2", "linf", "l1")
-
-
-def rows(value: Tensor, like: Tensor) -> Tensor:
-    """Shape one value per sample so that it broadcasts over the features of `like`."""
-    return value.reshape(-1, *[1] * (like.ndim - 1)) if value.ndim == 1 else value
-
-
-def vector_norm(X: Tensor, norm: str) -> Tensor:
-    """Return the l1, l2 or linf norm of each row of `X`, shape (n_samples,).
-
-    Examples
-    --------
-    >>> import torch
-    >>> vector_norm(torch.tensor([[3.0, -4.0]]), "l2")
-    tensor([5.])
-    """
-    if norm == "l2":
-        return torch.linalg.vector_norm(X.flatten(1), dim=1)
-    flat = X.flatten(1)  # on the CPU these are several times as fast as linalg.vector_norm
-    if norm == "l1":
-        return flat.abs().sum(1)
-    return torch.maximum(flat.amax(1).abs(), flat.amin(1).abs())
-
-
-def unit_rows(G: Tensor) -> Tensor:
-    """Divide each row by its l2 norm, safely for tiny rows; a zero row stays zero."""
-    flat = G.flatten(1)
-    largest = flat.abs().amax(1, keepdim=True)
-    flat = flat / largest.where(largest > 0, 1.0)
-    length = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
-    return (flat / length.where(length > 0, 1.0)).reshape(G.shape)
-
-
-def _in_l1_ball(uniform: Tensor) -> Tensor:
-    """Turn rows of n + 1 uniform numbers into points of the unit l1 ball, uniform in it.
-
-    Exponential numbers over their sum and one more are uniform on the simplex of
-    ‖u‖₁ <= 1, u >= 0; 2r - 1 gives a sign and, independent of it, the number.
-    """
-    signed = 2 * uniform[:, 1:] - 1
-    size = -torch.log1p(-signed.abs())
-    return signed.sign() * size / (size.sum(1, keepdim=True) - uniform[:, :1].log())
 
 
 @dataclass(frozen=True)
@@ -73,10 +33,11 @@ class Ball:
     eps : float or Tensor of shape (n_samples, 1, ...)
     scale : Tensor or None
         Feature scale, in the shape of one sample; None is 1.
-    low, high : Tensor of shape (n_samples, *features) or None
-        The box; for linf it already holds the ball.
-    u_low, u_high : Tensor of shape (n_samples, n_features) or None
-        For l1 and l2 the box around the origin of the scaled coordinates.
+    box : Box or None
+        Sides of shape (n_samples, *features); for linf it already holds the ball.
+    u_box : Box or None
+        For l1 and l2 the box around the origin of the scaled coordinates, its sides of shape
+        (n_samples, n_features).
     rules : Rules or None
         What makes a sample valid. The attacks search the convex set; `valid` tells which
         samples its points stand for.
@@ -90,10 +51,8 @@ class Ball:
     norm: str
     eps: float | Tensor
     scale: Tensor | None
-    low: Tensor | None
-    high: Tensor | None
-    u_low: Tensor | None = None
-    u_high: Tensor | None = None
+    box: Box | None
+    u_box: Box | None = None
     rules: Rules | None = None
     missing: Tensor | None = None
     stays_closer: bool = False
@@ -139,9 +98,9 @@ class Ball:
         else:
             eps = min(check_non_negative("eps", eps), most)
         X, missing = without_missing(X)
-        low, high = valid_range(X, bounds, rules, missing) or (None, None)
+        box = valid_range(X, bounds, rules, missing)
         eps = rows(eps, X) if isinstance(eps, Tensor) else eps
-        ball = cls(X, norm, eps, scale, low, high, rules=rules, missing=missing)
+        ball = cls(X, norm, eps, scale, box, rules=rules, missing=missing)
         return ball._with_linf_box() if norm == "linf" else ball._with_scaled_box()
 
     def _with_linf_box(self) -> "Ball":
@@ -150,17 +109,16 @@ class Ball:
         if self.rules is not None:
             radius = torch.where(self.rules.is_whole, self._whole_radius(), radius)
         low, high = self.X - radius, self.X + radius
-        if self.low is not None and self.high is not None:
-            torch.maximum(low, self.low, out=low)
-            torch.minimum(high, self.high, out=high)
-        return replace(self, low=low, high=high)
+        if self.box is not None:
+            torch.maximum(low, self.box.low, out=low)
+            torch.minimum(high, self.box.high, out=high)
+        return replace(self, box=Box(low, high))
 
     def _with_scaled_box(self) -> "Ball":
         """Add the box in scaled coordinates, once for all projections."""
-        if self.low is None or self.high is None:
+        if self.box is None:
             return self
-        u_low, u_high = (self.to_scaled(side - self.X) for side in (self.low, self.high))
-        return replace(self, u_low=u_low, u_high=u_high)
+        return replace(self, u_box=Box(*(self.to_scaled(side - self.X) for side in self.box)))
 
     def to_scaled(self, delta: Tensor) -> Tensor:
         """Return u = delta / scale as rows, 0 where the feature is held fixed."""
@@ -216,19 +174,17 @@ class Ball:
 
     def __getitem__(self, index: Tensor) -> "Ball":
         """Return the sets of the chosen rows."""
-        sides = {
-            name: None if (side := getattr(self, name)) is None else side[index]
-            for name in ("low", "high", "u_low", "u_high", "missing")
-        }
         eps = self.eps
         return Ball(
             self.X[index],
             self.norm,
             eps[index] if isinstance(eps, Tensor) and eps.ndim else eps,
             self.scale,
+            None if self.box is None else self.box.of(index),
+            None if self.u_box is None else self.u_box.of(index),
             rules=self.rules,
+            missing=None if self.missing is None else self.missing[index],
             stays_closer=self.stays_closer,
-            **sides,
         )
 
     def distance(self, X_adv: Tensor) -> Tensor:
@@ -239,9 +195,7 @@ class Ball:
         """Tell of each row whether it lies inside ball and box, with no tolerance."""
         X_adv = self._present(X_adv)
         inside = self.distance(X_adv) <= self._flat_eps()
-        if self.low is not None and self.high is not None:
-            inside &= ((X_adv >= self.low) & (X_adv <= self.high)).flatten(1).all(1)
-        return inside
+        return inside if self.box is None else inside & self.box.contains(X_adv)
 
     def _flat_eps(self) -> float | Tensor:
         return self.eps.flatten() if isinstance(self.eps, Tensor) else self.eps
@@ -262,11 +216,10 @@ class Ball:
     def with_whole_fixed(self) -> "Ball":
         """Return the sets in which whole numbers and categories stay as they are."""
         assert self.rules is not None
-        assert self.low is not None
-        assert self.high is not None
+        assert self.box is not None
         whole = self.rules.is_whole
-        low, high = (torch.where(whole, self.X, side) for side in (self.low, self.high))
-        ball = replace(self, low=low, high=high)
+        box = Box(*(torch.where(whole, self.X, side) for side in self.box))
+        ball = replace(self, box=box)
         return ball if self.norm == "linf" else ball._with_scaled_box()
 
     def nearest_valid(self, X_adv: Tensor) -> Tensor:
@@ -290,10 +243,8 @@ class Ball:
 
     def _reaches(self, X_adv: Tensor, limit: Tensor) -> Tensor:
         """Tell of each row whether it lies in the box, within a distance of X."""
-        assert self.low is not None
-        assert self.high is not None
-        in_box = ((X_adv >= self.low) & (X_adv <= self.high)).flatten(1).all(1)
-        return in_box & (self.distance(X_adv) <= limit)
+        assert self.box is not None
+        return self.box.contains(X_adv) & (self.distance(X_adv) <= limit)
 
     def random_start(self, generator: torch.Generator | None = None) -> Tensor:
         """Draw a perturbation of each row uniformly from its ball, then move it into the box.
@@ -303,56 +254,25 @@ class Ball:
         Rows with equal values get equal starts, so that a sample of weight 2 acts like two
         samples, and the start of a row does not depend on the batch that it comes in.
         """
-        uniform = self._uniform_rows(generator)
+        uniform = uniform_rows(self.X, generator)
         free = self.free_features()
         all_free = len(free) == uniform.shape[1] - 1
         if len(free) == 0:
             return self.X
         if not all_free:  # the ball is of these alone
             uniform = torch.cat([uniform[:, :1], uniform[:, 1 + free]], dim=1)
-        if self.norm == "linf":
-            unit = 2 * uniform[:, 1:] - 1
-        elif self.norm == "l1":
-            unit = _in_l1_ball(uniform)
-        else:
-            radius = uniform[:, :1] ** (1 / max(1, uniform.shape[1] - 1))
-            # Directions of normal vectors are uniform; scale does not matter to them.
-            unit = unit_rows(torch.erfinv(2 * uniform[:, 1:] - 1)) * radius
+        unit = in_unit_ball(uniform, self.norm)
         if not all_free:
             unit = torch.zeros_like(self.X.flatten(1)).index_copy(1, free, unit)
         delta = unit.reshape(self.X.shape) * self.eps
         start = self.X + (delta if self.scale is None else delta * self.scale)
-        return start if self.low is None else start.clamp_(self.low, self.high)
+        return start if self.box is None else start.clamp_(*self.box)
 
     def free_features(self) -> Tensor:
         """Return the indices of the flattened features whose scale is not 0."""
         if self.scale is None:
             return torch.arange(self.X.shape[1:].numel(), device=self.X.device)
         return self.scale.expand(self.X.shape[1:]).flatten().nonzero().squeeze(1)
-
-    def _uniform_rows(self, generator: torch.Generator | None) -> Tensor:
-        """Return numbers in (0, 1), one more than features in each row.
-
-        One uniform draw r for all rows, rotated for each row by an amount that follows from
-        its values: u_ij = r_j + a_j h_i mod 1 with a hash h_i of row i. The shift r makes
-        every row exactly uniform (Cranley & Patterson, SIAM J. Numer. Anal. 13, 1976), the
-        rotation makes rows of different values differ. Sharing one start between all rows
-        cost adversarial training a point of accuracy on MNIST, clean and robust.
-        """
-        n_features = self.X.shape[1:].numel()
-        # Drawn on the CPU, by the CPU's generator, for every device.
-        draws = torch.rand(3, n_features + 1, generator=generator, dtype=torch.float64)
-        shift, rotation, weights = draws.to(self.X.device)
-        # Not by a matrix product, whose rounding depends on the number of rows.
-        hashes = (
-            (self.X.flatten(1).contiguous() * weights[1:])
-            .sum(1, keepdim=True)
-            .mul_(1e3)
-            .remainder_(1)
-        )
-        uniform = torch.addcmul(shift, hashes, 1e5 * rotation).remainder_(1).to(self.X.dtype)
-        tiny = torch.finfo(self.X.dtype).eps
-        return uniform.clamp_(tiny, 1 - tiny)
 
     def steepest(self, gradient: Tensor) -> Tensor:
         """Return the unit step that climbs the first-order loss most, for ∂loss/∂x.
@@ -379,8 +299,8 @@ class Ball:
         of_groups = [flat[:, group] for group in groups]
         signs = gradient.sign_()
         for group, g in zip(groups, of_groups, strict=True):
-            assert self.high is not None
-            reachable = self.high.flatten(1)[:, group] >= 1
+            assert self.box is not None
+            reachable = self.box.high.flatten(1)[:, group] >= 1
             best = g.where(reachable, -torch.inf).argmax(1, keepdim=True)
             toward = torch.full_like(g, -1.0).scatter_(1, best, 1.0)
             signs.flatten(1)[:, group] = toward * (g != 0).any(1, keepdim=True)
@@ -394,8 +314,9 @@ class Ball:
     def room(self, X_adv: Tensor, gradient: Tensor) -> Tensor:
         """Return how far the box lets each feature follow a gradient from `X_adv`."""
         # Arithmetic, because on the CPU comparisons cost ten times as much.
+        assert self.box is not None
         far = gradient * (torch.finfo(gradient.dtype).max / 2)
-        return far.add_(X_adv).clamp_(self.low, self.high).sub_(X_adv).abs_()
+        return far.add_(X_adv).clamp_(*self.box).sub_(X_adv).abs_()
 
     def ascent_left(self, X_adv: Tensor, gradient: Tensor) -> Tensor:
         """Return how much a linear loss of slope `gradient` can still climb from `X_adv`.
@@ -422,12 +343,11 @@ class Ball:
         tensor([1.])
         """
         if self.norm == "linf":
-            assert self.low is not None
-            assert self.high is not None
-            up, down = (gradient * (side - X_adv) for side in (self.high, self.low))
+            assert self.box is not None
+            down, up = (gradient * (side - X_adv) for side in self.box)
             return torch.maximum(up, down).flatten(1).sum(1)
         climbed = (gradient * (X_adv - self.X)).flatten(1).sum(1)
-        if self.low is not None and self.high is not None:
+        if self.box is not None:
             gradient = self.room(self.X, gradient).sign_().mul_(gradient)
         return (self._flat_eps() * self.dual_length(gradient) - climbed).clamp_(min=0.0)
 
@@ -460,9 +380,10 @@ class Ball:
             the features, those with the largest slope that can still move.
         """
         if self.norm == "linf":
+            assert self.box is not None
             d = self._signs(gradient)
             d = d if self.scale is None else d.mul_(self.scale)
-            return torch.clamp(d.mul_(step_size).add_(X_adv), self.low, self.high, out=d)
+            return torch.clamp(d.mul_(step_size).add_(X_adv), *self.box, out=d)
         if self.norm == "l2":
             return self.project(X_adv + step_size * self.steepest(gradient))
         if sparsity is not None:
@@ -476,16 +397,16 @@ class Ball:
     def best_point(self, gradient: Tensor) -> Tensor:
         """Return argmax {gᵀx} over each l1 set: where a linear loss of this slope is largest."""
         scaled = gradient if self.scale is None else gradient * self.scale
-        u = best_l1_vertex(scaled.flatten(1), self._eps_of_rows(), self.u_low, self.u_high)
+        u = best_l1_vertex(scaled.flatten(1), self._eps_of_rows(), *(self.u_box or ()))
         return self._from_scaled(u)
 
     def _sparse_sign(self, X_adv: Tensor, gradient: Tensor, sparsity: float | Tensor) -> Tensor:
         """Return sign(g) on the share `sparsity` of features, over their number (l1 only)."""
         scaled = gradient if self.scale is None else gradient * self.scale
         sign, size = scaled.sign().flatten(1), scaled.abs().flatten(1)
-        if self.low is not None and self.high is not None:
+        if self.box is not None:
             ahead = sign.reshape(gradient.shape) * torch.finfo(sign.dtype).max
-            ahead = ahead.clamp_(self.low, self.high)
+            ahead = ahead.clamp_(*self.box)
             # A feature that projection put at its bound may miss it by a rounding error.
             missed = 4 * torch.finfo(sign.dtype).eps * (self.X.abs() + X_adv.abs())
             size = size * ((ahead - X_adv).abs_() > missed).flatten(1)
@@ -503,11 +424,12 @@ class Ball:
     def project(self, X_adv: Tensor) -> Tensor:
         """Return the nearest point of each set (in scaled coordinates), up to rounding."""
         if self.norm == "linf":
-            return torch.clamp(X_adv, self.low, self.high)
+            assert self.box is not None
+            return torch.clamp(X_adv, *self.box)
         u, eps = self.to_scaled(X_adv - self.X), self._eps_of_rows()
-        if self.u_low is not None and self.u_high is not None:
+        if self.u_box is not None:
             project = project_l1_box if self.norm == "l1" else project_l2_box
-            u = project(u, eps, self.u_low, self.u_high)
+            u = project(u, eps, *self.u_box)
         elif self.norm == "l1":
             u = project_l1(u, eps)
         else:
@@ -522,7 +444,8 @@ class Ball:
         `contains`: no tolerance, the norm computed in float64.
         """
         if self.norm == "linf":
-            return torch.clamp(X_adv, self.low, self.high)
+            assert self.box is not None
+            return torch.clamp(X_adv, *self.box)
         delta = X_adv - self.X
         length = rows(self.distance(X_adv), delta)
         slack = 4 * torch.finfo(self.X.dtype).eps
@@ -534,4 +457,4 @@ class Ball:
         moved = self.X + delta.sign() * self._rounded_inward(delta.abs())
         # Who is inside stays: a point just across the decision boundary must not be moved.
         X_adv = moved.where(length > limit, X_adv)
-        return X_adv if self.low is None else X_adv.clamp(self.low, self.high)
+        return X_adv if self.box is None else X_adv.clamp(*self.box)

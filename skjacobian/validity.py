@@ -2,10 +2,25 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class Box(NamedTuple):
+    """The range of each feature of each sample."""
+
+    low: Tensor
+    high: Tensor
+
+    def of(self, index: Tensor) -> "Box":
+        """Return the ranges of the chosen samples."""
+        return Box(self.low[index], self.high[index])
+
+    def contains(self, X: Tensor) -> Tensor:
+        """Tell of each sample whether it lies inside."""
+        return ((self.low <= X) & (self.high >= X)).flatten(1).all(1)
 
 
 @dataclass(frozen=True)
@@ -45,7 +60,7 @@ class Rules:
         factors = [factor for factor in (scale, self.scale) if factor is not None]
         return math.prod(factors, start=~self.immutable)
 
-    def box(self, X: Tensor, bounds: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+    def box(self, X: Tensor, bounds: tuple[Tensor, Tensor] | None) -> Box:
         """Return the range of the valid features around each sample."""
         infinite = torch.full_like(X, torch.inf)
         low, high = (-infinite, infinite) if bounds is None else bounds
@@ -54,7 +69,7 @@ class Rules:
             low.view(len(X), -1)[:, group] = low.view(len(X), -1)[:, group].clamp(min=0.0)
             high.view(len(X), -1)[:, group] = high.view(len(X), -1)[:, group].clamp(max=1.0)
         whole = self.is_whole
-        return torch.where(whole, low.ceil(), low), torch.where(whole, high.floor(), high)
+        return Box(torch.where(whole, low.ceil(), low), torch.where(whole, high.floor(), high))
 
     def nearest(self, X_adv: Tensor) -> Tensor:
         """Return the nearest samples with whole numbers, and the largest of a group as its 1."""
@@ -139,7 +154,7 @@ def valid_range(
     bounds: tuple[Tensor, Tensor] | None,
     rules: Rules | None = None,
     missing: Tensor | None = None,
-) -> tuple[Tensor, Tensor] | None:
+) -> Box | None:
     """Return the range of the valid features around each sample, None for unbounded ones."""
     if bounds is None and rules is None and missing is None:
         return None
@@ -151,4 +166,4 @@ def valid_range(
     low, high = torch.minimum(low, X), torch.maximum(high, X)
     if missing is not None:
         low, high = torch.where(missing, X, low), torch.where(missing, X, high)
-    return low, high
+    return Box(low, high)

@@ -11,7 +11,7 @@ from sklearn.exceptions import NotFittedError
 from torch import nn
 
 from skjacobian import AdversarialClassifier, JacobianRegularizedClassifier
-from skjacobian._estimator import PREDICTION_BATCH_SIZE
+from skjacobian._prediction import PREDICTION_BATCH_SIZE
 
 SMALL = {"module__hidden_units": (32,), "max_epochs": 3, "random_state": 0}
 NAMES = np.array(["zebra", "ant", "cat"])  # not in the order of their codes

@@ -9,8 +9,9 @@ from torch import Tensor
 from skjacobian._validation import check_count, check_option
 from skjacobian.attacks._base import Attack
 from skjacobian.attacks._search import SampleLoss, Search, input_gradient
-from skjacobian.geometry import Ball, rows, vector_norm
+from skjacobian.geometry import Ball
 from skjacobian.losses import LEADS, LOSSES, TARGETED_LOSSES
+from skjacobian.norms import rows, vector_norm
 
 
 class LossAttack(Attack):

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from skjacobian.attacks._search import Search
-from skjacobian.geometry import rows, unit_rows, vector_norm
-from skjacobian.validity import valid_range
+from skjacobian.norms import rows, unit_rows, vector_norm
+from skjacobian.validity import Box, valid_range
 
 
 class Rays:
@@ -38,7 +38,7 @@ class Rays:
     # Decisions in the first estimate; √t times as many in the t-th, as HopSkipJump has it.
     N_DECISIONS, N_BISECTIONS = 30, 8
 
-    PER_SAMPLE = ("start", "low", "high", "eps", "u", "r", "lo", "stride", "noise", "n_probes")
+    PER_SAMPLE = ("start", "eps", "u", "r", "lo", "stride", "noise", "n_probes")
 
     def __init__(
         self,
@@ -55,8 +55,8 @@ class Rays:
         self.scale = scale.flatten()[self.free]
         self.start = X.flatten(1)[:, self.free]
         box = valid_range(X, bounds, search.ball.rules, search.ball.missing)
-        low, high = box or (X - torch.inf, X + torch.inf)
-        self.low, self.high = (side.flatten(1)[:, self.free] for side in (low, high))
+        box = box or Box(X - torch.inf, X + torch.inf)
+        self.box = Box(*(side.flatten(1)[:, self.free] for side in box))
         eps = torch.as_tensor(search.ball.eps, dtype=X.dtype, device=X.device)
         self.eps = eps.reshape(-1, 1).expand(len(X), 1)
         self.u = torch.zeros_like(self.start)
@@ -76,6 +76,7 @@ class Rays:
         if kept is not None:
             for name in self.PER_SAMPLE:
                 setattr(self, name, getattr(self, name)[kept])
+            self.box = self.box.of(kept)
         return self.start.numel() > 0
 
     def ask_clean(self) -> None:
@@ -113,7 +114,7 @@ class Rays:
         Points inside the ball, up to rounding, are put exactly inside before it is asked.
         """
         ball = self.search.ball
-        moved = (self.start + U * self.scale).clamp(self.low, self.high)
+        moved = (self.start + U * self.scale).clamp(*self.box)
         X_adv = ball.X.flatten(1).index_copy(1, self.free, moved).reshape(ball.X.shape)
         U = (moved - self.start) / self.scale
         inside = rows(self._is_inside(U).squeeze(1), X_adv)
@@ -178,7 +179,7 @@ class Rays:
         u = (self._random() + lean).expand_as(self.u)
         if self.search.ball.norm == "linf" or self.n_steps % 2:
             u = u.sign()
-        stuck = torch.where(u > 0, self.high <= self.start, self.low >= self.start)
+        stuck = torch.where(u > 0, self.box.high <= self.start, self.box.low >= self.start)
         u = torch.where(stuck, -u, u)
         return u / self._length(u).clamp(min=torch.finfo(u.dtype).tiny)
 

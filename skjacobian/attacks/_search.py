@@ -9,10 +9,11 @@ from torch import Tensor
 
 from skjacobian.attacks._found import Found, Stage
 from skjacobian.exceptions import AttackWarning, NoGradientError
-from skjacobian.geometry import Ball, rows
+from skjacobian.geometry import Ball
 from skjacobian.losses import margin
 from skjacobian.model_modes import PredictLogits
 from skjacobian.model_outputs import log_of_probabilities, output_kind, outputs
+from skjacobian.norms import rows
 
 SampleLoss = Callable[[Tensor], Tensor]
 

@@ -11,7 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Generator, Tensor
 
-from skjacobian.geometry import Ball, rows
+from skjacobian.geometry import Ball
+from skjacobian.norms import rows
+from skjacobian.validity import Box
 
 Place = tuple[slice | Tensor, ...]
 
@@ -65,22 +67,21 @@ class CornerMoves(Moves):
 
     def _take(self, ball: Ball) -> None:
         super()._take(ball)
-        assert ball.low is not None
-        assert ball.high is not None
-        self.low, self.high = as_cells(ball.low), as_cells(ball.high)
+        assert ball.box is not None
+        self.box = Box(*map(as_cells, ball.box))
 
     def start(self, generator: Generator) -> Tensor:
         """Put each column of an image, or each feature, on a random side."""
         shape = self.shape if self.is_flat else (self.shape[0], 1, self.shape[2])
         up = random_signs(shape, generator).to(self.X) > 0
-        self.cells.copy_(torch.where(up, self.high, self.low))
+        self.cells.copy_(torch.where(up, self.box.high, self.box.low))
         return self.X_adv
 
     def propose(self, share: float, generator: Generator) -> Tensor:
         """Put a square on one side, or each feature of a subset on its other side."""
         self.place = place = draw_place(self.shape, share, generator, free=self.free)
         self.old = old = self.cells[place].clone()
-        low, high = self.low[place], self.high[place]
+        low, high = (side[place] for side in self.box)
         if self.is_flat:
             new = self._changed(old, low, high, generator)
         else:
@@ -133,8 +134,9 @@ class MassMoves(Moves):
         per_row = isinstance(ball.eps, Tensor) and ball.eps.ndim > 0
         self.eps = rows(ball.eps.flatten(), self.X) if per_row else ball.eps  # type: ignore[union-attr]
         self.scale = None if ball.scale is None else ball.scale.reshape(1, *self.shape)
-        sides = (ball.u_low, ball.u_high)
-        self.u_low, self.u_high = (None if s is None else s.reshape(self.X.shape) for s in sides)
+        self.u_box = None
+        if ball.u_box is not None:
+            self.u_box = Box(*(side.reshape(self.X.shape) for side in ball.u_box))
 
     def select(self, ball: Ball, kept: Tensor) -> None:
         """Keep the samples of these indices, around which `ball` now is."""
@@ -203,8 +205,8 @@ class MassMoves(Moves):
         return pattern if self.scale is None else pattern * (self.scale[(ALL, *place[1:])] > 0)
 
     def _set(self, place: Place, u: Tensor) -> None:
-        if self.u_low is not None:
-            u = torch.clamp(u, self.u_low[place], self.u_high[place])  # type: ignore[index]
+        if self.u_box is not None:
+            u = torch.clamp(u, *(side[place] for side in self.u_box))
         self.u[place] = u
         self._show(place)
 

@@ -10,7 +10,8 @@ from skjacobian._validation import check_count
 from skjacobian.attacks._ascent import LossAttack
 from skjacobian.attacks._search import Search
 from skjacobian.constraints import FeatureConstraints
-from skjacobian.geometry import Ball, rows
+from skjacobian.geometry import Ball
+from skjacobian.norms import rows
 
 
 class APGD(LossAttack):

@@ -15,9 +15,10 @@ from skjacobian.attacks._base import Attack
 from skjacobian.attacks._search import Search
 from skjacobian.attacks.hotflip import HotFlip, flips_pay
 from skjacobian.constraints import FeatureConstraints
-from skjacobian.geometry import Ball, rows, vector_norm
+from skjacobian.geometry import Ball
 from skjacobian.losses import soft_margin
 from skjacobian.model_modes import PredictLogits
+from skjacobian.norms import rows, vector_norm
 
 # How far beyond the boundary to aim, as a share of its distance.
 OVERSHOOT = 1e-4
@@ -238,8 +239,8 @@ class _Closest:
             return random
         distance = self.distance[search.active]
         opposite = 2 * ball.X - self.X_adv[search.active]
-        if ball.low is not None:
-            opposite = opposite.clamp_(ball.low, ball.high)
+        if ball.box is not None:
+            opposite = opposite.clamp_(*ball.box)
         return torch.where(rows(distance.isfinite(), opposite), opposite, random)
 
     def random(self, search: Search, generator: torch.Generator) -> Tensor:
@@ -380,7 +381,7 @@ def _newton(
 
 def _free_part(ball: Ball, X_adv: Tensor, gradient: Tensor) -> Tensor:
     """Return the gradient, 0 where the box keeps a feature from following it."""
-    if ball.low is None or ball.high is None:
+    if ball.box is None:
         return gradient
     room = ball.room(X_adv, gradient)
     if ball.norm != "linf":  # whose iterates reach their bounds exactly
@@ -395,8 +396,7 @@ def _with_radius(ball: Ball, radius: Tensor) -> Ball:
         radius = torch.minimum(radius, ball.eps.flatten())
     else:
         radius = radius.clamp(max=ball.eps)
-    bounds = None if ball.low is None or ball.high is None else (ball.low, ball.high)
-    return Ball.around(ball.X, norm=ball.norm, eps=radius, scale=ball.scale, bounds=bounds)
+    return Ball.around(ball.X, norm=ball.norm, eps=radius, scale=ball.scale, bounds=ball.box)
 
 
 def _ascend(
@@ -411,18 +411,19 @@ def _ascend(
         X_adv = torch.lerp(ball.X, X_adv, rows(share, X_adv))
     X_adv = _with_radius(ball, radius).ascend(X_adv, gradient, step_size)
     # What rounding leaves outside the box is moved before it is judged, not after.
-    return X_adv if ball.low is None else X_adv.clamp_(ball.low, ball.high)
+    return X_adv if ball.box is None else X_adv.clamp_(*ball.box)
 
 
 def _ascend_linf(
     ball: Ball, X_adv: Tensor, gradient: Tensor, radius: Tensor, step_size: Tensor
 ) -> Tensor:
     """Ascend without building the box of this radius, which took as long as the model."""
+    assert ball.box is not None
     reach = rows(radius, X_adv) if ball.scale is None else rows(radius, X_adv) * ball.scale
     delta = ball.steepest(gradient).mul_(step_size).add_(X_adv).sub_(ball.X)
     torch.minimum(delta, reach, out=delta)
     torch.maximum(delta, -reach, out=delta)
-    return delta.add_(ball.X).clamp_(ball.low, ball.high)
+    return delta.add_(ball.X).clamp_(*ball.box)
 
 
 def _length(ball: Ball, X_adv: Tensor) -> Tensor:

@@ -10,8 +10,9 @@ from skjacobian._validation import check_count
 from skjacobian.attacks._base import Attack
 from skjacobian.attacks._search import Search
 from skjacobian.constraints import FeatureConstraints
-from skjacobian.geometry import Ball, rows
+from skjacobian.geometry import Ball
 from skjacobian.losses import soft_margin
+from skjacobian.norms import rows
 
 # Where the ball is cut by a box, a step so many radii long and its projection lead to the best.
 LONG_STEP = 10
@@ -214,17 +215,16 @@ class Moves:
             left = left.clamp(min=0.0)
             eps = left.pow(1 / self.power)
         scale = (self.scale * free).to(X_adv.dtype).reshape(X_adv.shape[1:])
-        bounds = None if ball.low is None or ball.high is None else (ball.low, ball.high)
         eps = eps.expand(len(X_adv)).to(X_adv.dtype)
-        return Ball.around(X_adv, norm=ball.norm, eps=eps, scale=scale, bounds=bounds)
+        return Ball.around(X_adv, norm=ball.norm, eps=eps, scale=scale, bounds=ball.box)
 
     def offers(self, ball: Ball, X_adv: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """Return what each change promises, -inf where it is not allowed, and its price."""
         flat, g = X_adv.flatten(1).double(), gradient.flatten(1).double()
         clean = ball.X.flatten(1).double()
         infinite = torch.full_like(flat, torch.inf)
-        low = -infinite if ball.low is None else ball.low.flatten(1).double()
-        high = infinite if ball.high is None else ball.high.flatten(1).double()
+        low, high = ball.box or (-infinite, infinite)
+        low, high = low.flatten(1).double(), high.flatten(1).double()
         gains, prices, allowed = [], [], []
         if len(self.columns):
             j = self.columns

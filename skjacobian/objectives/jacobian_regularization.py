@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from skjacobian._rng import replayed_rng
-from skjacobian.geometry import rows
 from skjacobian.jacobian._cost import Sample, Sizes, affordable_sample, sizes_of
 from skjacobian.jacobian._engines import closed_form, linearize
 from skjacobian.jacobian._joint import joint_pass, joint_pass_fits
@@ -19,6 +18,7 @@ from skjacobian.jacobian._norms import CLASSWISE_NORMS, JacobianNorm, checked_no
 from skjacobian.jacobian._stack import Stack
 from skjacobian.losses import cross_entropy
 from skjacobian.model_modes import PredictLogits, mixes_samples
+from skjacobian.norms import rows
 from skjacobian.objectives._base import Objective, ObjectiveValue
 
 

@@ -288,8 +288,7 @@ def test_an_image_is_changed_in_a_square_of_the_share(share, side):
         assert len(columns) == columns[-1] - columns[0] + 1 == side
         block = X_adv[:, :, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
         low, high = (
-            bound[:, :, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-            for bound in (ball.low, ball.high)
+            bound[:, :, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] for bound in ball.box
         )
         up, down = (block == high).flatten(2).all(2), (block == low).flatten(2).all(2)
         assert (up ^ down).all()  # one side of the ball to a channel
