@@ -1,5 +1,6 @@
 """Robust accuracy at every radius, from one search for the smallest perturbations."""
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -8,9 +9,10 @@ from sklearn.utils import check_consistent_length
 from sklearn.utils.validation import _check_sample_weight
 
 from skjacobian._under_attack import UnderAttack, warn_of_disagreement
-from skjacobian._validation import reject
-from skjacobian.attacks import FMN, Attack
+from skjacobian._validation import check_count, reject
+from skjacobian.attacks import FMN, Attack, RayS
 from skjacobian.constraints import FeatureConstraints
+from skjacobian.exceptions import AttackWarning
 from skjacobian.geometry import Ball
 from skjacobian.norms import rows
 
@@ -18,6 +20,8 @@ from skjacobian.norms import rows
 FEW_FEATURES = 100
 N_OTHERS = 1000
 N_HALVINGS = 12
+# Where a search by decisions has no limit.
+LARGEST_RADIUS = float(torch.finfo(torch.float32).max)
 
 
 def adversarial_distances(
@@ -29,6 +33,7 @@ def adversarial_distances(
     eps: float = np.inf,
     n_steps: int = 14,
     n_restarts: int = 2,
+    n_queries: int = 1000,
     feature_scale: Any = None,
     bounds: Any = None,
     mutable: Any = None,
@@ -40,15 +45,15 @@ def adversarial_distances(
     """Return the norm of the smallest perturbation found that makes `predict` wrong.
 
     The search is the minimum-norm attack `skjacobian.attacks.FMN`, in the units of the X that
-    the estimator receives: of a `Pipeline`, the raw features. Of at most 100 features the way to
-    the nearest sample that `predict` gives another class (of at most 1,000 of X) is searched too:
-    kernel machines have plateaus, on which gradients say nothing. A distance is an upper bound
-    on the true one.
+    the estimator receives: of a `Pipeline`, the raw features. A classifier without gradients,
+    such as a forest, is asked for its decisions alone, by `skjacobian.attacks.RayS`. Of at most
+    100 features the way to the nearest sample that `predict` gives another class (of at most 1,000
+    of X) is searched too: kernel machines have plateaus, on which gradients say nothing. A distance
+    is an upper bound on the true one.
 
     Parameters
     ----------
     estimator : fitted classifier, or trained nn.Module
-        Anything that `skjacobian.differentiable.as_torch` knows.
     X : array-like of shape (n_samples, *features)
         Clean samples, in the units that the estimator receives.
     y : array-like of shape (n_samples,)
@@ -62,6 +67,8 @@ def adversarial_distances(
     n_restarts : int, default=2
         Searches: the first from X, the second from the other side of X than the first ended,
         the others from random points.
+    n_queries : int, default=1000
+        How often a classifier without gradients is asked about each sample.
     feature_scale : None, "std", "range" or array of shape (n_features,), default=None
         Unit of each feature; "std" and "range" are those of X. A feature that is constant
         there is held fixed.
@@ -77,7 +84,8 @@ def adversarial_distances(
     batch_size : int or "auto", default="auto"
         Samples attacked at once.
     random_state : int, RandomState instance or None, default=0
-        Seed of the random starts of all restarts but the first two.
+        Seed of all that is drawn at random: the starts of all restarts but the first two, and
+        the rays.
     verbose : bool, default=False
         Print a line for each batch.
 
@@ -90,8 +98,9 @@ def adversarial_distances(
     Warns
     -----
     AttackWarning
-        If gradients are zero or not finite; if `predict` is right where the torch view is
-        fooled (such a distance counts as inf); or if columns of categories are held fixed.
+        If the classifier has no gradients; if they are zero or not finite; if `predict` is right
+        where the torch view is fooled (such a distance counts as inf); or if columns of categories
+        are held fixed.
 
     See Also
     --------
@@ -107,17 +116,21 @@ def adversarial_distances(
     >>> bool((distances > 0).mean() == model.score(X, y))
     True
     """
-    attack = FMN(norm=norm, eps=eps, n_steps=n_steps, n_restarts=n_restarts)
+    attack: Attack = FMN(norm=norm, eps=eps, n_steps=n_steps, n_restarts=n_restarts)
     attack.check_params()
+    check_count("n_queries", n_queries)
     subject = UnderAttack(
         estimator,
         X,
         y,
-        needs=FMN.needs,
+        needs=RayS.needs,
         batch_size=batch_size,
         random_state=random_state,
         verbose=verbose,
     )
+    if subject.is_black_box:
+        attack, eps = RayS(n_queries=n_queries, minimal=True), min(eps, LARGEST_RADIUS)
+        _warn_of_decisions(estimator)
     attack = subject.arm(
         attack,
         norm=norm,
@@ -134,6 +147,16 @@ def adversarial_distances(
         if subject.X_tensor[0].numel() <= FEW_FEATURES:
             distances[right] = _on_the_way_to_others(subject, attack, right, distances[right])
     return distances
+
+
+def _warn_of_decisions(estimator: Any) -> None:
+    warnings.warn(
+        f"Got an estimator of type {type(estimator).__name__} without gradients, so the smallest "
+        "perturbations are searched for by its decisions alone (RayS), which is weaker: "
+        "robustness may be overstated.",
+        AttackWarning,
+        stacklevel=3,
+    )
 
 
 def _distances_of(subject: UnderAttack, attack: Attack, index: np.ndarray) -> np.ndarray:
@@ -203,6 +226,7 @@ def robustness_curve(
     eps: Any = None,
     n_steps: int = 14,
     n_restarts: int = 2,
+    n_queries: int = 1000,
     feature_scale: Any = None,
     bounds: Any = None,
     mutable: Any = None,
@@ -221,7 +245,6 @@ def robustness_curve(
     Parameters
     ----------
     estimator : fitted classifier, or trained nn.Module
-        Anything that `skjacobian.differentiable.as_torch` knows.
     X : array-like of shape (n_samples, *features)
         Clean samples, in the units that the estimator receives.
     y : array-like of shape (n_samples,)
@@ -231,7 +254,7 @@ def robustness_curve(
     eps : array-like of float, optional
         Radii. None takes 0 and every radius at which the curve falls, so that all of it is
         returned.
-    n_steps, n_restarts, feature_scale, bounds, mutable, constraints, batch_size, \
+    n_steps, n_restarts, n_queries, feature_scale, bounds, mutable, constraints, batch_size, \
 random_state, verbose
         As in `adversarial_distances`.
     sample_weight : array-like of shape (n_samples,), optional
@@ -276,6 +299,7 @@ random_state, verbose
         eps=search_radius(eps),
         n_steps=n_steps,
         n_restarts=n_restarts,
+        n_queries=n_queries,
         feature_scale=feature_scale,
         bounds=bounds,
         mutable=mutable,

@@ -22,7 +22,7 @@ from skjacobian.geometry import BALL_NORMS
 from skjacobian.intervals import wilson_interval
 from skjacobian.threat_model import fit_feature_scale
 
-SEARCH_PARAMS = ("n_steps", "n_restarts", "batch_size", "random_state", "verbose")
+SEARCH_PARAMS = ("n_steps", "n_restarts", "n_queries", "batch_size", "random_state", "verbose")
 SYMBOLS = {"linf": r"$\ell_\infty$", "l2": r"$\ell_2$", "l1": r"$\ell_1$"}
 
 
@@ -112,7 +112,7 @@ class RobustnessCurveDisplay:
         ax, confidence, curve_kwargs
             As in `plot`.
         **search_params
-            `n_steps`, `n_restarts`, `batch_size`, `random_state` and `verbose` of
+            `n_steps`, `n_restarts`, `n_queries`, `batch_size`, `random_state` and `verbose` of
             `robustness_curve`.
 
         Returns

@@ -73,6 +73,7 @@ ATTACKS = {
     "FMN": FMN(),
     "Square": Square(n_queries=50),
     "RayS": RayS(n_queries=60),
+    "RayS, minimal": RayS(n_queries=60, minimal=True),
 }
 
 

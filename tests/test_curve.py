@@ -8,14 +8,18 @@ import pandas as pd
 import pytest
 import torch
 from scipy.optimize import brentq
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.datasets import load_breast_cancer, load_iris, load_wine
 from sklearn.decomposition import PCA
+from sklearn.ensemble import RandomForestClassifier
 from sklearn.exceptions import NotFittedError
+from sklearn.linear_model import LogisticRegression
 from sklearn.naive_bayes import GaussianNB
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
 from sklearn.svm import SVC
+from sklearn.tree import DecisionTreeClassifier
 from torch import nn
 
 from skjacobian import (
@@ -26,7 +30,7 @@ from skjacobian import (
 )
 from skjacobian.attacks import FMN
 from skjacobian.curve import curve_of_distances
-from skjacobian.exceptions import AttackWarning, NotDifferentiableError
+from skjacobian.exceptions import AttackWarning
 
 X, y = (array[50:] for array in load_iris(return_X_y=True))
 NAMES = np.array(["", "versicolor", "virginica"])[y]
@@ -412,9 +416,7 @@ def test_bad_distances_are_rejected(distances, message):
 
 
 @both_functions
-def test_estimators_without_gradients_or_fit_are_rejected(function):
-    with pytest.raises(NotDifferentiableError, match="type KNeighborsClassifier"):
-        function(KNeighborsClassifier().fit(X, y), X, y)
+def test_estimators_without_fit_are_rejected(function):
     with pytest.raises(NotFittedError, match="not fitted yet"):
         function(make_pipeline(StandardScaler(), linear()), X, y)
     with pytest.raises(ValueError, match="inconsistent numbers of samples"):
@@ -438,3 +440,111 @@ def test_one_sample_that_is_right_has_a_distance(network, n):
     assert distances.shape == (len(chosen),)
     assert distances[0] > 0
     assert (distances[1:] == 0).all()
+
+
+# --- classifiers without gradients -------------------------------------------------------
+
+by_decisions = pytest.mark.filterwarnings(
+    "ignore:.* without gradients:skjacobian.exceptions.AttackWarning"
+)
+
+
+def leaves(tree, n_features):
+    """Yield the box of each leaf of a tree, and the class that it predicts."""
+    nodes = [(0, np.full(n_features, -np.inf), np.full(n_features, np.inf))]
+    while nodes:
+        node, low, high = nodes.pop()
+        left, feature = tree.tree_.children_left[node], tree.tree_.feature[node]
+        if left < 0:
+            yield low, high, tree.classes_[tree.tree_.value[node].argmax()]
+            continue
+        below, above = high.copy(), low.copy()
+        below[feature] = min(high[feature], tree.tree_.threshold[node])
+        above[feature] = max(low[feature], tree.tree_.threshold[node])
+        nodes += [
+            (left, low, below),
+            (tree.tree_.children_right[node], above, high),
+        ]
+
+
+def distance_to_leaves(tree, X, y, norm):
+    """The distance of each sample to the nearest leaf of another class: exact."""
+    nearest = np.full(len(X), np.inf)
+    for low, high, label in leaves(tree, X.shape[1]):
+        delta = np.clip(X, low, high) - X
+        length = np.linalg.norm(delta, {"linf": np.inf, "l2": 2, "l1": 1}[norm], axis=1)
+        nearest = np.where(y != label, np.minimum(nearest, length), nearest)
+    return nearest
+
+
+@by_decisions
+@every_norm
+@pytest.mark.parametrize("load", [load_iris, load_wine])
+def test_distances_to_trees_are_hardly_above_the_closed_form(norm, load):
+    values, labels = load(return_X_y=True)
+    values = MinMaxScaler().fit_transform(values)
+    tree = DecisionTreeClassifier(max_depth=5, random_state=0).fit(values[::2], labels[::2])
+    values, labels = values[1::2], labels[1::2]
+    exact = distance_to_leaves(tree, values, labels, norm)
+    found = adversarial_distances(tree, values, labels, norm=norm, n_queries=2000)
+    assert (found[exact == 0] == 0).all()
+    # Thresholds are compared in float32.
+    assert (found >= exact - 1e-6).all()
+    excess = found[exact > 0] / exact[exact > 0]
+    assert np.median(excess) < 1.01
+    assert (excess < 1.05).mean() > (0.99 if norm == "linf" else 0.6)
+
+
+@by_decisions
+@every_norm
+def test_distances_by_decisions_are_those_of_a_stump(norm):
+    values = np.random.default_rng(0).normal(size=(60, 8))
+    labels = (values[:, 3] > 0.5).astype(int)
+    stump = DecisionTreeClassifier(max_depth=1).fit(values, labels)
+    expected = np.abs(values[:, 3] - stump.tree_.threshold[0])
+    found = adversarial_distances(stump, values, labels, norm=norm)
+    np.testing.assert_allclose(found, expected, rtol=0.02, atol=1e-6)
+    near = adversarial_distances(stump, values, labels, norm=norm, eps=0.5)
+    np.testing.assert_allclose(near[expected < 0.49], expected[expected < 0.49], rtol=0.02)
+    assert np.isinf(near[expected > 0.5]).all()
+
+
+def test_curves_by_decisions_are_said_to_be_weaker_and_begin_at_the_accuracy():
+    forest = RandomForestClassifier(10, random_state=0).fit(X[::2], y[::2])
+    message = "type RandomForestClassifier without gradients, so the smallest perturbations are"
+    with pytest.warns(AttackWarning, match=message):
+        _, accuracy = robustness_curve(forest, X, y, n_queries=200)
+    assert accuracy[0] == forest.score(X, y)
+    assert accuracy[-1] == 0
+    assert (np.diff(accuracy) < 0).all()
+
+
+class Decisions(ClassifierMixin, BaseEstimator):
+    """Another classifier, of which nothing can be had but its labels."""
+
+    def __init__(self, classifier):
+        self.classifier = classifier
+
+    def fit(self, X, y):
+        self.classifier_ = clone(self.classifier).fit(X, y)
+        self.classes_, self.n_features_in_ = self.classifier_.classes_, X.shape[1]
+        return self
+
+    def predict(self, X):
+        return self.classifier_.predict(X)
+
+
+@by_decisions
+@every_norm
+def test_distances_by_decisions_are_those_by_gradients(norm):
+    decisions = Decisions(LogisticRegression(max_iter=1000)).fit(X, y)
+    expected = closed_form(decisions.classifier_, X, y, norm)
+    found = adversarial_distances(decisions, X, y, norm=norm, n_queries=1000)
+    np.testing.assert_allclose(found, expected, rtol=0.05, atol=1e-6)
+    assert (found >= expected - 1e-6).all()
+
+
+@both_functions
+def test_a_number_of_queries_must_be_one(function):
+    with pytest.raises(ValueError, match="Got n_queries=0, but expected"):
+        function(KNeighborsClassifier().fit(X, y), X, y, n_queries=0)

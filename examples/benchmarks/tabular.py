@@ -1,4 +1,4 @@
-"""RobustScorer on tables: against ART, our nets against MLPClassifier, forests by the query.
+"""RobustScorer on tables: against ART, our nets against MLPClassifier, forests; their curves.
 
 Run ``python examples/benchmarks/tabular.py``; about ten minutes on one core, less with
 ``--quick``. The part forest needs pandas; the parts pgd and hopskipjump need
@@ -24,7 +24,7 @@ from sklearn.preprocessing import MinMaxScaler
 from sklearn.svm import SVC
 from sklearn.tree import DecisionTreeClassifier
 
-from skjacobian import JacobianRegularizedClassifier
+from skjacobian import JacobianRegularizedClassifier, RobustScorer, robustness_curve
 from skjacobian._table import Table
 from skjacobian._under_attack import UnderAttack
 from skjacobian.attacks import PGD, Cascade, Square
@@ -332,11 +332,39 @@ def _forest_costs(model, data: Data, repeats: int) -> list[str]:
     return [*(f"{us:.1f}" for us in per_query), f"{100 * ours:.0f} %"]
 
 
+# --- curves of classifiers without gradients ---------------------------------------------
+
+
+def compare_curves_with_strong(quick: bool) -> None:
+    """Print robust accuracies from a curve by decisions, and from "strong" at each radius."""
+    radii = {"linf": [0.02, 0.05, 0.1], "l2": [0.05, 0.15, 0.3], "l1": [0.05, 0.2, 0.5]}
+    n_samples = 20 if quick else 60
+    print(f'\n### Curves by decisions and "strong", {n_samples} samples\n')
+    print("| data | model | norm | radii | curve | strong | CPU s, curve | strong |")
+    print("| --- " * 8 + "|", flush=True)
+    for data in (load("breast_cancer", n_samples), load("wine", n_samples)):
+        for name, model in ROUGH.items():
+            model.fit(data.X_train, data.y_train)
+            for norm, eps in radii.items():
+                start = time.process_time()
+                _, curve = robustness_curve(model, data.X, data.y, norm=norm, eps=eps)
+                middle = time.process_time()
+                strong = [
+                    RobustScorer(norm=norm, eps=e, attack="strong")(model, data.X, data.y)
+                    for e in eps
+                ]
+                seconds = middle - start, time.process_time() - middle
+                figures = [", ".join(f"{a:.2f}" for a in found) for found in (curve, strong)]
+                cells = [data.name, name, norm, ", ".join(map(str, eps)), *figures]
+                print(f"| {' | '.join(cells)} | {seconds[0]:.1f} | {seconds[1]:.1f} |", flush=True)
+
+
 PARTS = {
     "pgd": compare_with_pgd,
     "hopskipjump": compare_with_hop_skip_jump,
     "mlp": time_mlp,
     "forest": time_forest,
+    "curve": compare_curves_with_strong,
 }
 
 

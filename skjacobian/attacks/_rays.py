@@ -22,6 +22,8 @@ class Rays:
         A radius at which it fools; infinite while none is known.
     lo : Tensor of shape (n_active, 1)
         A radius at which it does not; 0 while none is known.
+    goal : Tensor of shape (n_active, 1)
+        A radius at which it is short enough: eps, or 0 for the shortest.
     left : int
         Queries left to each sample. All samples spend theirs in the same steps and by the
         same random numbers, so that none depends on what else is in its batch.
@@ -31,14 +33,19 @@ class Rays:
     TOLERANCES: ClassVar[dict[str, float]] = {"linf": 0.002, "l2": 0.02, "l1": 0.01}
     # Queries about random directions alone, before the best of them is improved.
     N_STARTS = 25
-    # Radii of the first directions, in units of eps: from 1 to 1.5⁴⁷ = 2e8, then again.
+    # Of how few features directions are tried in which only some of them change.
+    FEW_FEATURES = 100
+    # Radii of the first directions: from eps, or a share of the norm of the sample where the
+    # shortest ray is looked for, to 1.5⁴⁷ = 2e8 times as much, then again.
     GROWTH, N_GROWTHS = 1.5, 48
-    # For l2: queries before the first estimate of a normal, and between two of them.
-    FIRST_CLIMB, REST = 80, 3
+    FIRST = 1 / 256
+    # For l2: queries before the first estimate of a normal, and between two of them, also of few
+    # features.
+    FIRST_CLIMB, REST, REST_OF_FEW = 80, 3, 30
     # Decisions in the first estimate; √t times as many in the t-th, as HopSkipJump has it.
     N_DECISIONS, N_BISECTIONS = 30, 8
 
-    PER_SAMPLE = ("start", "eps", "u", "r", "lo", "stride", "noise", "n_probes")
+    PER_SAMPLE = ("start", "eps", "goal", "first", "u", "r", "lo", "stride", "noise", "n_probes")
 
     def __init__(
         self,
@@ -46,6 +53,8 @@ class Rays:
         bounds: tuple[Tensor, Tensor] | None,
         generator: torch.Generator,
         budget: int,
+        *,
+        minimal: bool = False,
     ) -> None:
         self.search, self.generator, self.left = search, generator, budget
         self.tolerance = self.TOLERANCES[search.ball.norm]
@@ -59,6 +68,11 @@ class Rays:
         self.box = Box(*(side.flatten(1)[:, self.free] for side in box))
         eps = torch.as_tensor(search.ball.eps, dtype=X.dtype, device=X.device)
         self.eps = eps.reshape(-1, 1).expand(len(X), 1)
+        self.goal = self.first = self.eps
+        if minimal and len(self.free) > 0:
+            size = self._length(self.start / self.scale)
+            self.goal = torch.zeros_like(self.eps)
+            self.first = self.FIRST * size.where(size > 0, 1.0)
         self.u = torch.zeros_like(self.start)
         self.r = torch.full_like(self.eps, torch.inf)
         self.lo = torch.zeros_like(self.r)
@@ -67,6 +81,7 @@ class Rays:
         self.noise = torch.full_like(self.r, 0.5)
         self.n_probes = torch.zeros_like(self.r, dtype=torch.long)
         self.blocks = _halved_blocks(len(self.free)).to(X.device)
+        self.has_few = len(self.free) <= self.FEW_FEATURES
         self.n_steps = self.n_climbs = 0
         self.next_climb = self.FIRST_CLIMB if search.ball.norm == "l2" else budget
 
@@ -88,8 +103,9 @@ class Rays:
         self.left -= 1
 
     def finish(self) -> None:
-        """Record where the shortest rays leave the ball, for the samples that stand."""
-        X_adv, found, _ = self._margin(self.u * self.eps)
+        """Record where the shortest rays fool, or leave the ball, for the samples not done."""
+        fooling = self.r <= self.eps
+        X_adv, found, _ = self._margin(self.u * torch.where(fooling, self.r, self.eps))
         self.search.record(X_adv, found, ~self.search.done)
 
     def _ask(self, U: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,7 +119,7 @@ class Rays:
         """
         X_adv, found, U = self._margin(U)
         fools = (found > 0).unsqueeze(1)
-        success = (fools & self._is_inside(U)).squeeze(1) & ~self.search.done
+        success = (fools & self._is_within(self.goal, U)).squeeze(1) & ~self.search.done
         self.search.record(X_adv, found, success)
         self.search.done |= success
         return fools, U
@@ -117,13 +133,13 @@ class Rays:
         moved = (self.start + U * self.scale).clamp(*self.box)
         X_adv = ball.X.flatten(1).index_copy(1, self.free, moved).reshape(ball.X.shape)
         U = (moved - self.start) / self.scale
-        inside = rows(self._is_inside(U).squeeze(1), X_adv)
+        inside = rows(self._is_within(self.eps, U).squeeze(1), X_adv)
         X_adv = torch.where(inside, ball.enforce(X_adv), X_adv)
         self.left -= 1
         return X_adv, self.search.margin(X_adv), U
 
-    def _is_inside(self, U: Tensor) -> Tensor:
-        return self._length(U) <= self.eps * (1 + 1e-5)
+    def _is_within(self, radius: Tensor, U: Tensor) -> Tensor:
+        return self._length(U) <= radius * (1 + 1e-5)
 
     def _length(self, U: Tensor) -> Tensor:
         return vector_norm(U, self.search.ball.norm).unsqueeze(1)
@@ -134,9 +150,11 @@ class Rays:
         starting = ~known | (self.n_steps < self.N_STARTS)
         probing = ~starting & (self.r - self.lo <= self.tolerance * self.r)
         along = ~starting & ~probing
-        u = torch.where(probing, self._proposed_direction(), self.u)
+        proposed, probed = self._proposed_ray()
+        u = torch.where(probing, proposed, self.u)
         u = torch.where(starting, self._random_direction(), u)
-        radius = self._radius(known, starting, probing)
+        radius = torch.where(probing, probed, self._radius(known, starting))
+        radius = torch.maximum(radius, self.goal)
         fools, U = self._ask(u * radius)
 
         fresh = fools & ~along
@@ -150,13 +168,11 @@ class Rays:
         self.n_probes += probing
         self.n_steps += 1
 
-    def _radius(self, known: Tensor, starting: Tensor, probing: Tensor) -> Tensor:
-        """Return where to ask: never nearer than eps, where the search ends."""
+    def _radius(self, known: Tensor, starting: Tensor) -> Tensor:
+        """Return where to ask along a ray, or in a first direction."""
         nearer = torch.where(self.lo > 0, (self.lo + self.r) / 2, self.r * (1 - self.stride))
-        growing = self.eps * self.GROWTH ** (self.n_steps % self.N_GROWTHS)
-        radius = torch.where(probing, self.r * (1 - self.tolerance), nearer)
-        radius = torch.where(starting, torch.where(known, 0.8 * self.r, growing), radius)
-        return torch.maximum(radius, self.eps)
+        growing = self.first * self.GROWTH ** (self.n_steps % self.N_GROWTHS)
+        return torch.where(starting, torch.where(known, 0.8 * self.r, growing), nearer)
 
     def _move(self, chosen: Tensor, u: Tensor, radius: Tensor, U: Tensor) -> None:
         """Make the points U, which radius·u was clipped to, the rays of the chosen samples."""
@@ -183,19 +199,35 @@ class Rays:
         u = torch.where(stuck, -u, u)
         return u / self._length(u).clamp(min=torch.finfo(u.dtype).tiny)
 
-    def _proposed_direction(self) -> Tensor:
-        """Return another direction for each sample, which differs in a block of features."""
-        linf = self.search.ball.norm == "linf"
-        turn = self.n_probes if linf else self.n_probes // 2
+    def _proposed_ray(self) -> tuple[Tensor, Tensor]:
+        """Return another direction and a smaller radius for each sample, in one of the ways."""
+        radius = self.r * (1 - self.tolerance)
+        if self.search.ball.norm == "linf":
+            return torch.where(self._block(self.n_probes), -self.u, self.u), radius
+        n_ways = 4 if self.has_few else 2
+        way, turn = self.n_probes % n_ways, self.n_probes // n_ways
         block = self._block(turn)
-        if linf:
-            return torch.where(block, -self.u, self.u)
-        noise = self._random() * block
-        noise = (
-            self.noise * unit_rows(noise) * torch.linalg.vector_norm(self.u, dim=1, keepdim=True)
-        )
-        u = torch.where(self.n_probes % 2 == 0, torch.where(block, 0.0, self.u), self.u + noise)
-        return u / self._length(u).clamp(min=torch.finfo(u.dtype).tiny)
+        length = torch.linalg.vector_norm(self.u, dim=1, keepdim=True)
+        noisy = self.u + self.noise * length * unit_rows(self._random() * block)
+        u = torch.where(way == 0, torch.where(block, 0.0, self.u), noisy)
+        if self.has_few:
+            shrunk = torch.where(block, self._share() * self.u, self.u)
+            u = torch.where(way == 2, self._sparse_direction(), torch.where(way == 3, shrunk, u))
+            # The others stay where they are: beyond the thresholds of a tree.
+            alone = torch.minimum(radius, self.r * self._length(shrunk))
+            radius = torch.where(way == 3, alone, radius)
+        return u / self._length(u).clamp(min=torch.finfo(u.dtype).tiny), radius
+
+    def _share(self) -> Tensor:
+        """Draw a number from 0 to 1, on the CPU for every device."""
+        return torch.rand((), generator=self.generator, dtype=torch.float64).to(self.u)
+
+    def _sparse_direction(self) -> Tensor:
+        """Return a direction in which few features change, which trees are weakest against."""
+        share = torch.rand((), generator=self.generator, dtype=torch.float64) ** 3
+        order = torch.randperm(len(self.free), generator=self.generator).to(self.u.device)
+        n_changed = max(1, math.ceil(float(share) * len(self.free)))
+        return self._random() * (order < n_changed)
 
     def _block(self, turn: Tensor) -> Tensor:
         """Return the features of a block for each sample: ever smaller ones, then random sets."""
@@ -228,7 +260,7 @@ class Rays:
         v = self._normal(r * self.u, r / math.sqrt(len(self.free)))
         v = unit_rows(v - (v * self.u).sum(1, keepdim=True) * self.u)
 
-        near, far = torch.zeros_like(r), (self.eps / r).clamp(max=1.0).acos()
+        near, far = torch.zeros_like(r), (self.goal / r).clamp(max=1.0).acos()
         nearest, angle = r * self.u, far
         for _ in range(self.N_BISECTIONS + 1):
             fools, U = self._ask(r * angle.cos() * (angle.cos() * self.u + angle.sin() * v))
@@ -240,7 +272,7 @@ class Rays:
         self.lo = torch.where(turned, 0.0, self.lo)
         self.stride = torch.where(turned, 2 * self.tolerance, self.stride)
         self.n_climbs += 1
-        self.next_climb = self.n_steps + self.REST
+        self.next_climb = self.n_steps + (self.REST_OF_FEW if self.has_few else self.REST)
 
     def _normal(self, U: Tensor, distance: Tensor) -> Tensor:
         """Estimate the normal at U from decisions at a distance, up to its length.

@@ -17,15 +17,16 @@ class RayS(Attack):
     After RayS (Chen & Gu, arXiv 2006.12792). A fooling point at distance r in direction u is
     improved by a direction u' that still fools at a little less than r; such a u' costs one
     query to refute, and when it is found the search along it brings r down further. A sample
-    is finished as soon as r <= eps.
+    is finished as soon as r <= eps, or with `minimal` only with its last query.
 
     For linf, u' is u with the signs of a block of features flipped, blocks being halved from
     sweep to sweep, as in the paper; then random sets of features are flipped. The first
     directions are random, where the paper's is (1, …, 1), which images with a black background
     favour: with few queries it finds more there. The other norms
-    are an extension of ours: u' is u with a block set to zero, or with noise added to it. For
-    l2 the boundary's normal is estimated too from decisions around the fooling point, as in
-    HopSkipJump (Chen, Jordan & Wainwright, arXiv 1904.02144), and followed along
+    are an extension of ours: u' is u with a block set to zero, or with noise added to it, or, of at
+    most 100 features, any direction in which only some of them change, which trees are weakest
+    against. For l2 the boundary's normal is estimated too from decisions around the fooling
+    point, as in HopSkipJump (Chen, Jordan & Wainwright, arXiv 1904.02144), and followed along
     the circle through clean and fooling point on which every point is nearer (Reza et al.,
     ICCV 2023, CGBA). For l1 there is only the extension, which promises least.
 
@@ -48,6 +49,9 @@ class RayS(Attack):
         What else makes a sample valid, columns given by index.
     n_queries : int, default=1000
         How often at most the model is asked about each sample.
+    minimal : bool, default=False
+        Whether to spend all queries and return the shortest ray found, as `FMN` does; eps is then
+        the largest radius that is looked at.
 
     Examples
     --------
@@ -73,6 +77,7 @@ class RayS(Attack):
         mutable: Any = None,
         constraints: FeatureConstraints | None = None,
         n_queries: int = 1000,
+        minimal: bool = False,
     ) -> None:
         self.norm = norm
         self.eps = eps
@@ -81,6 +86,7 @@ class RayS(Attack):
         self.mutable = mutable
         self.constraints = constraints
         self.n_queries = n_queries
+        self.minimal = minimal
 
     def check_params(self) -> None:
         """Raise a ValueError that names the first parameter with a bad value."""
@@ -92,7 +98,8 @@ class RayS(Attack):
             return
         # Whether what is returned fools may be asked once more at the end, but for linf.
         budget = max(1, check_count("n_queries", self.n_queries) - (self.norm != "linf"))
-        rays = Rays(search, self.bounds_of(search.ball.X), generator, budget)
+        bounds = self.bounds_of(search.ball.X)
+        rays = Rays(search, bounds, generator, budget, minimal=self.minimal)
         if rays.left > 0:
             rays.ask_clean()
         while rays.left > 1 and rays.drop():

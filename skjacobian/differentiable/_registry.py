@@ -69,7 +69,8 @@ def as_torch(estimator: Any) -> TensorFunction:
     raise NotDifferentiableError(
         f"Got an estimator of type {type(estimator).__name__}, of which no differentiable view "
         "is known. docs/tabular.md lists those that are; teach it others with "
-        "as_torch.register. RobustScorer and evaluate_robustness do without, with attack='strong'."
+        "as_torch.register. RobustScorer and evaluate_robustness with attack='strong', and "
+        "robustness_curve, do without."
     )
 
 

@@ -32,6 +32,7 @@ ATTACKS = {
     "FMN": FMN(),
     "HotFlip": HotFlip(),
     "RayS": RayS(n_queries=150),
+    "RayS, minimal": RayS(n_queries=150, minimal=True),
     "Square": Square(n_queries=100, n_restarts=2),
     "Cascade": Cascade(n_queries=150),
 }

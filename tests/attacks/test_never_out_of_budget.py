@@ -26,6 +26,7 @@ ATTACKS = {
     "Square": Square(n_queries=15),
     "Square, restarts": Square(n_queries=6, n_restarts=2),
     "RayS": RayS(n_queries=60),
+    "RayS, minimal": RayS(n_queries=60, minimal=True),
     "Cascade": Cascade(n_queries=60),
 }
 SHAPES = [(1,), (2,), (7,), (40,), (3, 4), (1, 5, 5), (3, 4, 4), (3, 6, 5)]
