@@ -7,10 +7,11 @@ README).
 
 For each norm and λ, networks of several seeds are trained with the penalty on one class of
 every sixth sample, by fours and 20 at least, which is what ``penalty_samples="auto"`` takes of
-these networks on the CPU, and with that of all samples and classes (``None``). Printed are the
-means over seeds of clean accuracy (10,000 test points), of accuracy under PGD-40 (1,000 test
-points) and of the Jacobian norms, and below them the difference, part minus whole, with its
-standard error over the seeds, which share initialization and order of samples.
+these networks on the CPU (``--rows`` takes others), and with that of all samples and classes
+(``None``). Printed are the means over seeds of clean accuracy (10,000 test points), of accuracy
+under PGD-40 (1,000 test points) and of the Jacobian norms, and below them the difference, part
+minus whole, with its standard error over the seeds, which share initialization and order of
+samples.
 """
 
 import argparse
@@ -62,8 +63,9 @@ def compare(name: str, batch_size: int, arguments, train, test) -> None:
         for lam in strengths:
             if arguments.only not in ("", f"{norm} {lam:g}"):
                 continue
+            n_rows = arguments.rows or max(20, batch_size // 24 * 4)
             samples = {
-                "part": {"penalty_samples": max(20, batch_size // 24 * 4), "class_samples": 1},
+                "part": {"penalty_samples": n_rows, "class_samples": 1},
                 "all": {"penalty_samples": None},
             }
             rows = {sample: [] for sample in samples if arguments.arm in ("both", sample)}
@@ -109,6 +111,7 @@ def main() -> None:
     parser.add_argument("--attacked", type=int, default=1000, help="test points attacked")
     parser.add_argument("--only", default="", help='one norm and λ alone, as "l2 0.02"')
     parser.add_argument("--arm", choices=["both", "part", "all"], default="both")
+    parser.add_argument("--rows", type=int, default=0, help="samples of the part; 0 is the rule's")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--record", default="", help="file that raw results are appended to")
     arguments = parser.parse_args()

@@ -60,15 +60,15 @@ class OneClassPass(torch.autograd.Function):
         n_rows = len(X) if index is None else len(index)
         classes = draw_classes(n_rows, n_classes, 1, generator).flatten().to(X.device)
         G = weights[0].index_select(0, classes)
-        rows, slopes = [], []
+        rows, chosen = [], []
         for h, weight in zip(inputs, weights[1:], strict=False):
-            slopes.append((h if index is None else h.index_select(0, index)).sign())
-            rows.append(G.mul_(slopes[-1]))
-            G = G @ weight
+            chosen.append(h if index is None else h.index_select(0, index))
+            rows.append(_where_active(G, chosen[-1]))
+            G = rows[-1] @ weight
         # Saved, so that a weight changed in between is an error.
         ctx.save_for_backward(*tensors)
         ctx.reduction, ctx.n_classes, ctx.classes = REDUCTIONS[norm.norm], n_classes, classes
-        ctx.inputs, ctx.rows, ctx.slopes, ctx.J = inputs, rows, slopes, G.unsqueeze(1)
+        ctx.inputs, ctx.rows, ctx.chosen, ctx.J = inputs, rows, chosen, G.unsqueeze(1)
         return logits, n_classes * ctx.reduction(ctx.J)
 
     @staticmethod
@@ -77,19 +77,27 @@ class OneClassPass(torch.autograd.Function):
         """Return the gradients by the weights and biases."""
         n_dense = len(ctx.inputs)
         weights, wanted = ctx.saved_tensors[:n_dense], ctx.needs_input_grad[4:]
-        by_weight: list[Tensor | None] = []
+        by_weight: list[Tensor | None] = [None] * n_dense
         by_bias: list[Tensor | None] = []
+        deltas = [delta]
         for i, h in enumerate(ctx.inputs):
-            by_weight.append(delta.T @ h if wanted[i] else None)
-            by_bias.append(delta.sum(0) if wanted[n_dense + i] else None)
+            by_bias.append(deltas[i].sum(0) if wanted[n_dense + i] else None)
             if i + 1 < n_dense:
-                # One kernel, where the slope and its product would be two.
-                delta = torch.ops.aten.threshold_backward.default(delta @ weights[i], h, 0)
+                deltas.append(_where_active(deltas[i] @ weights[i], h))
         D = ctx.reduction.gradient(ctx.J, ctx.n_classes * weight).squeeze(1)
         for i in range(n_dense - 1, 0, -1):
-            if (total := by_weight[i]) is not None:
-                total.addmm_(ctx.rows[i - 1].T, D)
-            D = (D @ weights[i].T).mul_(ctx.slopes[i - 1])
-        if (total := by_weight[0]) is not None:
-            total.index_add_(0, ctx.classes, D)
+            if wanted[i]:
+                by_weight[i] = (ctx.rows[i - 1].T @ D).addmm_(deltas[i].T, ctx.inputs[i])
+            D = _where_active(D @ weights[i].T, ctx.chosen[i - 1])
+        if wanted[0]:
+            by_weight[0] = (deltas[0].T @ ctx.inputs[0]).index_add_(0, ctx.classes, D)
         return None, None, None, None, *by_weight, *by_bias
+
+
+def _where_active(values: Tensor, h: Tensor) -> Tensor:
+    """Return the values where the ReLU whose output is h is active, else 0.
+
+    One kernel, where the slope and its product would be two.
+    """
+    active: Tensor = torch.ops.aten.threshold_backward.default(values, h, 0)
+    return active
