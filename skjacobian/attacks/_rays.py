@@ -39,8 +39,8 @@ class Rays:
     # shortest ray is looked for, to 1.5⁴⁷ = 2e8 times as much, then again.
     GROWTH, N_GROWTHS = 1.5, 48
     FIRST = 1 / 256
-    # For l2: queries before the first estimate of a normal, and between two of them, also of few
-    # features.
+    # For l2: queries before the first estimate of a normal, and between two of them, of many
+    # features and of few: trees are looked at along few features in between.
     FIRST_CLIMB, REST, REST_OF_FEW = 80, 3, 30
     # Decisions in the first estimate; √t times as many in the t-th, as HopSkipJump has it.
     N_DECISIONS, N_BISECTIONS = 30, 8
