@@ -13,15 +13,12 @@ from skjacobian._validation import check_count, reject
 from skjacobian.attacks import FMN, Attack, RayS
 from skjacobian.constraints import FeatureConstraints
 from skjacobian.exceptions import AttackWarning
-from skjacobian.geometry import Ball
+from skjacobian.geometry import FEW_FEATURES, LARGEST_RADIUS, Ball
 from skjacobian.norms import rows
 
-# Of how few features the way to other samples is looked at, to how many, and how precisely.
-FEW_FEATURES = 100
+# To how many other samples the way is looked at where there are few features, and how precisely.
 N_OTHERS = 1000
 N_HALVINGS = 12
-# Where a search by decisions has no limit.
-LARGEST_RADIUS = float(torch.finfo(torch.float32).max)
 
 
 def adversarial_distances(

@@ -18,6 +18,12 @@ from skjacobian.validity import Box, PassThrough, Rules, valid_range, without_mi
 
 BALL_NORMS = ("l2", "linf", "l1")
 
+# Up to so many features that may change X is like a table: queries are cheap, a single sample
+# counts for more, and gradients miss more.
+FEW_FEATURES = 100
+# A radius beyond all data.
+LARGEST_RADIUS = float(torch.finfo(torch.float32).max)
+
 
 @dataclass(frozen=True)
 class Ball:
@@ -118,7 +124,7 @@ class Ball:
         """Add the box in scaled coordinates, once for all projections."""
         if self.box is None:
             return self
-        return replace(self, u_box=Box(*(self.to_scaled(side - self.X) for side in self.box)))
+        return replace(self, u_box=self.box.map(lambda side: self.to_scaled(side - self.X)))
 
     def to_scaled(self, delta: Tensor) -> Tensor:
         """Return u = delta / scale as rows, 0 where the feature is held fixed."""
@@ -218,7 +224,7 @@ class Ball:
         assert self.rules is not None
         assert self.box is not None
         whole = self.rules.is_whole
-        box = Box(*(torch.where(whole, self.X, side) for side in self.box))
+        box = self.box.map(lambda side: torch.where(whole, self.X, side))
         ball = replace(self, box=box)
         return ball if self.norm == "linf" else ball._with_scaled_box()
 
@@ -273,6 +279,11 @@ class Ball:
         if self.scale is None:
             return torch.arange(self.X.shape[1:].numel(), device=self.X.device)
         return self.scale.expand(self.X.shape[1:]).flatten().nonzero().squeeze(1)
+
+    @property
+    def has_few_features(self) -> bool:
+        """Whether few features may change, as in a table."""
+        return len(self.free_features()) <= FEW_FEATURES
 
     def steepest(self, gradient: Tensor) -> Tensor:
         """Return the unit step that climbs the first-order loss most, for ∂loss/∂x.

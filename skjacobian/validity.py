@@ -1,6 +1,7 @@
 """Valid samples as tensors: rules, the range of each feature, missing values, and gradients."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,9 +15,13 @@ class Box(NamedTuple):
     low: Tensor
     high: Tensor
 
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Box":
+        """Return the box with both sides changed."""
+        return Box(change(self.low), change(self.high))
+
     def of(self, index: Tensor) -> "Box":
         """Return the ranges of the chosen samples."""
-        return Box(self.low[index], self.high[index])
+        return self.map(lambda side: side[index])
 
     def contains(self, X: Tensor) -> Tensor:
         """Tell of each sample whether it lies inside."""

@@ -1,6 +1,6 @@
 """What a Jacobian penalty costs: time for every norm and engine, and memory.
 
-Run ``python examples/benchmarks/jacobian.py``; about a quarter of an hour on one core. One
+Run ``python examples/benchmarks/jacobian.py``; ``--only epochs`` takes ten minutes on one core. One
 process, one thread, CPU seconds, all candidates in turn, medians of 15 for the default penalties
 and of 5 for others. ``--device cuda`` times on a GPU, with a synchronization around each fit.
 Inputs are random: the costs do not depend on them.

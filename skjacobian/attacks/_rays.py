@@ -33,8 +33,6 @@ class Rays:
     TOLERANCES: ClassVar[dict[str, float]] = {"linf": 0.002, "l2": 0.02, "l1": 0.01}
     # Queries about random directions alone, before the best of them is improved.
     N_STARTS = 25
-    # Of how few features directions are tried in which only some of them change.
-    FEW_FEATURES = 100
     # Radii of the first directions: from eps, or a share of the norm of the sample where the
     # shortest ray is looked for, to 1.5⁴⁷ = 2e8 times as much, then again.
     GROWTH, N_GROWTHS = 1.5, 48
@@ -65,7 +63,7 @@ class Rays:
         self.start = X.flatten(1)[:, self.free]
         box = valid_range(X, bounds, search.ball.rules, search.ball.missing)
         box = box or Box(X - torch.inf, X + torch.inf)
-        self.box = Box(*(side.flatten(1)[:, self.free] for side in box))
+        self.box = box.map(lambda side: side.flatten(1)[:, self.free])
         eps = torch.as_tensor(search.ball.eps, dtype=X.dtype, device=X.device)
         self.eps = eps.reshape(-1, 1).expand(len(X), 1)
         self.goal = self.first = self.eps
@@ -81,7 +79,7 @@ class Rays:
         self.noise = torch.full_like(self.r, 0.5)
         self.n_probes = torch.zeros_like(self.r, dtype=torch.long)
         self.blocks = _halved_blocks(len(self.free)).to(X.device)
-        self.has_few = len(self.free) <= self.FEW_FEATURES
+        self.has_few = search.ball.has_few_features
         self.n_steps = self.n_climbs = 0
         self.next_climb = self.FIRST_CLIMB if search.ball.norm == "l2" else budget
 
@@ -220,11 +218,11 @@ class Rays:
 
     def _share(self) -> Tensor:
         """Draw a number from 0 to 1, on the CPU for every device."""
-        return torch.rand((), generator=self.generator, dtype=torch.float64).to(self.u)
+        return torch.rand((), generator=self.generator, dtype=torch.float64)
 
     def _sparse_direction(self) -> Tensor:
         """Return a direction in which few features change, which trees are weakest against."""
-        share = torch.rand((), generator=self.generator, dtype=torch.float64) ** 3
+        share = self._share() ** 3
         order = torch.randperm(len(self.free), generator=self.generator).to(self.u.device)
         n_changed = max(1, math.ceil(float(share) * len(self.free)))
         return self._random() * (order < n_changed)
@@ -232,7 +230,7 @@ class Rays:
     def _block(self, turn: Tensor) -> Tensor:
         """Return the features of a block for each sample: ever smaller ones, then random sets."""
         n_features = len(self.free)
-        share = torch.rand((), generator=self.generator, dtype=torch.float64) ** 3
+        share = self._share() ** 3
         uniform = torch.rand(n_features, generator=self.generator, dtype=torch.float64)
         at_random = (uniform < share.clamp(min=1.5 / n_features)).to(self.u.device)
         first, last = self.blocks[turn.clamp(max=len(self.blocks) - 1).squeeze(1)].unbind(1)

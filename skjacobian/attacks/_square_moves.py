@@ -13,7 +13,6 @@ from torch import Generator, Tensor
 
 from skjacobian.geometry import Ball
 from skjacobian.norms import rows
-from skjacobian.validity import Box
 
 Place = tuple[slice | Tensor, ...]
 
@@ -68,7 +67,7 @@ class CornerMoves(Moves):
     def _take(self, ball: Ball) -> None:
         super()._take(ball)
         assert ball.box is not None
-        self.box = Box(*map(as_cells, ball.box))
+        self.box = ball.box.map(as_cells)
 
     def start(self, generator: Generator) -> Tensor:
         """Put each column of an image, or each feature, on a random side."""
@@ -134,9 +133,8 @@ class MassMoves(Moves):
         per_row = isinstance(ball.eps, Tensor) and ball.eps.ndim > 0
         self.eps = rows(ball.eps.flatten(), self.X) if per_row else ball.eps  # type: ignore[union-attr]
         self.scale = None if ball.scale is None else ball.scale.reshape(1, *self.shape)
-        self.u_box = None
-        if ball.u_box is not None:
-            self.u_box = Box(*(side.reshape(self.X.shape) for side in ball.u_box))
+        shape, u_box = self.X.shape, ball.u_box
+        self.u_box = None if u_box is None else u_box.map(lambda side: side.reshape(shape))
 
     def select(self, ball: Ball, kept: Tensor) -> None:
         """Keep the samples of these indices, around which `ball` now is."""

@@ -64,9 +64,6 @@ def misled_or_nearly_fooled(search: Search) -> Tensor:
 
 # A share of the clean margin that is no gain: the same point, reached by another sum.
 ROUNDING = 1e-4
-# Up to so many features that may change, queries are cheap and more of them are spent. A
-# single sample counts for more in a table, too.
-FEW_FEATURES = 100
 
 # What runs on a model that has gradients, only scores, or only decisions.
 PLANS: dict[str, tuple[Plan, ...]] = {
@@ -238,7 +235,7 @@ class Cascade(Attack):
         if self.time_limit is not None:
             search.deadline = start + float(self.time_limit)
         known = "labels" if search.output_kind == "decisions" else "gradients"
-        if known == "gradients" and len(search.ball.free_features()) <= FEW_FEATURES:
+        if known == "gradients" and search.ball.has_few_features:
             known = "gradients of few features"
         try:
             self._run_stages(search, known, seeds[0])

@@ -15,7 +15,7 @@ from skjacobian.attacks._base import Attack
 from skjacobian.attacks._search import Search
 from skjacobian.attacks.hotflip import HotFlip, flips_pay
 from skjacobian.constraints import FeatureConstraints
-from skjacobian.geometry import Ball
+from skjacobian.geometry import LARGEST_RADIUS, Ball
 from skjacobian.losses import soft_margin
 from skjacobian.model_modes import PredictLogits
 from skjacobian.norms import rows, vector_norm
@@ -148,7 +148,7 @@ class FMN(Attack):
         eps = unwrap_scalar(self.eps) if not isinstance(self.eps, Tensor) else self.eps
         if not isinstance(eps, Real) or eps != np.inf:
             return self
-        bounded: FMN = clone(self).set_params(eps=torch.finfo(torch.float32).max)
+        bounded: FMN = clone(self).set_params(eps=LARGEST_RADIUS)
         return bounded
 
     def distances(

@@ -16,8 +16,7 @@ from skjacobian.attacks._search import Search
 from skjacobian.constraints import FeatureConstraints
 from skjacobian.geometry import Ball
 
-# Of how many features, and in how many searches, "auto" looks for what one leads past.
-FEW_FEATURES = 100
+# In how many searches "auto" looks for what one leads past, where few features may change.
 RESTARTS_OF_FEW = 5
 
 
@@ -119,8 +118,8 @@ class PGD(GradientAscent):
     def _n_restarts(self, search: Search) -> int:
         if self.n_restarts != "auto":
             return super()._n_restarts(search)
-        n_free = len(search.all_balls.free_features())
-        return RESTARTS_OF_FEW if n_free <= FEW_FEATURES and search.n_classes > 2 else 1
+        has_few = search.all_balls.has_few_features
+        return RESTARTS_OF_FEW if has_few and search.n_classes > 2 else 1
 
     def _n_steps(self) -> int:
         return check_count("n_steps", self.n_steps)
