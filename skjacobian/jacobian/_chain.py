@@ -207,7 +207,7 @@ def _start(linearization: StackLinearization, V: Tensor | None) -> tuple[Any, li
             Diagonal(slope=slope),
             Dense(weight=W),
             *behind,
-        ] if masked_product_pays(n_samples, len(weight), slope, W):
+        ] if masked_product_pays(n_samples, slope, W):
             return _MaskedRows(weight, slope, W), behind
         case [Dense(weight=weight), *behind]:
             return _AllRows(weight, n_samples), behind

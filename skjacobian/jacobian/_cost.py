@@ -47,8 +47,10 @@ FREE_ROWS = 128
 SMALL_BATCH_OPERATIONS = 1e7
 FREE_ACCELERATED_OPERATIONS = 2e10
 
-# Operations that `masked_product` must save to be worth its two passes.
-MASKED_OPERATIONS = 1e7
+# Where `masked_product` pays on the CPU: it trades one product for passes over the weight, for each
+# row; 64 samples make up for the passes, and so many operations for starting their kernels.
+MASKED_SAMPLES = 64
+MASKED_OPERATIONS = 4e6
 
 # What a row takes at the height of a pass over what it keeps: its gradients, and temporaries.
 COPIES_OF_ROWS = 4
@@ -199,15 +201,15 @@ def gram_pays(n_rows: int, n_hidden: int, n_features: int) -> bool:
     return by_gram < by_product
 
 
-def masked_product_pays(n_samples: int, n_rows: int, slope: Tensor, W: Tensor) -> bool:
+def masked_product_pays(n_samples: int, slope: Tensor, W: Tensor) -> bool:
     """Tell whether `masked_product` beats the chain rule.
 
-    It saves one of three products, for two passes over as many numbers as rows of W times
-    rows. It has no gradient by the slopes, which only piecewise linear activations do
-    without.
+    It saves one of three products, for passes over the weight row by row. It has no gradient by
+    the slopes, which only piecewise linear activations do without.
     """
-    saved = 2 * n_samples * n_rows * W.numel()
-    return n_samples >= 32 and saved >= MASKED_OPERATIONS and not slope.requires_grad
+    saved = 2 * n_samples * W.numel()
+    enough = n_samples >= MASKED_SAMPLES and saved >= MASKED_OPERATIONS
+    return enough and not W.is_cuda and not slope.requires_grad
 
 
 def rows_that_fit(numbers: int, dtype: torch.dtype, limit: float = math.inf) -> int:

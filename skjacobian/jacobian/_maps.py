@@ -309,7 +309,7 @@ class Convolution(Map):
         if G.is_cuda or not turnable:
             X = self._gradient(flat, flat.new_empty(1).expand(len(flat), *self.input_shape), 0)
         elif self._is_narrow():
-            X = torch.cat([self._from_patches(part) for part in torch.split(flat, 64)])
+            X = self._from_patches(flat)
         else:
             turned = self.weight.flip([2 + i for i in dims]).transpose(0, 1)
             X = CONVOLVE[len(dims)](flat, turned, None, 1, reach, self.dilation)
@@ -327,9 +327,11 @@ class Convolution(Map):
     def _from_patches(self, G: Tensor) -> Tensor:
         """Return the transposed convolution as the sum of each cotangent's patch, k by k."""
         n_out, n_in, *kernel = self.weight.shape
-        by_place = self.weight.permute(2, 3, 1, 0).reshape(-1, n_out, 1, 1)
+        by_place = self.weight.permute(2, 3, 1, 0).reshape(-1, n_out)
         height, width = G.shape[-2:]
-        patches = F.conv2d(G, by_place).reshape(-1, *kernel, n_in, height, width)
+        # `@` would join the cotangents to one product, whose copies take five times as long.
+        patches = torch.bmm(by_place.expand(len(G), -1, -1), G.flatten(2))
+        patches = patches.reshape(-1, *kernel, n_in, height, width)
         rows = G.new_zeros(len(G), kernel[0], n_in, height, width + kernel[1] - 1)
         for j in range(kernel[1]):
             rows[..., j : j + width] += patches[:, :, j]

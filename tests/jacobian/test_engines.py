@@ -379,7 +379,7 @@ def test_engines_agree_on_wide_networks(name, n, options):
     "name", ["relu MLP", "deep relu MLP", "MLP", "narrow MLP", "linear", "two linear", "CNN"]
 )
 def test_engines_agree_on_large_batches(name, masked, options, monkeypatch):
-    def pays(n_samples, n_rows, slope, W):
+    def pays(n_samples, slope, W):
         return masked and not slope.requires_grad
 
     monkeypatch.setattr(_chain, "masked_product_pays", pays)
