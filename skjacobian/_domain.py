@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from skjacobian.validity import without_missing
+
 # Tells of points of shape (n_samples, n_features) at which the model is defined.
 IsDefined = Callable[[Tensor], Tensor]
 
@@ -47,12 +49,15 @@ def domain(
     """
     if X.ndim != 2 or X.numel() == 0:
         return None
-    upward, downward = (X.nan_to_num(nan=nan) for nan in (torch.inf, -torch.inf))
-    # Where no sample has a value there is nothing to start from, and nothing changes.
-    absent = X.isnan().all(0)
+    upward = downward = X
+    missing = without_missing(X)[1]
+    if missing is not None:
+        upward, downward = (X.masked_fill(missing, side) for side in (torch.inf, -torch.inf))
     least, largest = upward.amin(0).double(), downward.amax(0).double()
-    least, largest = (side.masked_fill(absent, 0.0) for side in (least, largest))
-    reach = reach.masked_fill(absent, 0.0)
+    if missing is not None:
+        # Where no sample has a value there is nothing to start from, and nothing changes.
+        absent = missing.all(0)
+        least, largest, reach = (v.masked_fill(absent, 0.0) for v in (least, largest, reach))
     size = torch.maximum(least.abs(), largest.abs())
     reach = reach.minimum(FARTHEST * size.where(size > 0, 1.0))
     ends = [least - reach, largest + reach]

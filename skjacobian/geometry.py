@@ -5,6 +5,7 @@ scale s turns the constraint into ‖delta / s‖ <= eps, so all of it is comput
 scaled coordinates u = delta / s. Features of scale 0 are held fixed.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,6 +22,8 @@ BALL_NORMS = ("l2", "linf", "l1")
 # Up to so many features that may change X is like a table: queries are cheap, a single sample
 # counts for more, and gradients miss more.
 FEW_FEATURES = 100
+# Numbers of one tensor in a block of rows that the caches of a CPU hold, with others like it.
+NUMBERS_IN_BLOCK = 2**16
 # A radius beyond all data.
 LARGEST_RADIUS = float(torch.finfo(torch.float32).max)
 
@@ -178,7 +181,7 @@ class Ball:
         """Return `X_adv` with 0 in the place of what is missing in the clean samples."""
         return X_adv if self.missing is None else torch.where(self.missing, 0.0, X_adv)
 
-    def __getitem__(self, index: Tensor) -> "Ball":
+    def __getitem__(self, index: Tensor | slice) -> "Ball":
         """Return the sets of the chosen rows."""
         eps = self.eps
         return Ball(
@@ -437,6 +440,9 @@ class Ball:
         if self.norm == "linf":
             assert self.box is not None
             return torch.clamp(X_adv, *self.box)
+        return self._in_blocks(Ball._projected, X_adv)
+
+    def _projected(self, X_adv: Tensor) -> Tensor:
         u, eps = self.to_scaled(X_adv - self.X), self._eps_of_rows()
         if self.u_box is not None:
             project = project_l1_box if self.norm == "l1" else project_l2_box
@@ -457,6 +463,9 @@ class Ball:
         if self.norm == "linf":
             assert self.box is not None
             return torch.clamp(X_adv, *self.box)
+        return self._in_blocks(Ball._moved_inside, X_adv)
+
+    def _moved_inside(self, X_adv: Tensor) -> Tensor:
         delta = X_adv - self.X
         length = rows(self.distance(X_adv), delta)
         slack = 4 * torch.finfo(self.X.dtype).eps
@@ -469,3 +478,14 @@ class Ball:
         # Who is inside stays: a point just across the decision boundary must not be moved.
         X_adv = moved.where(length > limit, X_adv)
         return X_adv if self.box is None else X_adv.clamp(*self.box)
+
+    def _in_blocks(self, change: Callable[["Ball", Tensor], Tensor], X_adv: Tensor) -> Tensor:
+        """Change points block by block: on the CPU in half the time or less, of images.
+
+        The steps in between are as large as the points, and stay in the caches.
+        """
+        n_rows = max(1, NUMBERS_IN_BLOCK // max(1, X_adv.shape[1:].numel()))
+        if X_adv.is_cuda or len(X_adv) <= n_rows:
+            return change(self, X_adv)
+        blocks = [slice(start, start + n_rows) for start in range(0, len(X_adv), n_rows)]
+        return torch.cat([change(self[block], X_adv[block]) for block in blocks])

@@ -315,7 +315,7 @@ def check_inside(X: Tensor, bounds: tuple[Tensor, Tensor] | None) -> None:
     if bounds is None or X.numel() == 0:
         return
     low, high = bounds
-    if bool(((low - X).amax() <= 0) & ((X - high).amax() <= 0)):
+    if bool(((X.amin(0) >= low) & (X.amax(0) <= high)).all()):
         return
     is_outside = outside(X, bounds)
     if bool(is_outside.any()):

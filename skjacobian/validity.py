@@ -19,7 +19,7 @@ class Box(NamedTuple):
         """Return the box with both sides changed."""
         return Box(change(self.low), change(self.high))
 
-    def of(self, index: Tensor) -> "Box":
+    def of(self, index: Tensor | slice) -> "Box":
         """Return the ranges of the chosen samples."""
         return self.map(lambda side: side[index])
 

@@ -164,10 +164,11 @@ class GradientAscent(LossAttack):
         if step > 0 and step % 4 == 0 and self.momentum == 0:
             hopeless |= _has_settled(X_adv, previous)
         patience = max(self.FEWEST_STEPS, self.SHARE_OF_STEPS * self._n_steps())
-        reach = self._reach(step)
         # Of where a velocity leads the gradient at one point says nothing.
-        if step >= patience and step % 2 == 0 and self.momentum == 0 and reach is not None:
-            hopeless |= self._is_out_of_reach(search, X_adv, value, gradient, reach)
+        if step >= patience and step % 2 == 0 and self.momentum == 0:
+            reach = self._reach(step)
+            if reach is not None:
+                hopeless |= self._is_out_of_reach(search, X_adv, value, gradient, reach)
         return hopeless
 
     def _is_out_of_reach(

@@ -260,10 +260,10 @@ def input_gradient(loss: SampleLoss, X: Tensor) -> Tensor:
         If the loss does not depend on X differentiably.
     """
     X = X.detach().requires_grad_()
-    value = loss(X).sum()
+    value = loss(X)
     gradient = None
     if value.requires_grad:
-        (gradient,) = torch.autograd.grad(value, X, allow_unused=True)
+        (gradient,) = torch.autograd.grad(value, X, torch.ones_like(value), allow_unused=True)
     if gradient is None:
         raise NoGradientError(
             "Got predict_logits whose output does not depend on X differentiably, but "
