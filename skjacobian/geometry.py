@@ -140,9 +140,13 @@ class Ball:
         delta = u.reshape(self.X.shape)
         return self.X + (delta if self.scale is None else delta * self.scale)
 
-    def _eps_of_rows(self) -> float | Tensor:
-        """Return eps in a shape that broadcasts over rows of features."""
-        return self.eps.flatten(1) if isinstance(self.eps, Tensor) and self.eps.ndim else self.eps
+    def _eps_within_rounding(self) -> float | Tensor:
+        """Return eps, in a shape that broadcasts over rows of features, short of it by rounding.
+
+        So that `enforce` leaves most points alone: those it moves must be judged again.
+        """
+        eps = self.eps.flatten(1) if isinstance(self.eps, Tensor) and self.eps.ndim else self.eps
+        return eps * (1 - 8 * torch.finfo(self.X.dtype).eps)
 
     def _radius(self) -> float | Tensor:
         """Return eps, per feature where there is a scale, a few ulps short of it."""
@@ -411,7 +415,7 @@ class Ball:
     def best_point(self, gradient: Tensor) -> Tensor:
         """Return argmax {gᵀx} over each l1 set: where a linear loss of this slope is largest."""
         scaled = gradient if self.scale is None else gradient * self.scale
-        u = best_l1_vertex(scaled.flatten(1), self._eps_of_rows(), *(self.u_box or ()))
+        u = best_l1_vertex(scaled.flatten(1), self._eps_within_rounding(), *(self.u_box or ()))
         return self._from_scaled(u)
 
     def _sparse_sign(self, X_adv: Tensor, gradient: Tensor, sparsity: float | Tensor) -> Tensor:
@@ -443,7 +447,7 @@ class Ball:
         return self._in_blocks(Ball._projected, X_adv)
 
     def _projected(self, X_adv: Tensor) -> Tensor:
-        u, eps = self.to_scaled(X_adv - self.X), self._eps_of_rows()
+        u, eps = self.to_scaled(X_adv - self.X), self._eps_within_rounding()
         if self.u_box is not None:
             project = project_l1_box if self.norm == "l1" else project_l2_box
             u = project(u, eps, *self.u_box)
