@@ -10,7 +10,6 @@ from torch import Tensor
 from skjacobian._under_attack import Perturbed, UnderAttack, fooled_by_square
 from skjacobian.attacks import FMN, PGD, Attack, Cascade, Square
 from skjacobian.model_modes import frozen
-from skjacobian.model_outputs import output_kind
 from skjacobian.norms import vector_norm
 from skjacobian.report import Flag
 from skjacobian.threat_model import resolve_feature_scale
@@ -21,8 +20,9 @@ N_CHECKED = 200
 NOTHING_ATTACKED = "not checked: no sample inside the bounds is classified correctly"
 
 MEANINGS = {
-    "gradients": "Raised if the first gradient is zero or not finite at any sample that stands. "
-    "Gradient attacks cannot search there; only Square has been tried, for longer.",
+    "gradients": "Raised if the first gradient is zero or not finite at any sample that stands, or "
+    "the model returns NaN where an attack goes. Gradient attacks cannot search there; in the first "
+    "case Square has been tried, for longer.",
     "scale of the logits": "Raised if PGD on cross-entropy says 2 points more than PGD on the "
     "soft margin. Logits of this scale mislead cross-entropy: it has no gradient where they are "
     "very large, and pushes against all classes at once where they are small. Figures that others "
@@ -109,7 +109,7 @@ class Checks:
             if not output.requires_grad:
                 return False
             (gradient,) = torch.autograd.grad(output, X, allow_unused=True)
-        return gradient is not None and output_kind(self.outputs[0]) != "decisions"
+        return gradient is not None and self.subject.output_kind != "decisions"
 
     @property
     def _fell_back(self) -> bool:
@@ -118,9 +118,12 @@ class Checks:
 
     def gradients(self) -> Flag:
         """Zero or infinite gradients."""
-        n_masked = int(self.perturbed.found.no_gradient.sum())
-        n_attacked = len(self.perturbed.right)
-        return _flag("gradients", n_masked, f"{n_masked} of {n_attacked} samples")
+        found, n_attacked = self.perturbed.found, len(self.perturbed.right)
+        n_masked, n_undefined = int(found.no_gradient.sum()), int(found.is_undefined.sum())
+        detail = f"{n_masked} of {n_attacked} samples"
+        if n_undefined:
+            detail += f", at {n_undefined} the model returned NaN"
+        return _flag("gradients", n_masked, detail)
 
     def scale_of_the_logits(self) -> Flag:
         """Logits of a scale at which cross-entropy misleads: it saturates, or is spread thin."""
@@ -197,7 +200,7 @@ class Checks:
 
     def output(self) -> Flag:
         """What the model returns."""
-        kind = output_kind(self.outputs[0]) if len(self.checked) else "logits"
+        kind = self.subject.output_kind if len(self.checked) else "logits"
         return _flag("output", kind != "logits", f"the model returns {kind}")
 
     def weak_attack(self) -> Flag:

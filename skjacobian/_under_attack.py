@@ -180,24 +180,28 @@ class UnderAttack:
         return ~output.isnan().any(1) & ((output == torch.inf).sum(1) <= 1)
 
     @cached_property
-    def logits_view(self) -> TensorFunction:
-        """The view, as logits where it gives probabilities.
+    def output_kind(self) -> str:
+        """What the view returns: "logits", "probabilities" or "decisions".
 
         Told from all of X, unless the first samples tell that it gives logits: a batch of
         probabilities that are all 0 or 1 would look like decisions.
         """
-        if self._output_kind(self.X_tensor[: _AUTO_BATCH["cpu"][0]]) == "logits":
-            return self.view
-        if self._output_kind(self.X_tensor) != "probabilities":
+        first = self._kind_of_outputs(self.X_tensor[: _AUTO_BATCH["cpu"][0]])
+        return first if first == "logits" else self._kind_of_outputs(self.X_tensor)
+
+    def _kind_of_outputs(self, X: Tensor) -> str:
+        with frozen(self.view), torch.no_grad():
+            batches = torch.split(X, self.batch_size)
+            return output_kind(torch.cat([self.view(X.to(self.device)).cpu() for X in batches]))
+
+    @cached_property
+    def logits_view(self) -> TensorFunction:
+        """The view, as logits where it gives probabilities."""
+        if self.output_kind != "probabilities":
             return self.view
         if isinstance(self.view, nn.Module):
             return nn.Sequential(self.view, _Log())
         return lambda X: _Log()(self.view(X))
-
-    def _output_kind(self, X: Tensor) -> str:
-        with frozen(self.view), torch.no_grad():
-            batches = torch.split(X, self.batch_size)
-            return output_kind(torch.cat([self.view(X.to(self.device)).cpu() for X in batches]))
 
     def class_indices(self, y: np.ndarray) -> Tensor:
         """Return the places of known labels among `classes_`, in whatever order these stand."""
@@ -245,7 +249,7 @@ class UnderAttack:
         """Return what an attack does to no samples, of which models need not be asked."""
         none = np.zeros(0, dtype=int)
         X_adv, false = self.X_tensor[:0], torch.zeros(0, dtype=torch.bool)
-        found = Found(X_adv, false, n_queries=torch.from_numpy(none), no_gradient=false)
+        found = Found(X_adv, false, torch.from_numpy(none), false, false, false)
         return Perturbed(self.rows(none), false.numpy(), found)
 
 

@@ -13,7 +13,7 @@ from skjacobian._validation import check_count, reject
 from skjacobian.attacks import FMN, Attack, RayS
 from skjacobian.constraints import FeatureConstraints
 from skjacobian.exceptions import AttackWarning
-from skjacobian.geometry import FEW_FEATURES, LARGEST_RADIUS, Ball
+from skjacobian.geometry import LARGEST_RADIUS, Ball
 from skjacobian.norms import rows
 
 # To how many other samples the way is looked at where there are few features, and how precisely.
@@ -141,7 +141,7 @@ def adversarial_distances(
     right = np.flatnonzero(subject.right)
     if len(right):
         distances[right] = _distances_of(subject, attack, right)
-        if subject.X_tensor[0].numel() <= FEW_FEATURES:
+        if attack.ball(subject.X_tensor[:1]).has_few_features:
             distances[right] = _on_the_way_to_others(subject, attack, right, distances[right])
     return distances
 

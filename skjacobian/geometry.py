@@ -200,6 +200,12 @@ class Ball:
             stays_closer=self.stays_closer,
         )
 
+    def with_radius(self, radius: Tensor) -> "Ball":
+        """Return the sets of radius at most `radius`, shape (n_samples,), inside these."""
+        eps = torch.minimum(radius, torch.as_tensor(self._flat_eps()).to(radius))
+        ball = replace(self, eps=rows(eps, self.X))
+        return ball._with_linf_box() if self.norm == "linf" else ball
+
     def distance(self, X_adv: Tensor) -> Tensor:
         """Return ‖(X_adv - X) / scale‖ of each row, in float64, shape (n_samples,)."""
         return vector_norm(self._scaled(X_adv), self.norm)

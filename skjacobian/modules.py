@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from skjacobian._validation import check_count, check_option, did_you_mean, reject
 from skjacobian.jacobian._stack import Rescaling
 from skjacobian.model_modes import is_changed
-from skjacobian.model_outputs import CHANGES_X
+from skjacobian.model_outputs import CHANGES_X, output_kind
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -289,7 +289,7 @@ def make_module(
             f"Got module={module!r} whose output for 2 samples has shape {shape}, but expected "
             f"logits of shape (2, {n_classes}), one for each class."
         )
-    if bool((output >= 0).all()) and bool(((output.sum(1) - 1).abs() < 1e-5).all()):
+    if output_kind(output) != "logits":
         warnings.warn(
             f"Got module={module!r} whose outputs are positive and sum to 1, as probabilities "
             "do, but logits are expected: leave out the softmax.",

@@ -384,6 +384,22 @@ def test_outputs_that_saturate_are_said(net):
     assert f"and wrong at {last.n_fooled} where it is" in detail(report, "torch view")
 
 
+def test_probabilities_are_said_though_those_attacked_are_all_0_or_1():
+    class Sure(nn.Module):
+        def forward(self, X):
+            return (200 * X[:, :2]).softmax(1)
+
+    X = np.random.default_rng(0).normal(size=(100, 2))
+    outputs = Sure()(torch.from_numpy(X)).numpy()
+    is_unsure = ((outputs > 0) & (outputs < 1)).any(1)
+    assert 5 < is_unsure.sum() < 95
+    # Where the network is unsure it is wrong, so what is attacked looks like decisions.
+    report = evaluate(Net(Sure(), (0, 1)), X, outputs.argmax(1) ^ is_unsure)
+    assert "output" in raised(report)
+    assert detail(report, "output") == "the model returns probabilities"
+    assert "PGD on cross-entropy leaves" in detail(report, "scale of the logits")
+
+
 # --- closed forms -------------------------------------------------------------------------
 
 

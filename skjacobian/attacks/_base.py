@@ -124,7 +124,8 @@ class Attack(BaseEstimator):
         Returns
         -------
         Found
-            With fields `X_adv`, `fooled`, `n_queries` and `no_gradient`.
+            With `X_adv`, `fooled`, `n_queries`, and `no_gradient`: where gradients gave nothing
+            to follow.
         """
         return self._run(self._search, predict_logits, X, y, generator)
 

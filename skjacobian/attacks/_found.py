@@ -1,6 +1,6 @@
 """What a search found, and the stages of a cascade; of several batches, joined."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -47,8 +47,10 @@ class Found:
         Whether the logits at `X_adv` favour another class than the true one.
     n_queries : Tensor of int of shape (n_samples,)
         How often the model was asked about each sample, with or without a gradient.
-    no_gradient : Tensor of bool of shape (n_samples,)
-        Whether the first gradient at a sample was zero or not finite while it stood.
+    is_zero, is_not_finite : Tensor of bool of shape (n_samples,)
+        Whether the first gradient at a sample was zero, or not finite, while it stood.
+    is_undefined : Tensor of bool of shape (n_samples,)
+        Whether the model returned NaN where the attack went.
     stages : tuple of Stage
         What a cascade ran, in order; empty for other attacks.
     """
@@ -56,8 +58,15 @@ class Found:
     X_adv: Tensor
     fooled: Tensor
     n_queries: Tensor
-    no_gradient: Tensor
+    is_zero: Tensor
+    is_not_finite: Tensor
+    is_undefined: Tensor
     stages: tuple[Stage, ...] = ()
+
+    @property
+    def no_gradient(self) -> Tensor:
+        """Whether gradients gave nothing to follow at a sample, for one of these reasons."""
+        return self.is_zero | self.is_not_finite | self.is_undefined
 
     @property
     def complete(self) -> bool:
@@ -75,9 +84,9 @@ def concatenate(found: list[Found]) -> Found:
     def joined(values: list[Tensor]) -> Tensor:
         return torch.cat([value.cpu() for value in values]) if len(values) > 1 else values[0].cpu()
 
-    names = ("X_adv", "fooled", "n_queries", "no_gradient")
-    fields = {name: joined([getattr(part, name) for part in found]) for name in names}
-    return Found(**fields, stages=_concatenate_stages(found))
+    names = [field.name for field in fields(Found) if field.name != "stages"]
+    tensors = {name: joined([getattr(part, name) for part in found]) for name in names}
+    return Found(**tensors, stages=_concatenate_stages(found))
 
 
 def _concatenate_stages(found: list[Found]) -> tuple[Stage, ...]:

@@ -216,8 +216,8 @@ class Search:
             self.calls_left = self.deadline = None
             self.active, self.ball, self.y = moved, self.all_balls[moved], self.all_y[moved]
             best = best.index_copy(0, moved, self.margin(enforced[moved]))
-        no_gradient = self.is_zero | self.is_not_finite | self.is_undefined
-        return Found(X_adv, best > 0, self.n_queries, no_gradient, tuple(self.stages))
+        reasons = (self.is_zero, self.is_not_finite, self.is_undefined)
+        return Found(X_adv, best > 0, self.n_queries, *reasons, stages=tuple(self.stages))
 
     def _inspect(self, gradient: Tensor, fooled: Tensor) -> None:
         """Note the samples whose gradient gives the attack nothing to follow."""

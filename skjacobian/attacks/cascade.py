@@ -225,7 +225,8 @@ class Cascade(Attack):
     ) -> None:
         start = time.perf_counter()
         # A seed for each stage, so that what it draws does not depend on those before it.
-        seeds = torch.randint(2**62, (2, 9), generator=generator).tolist()
+        longest = max(len(plans) for plans in PLANS.values()) + 1  # and HotFlip
+        seeds = torch.randint(2**62, (2, longest), generator=generator).tolist()
         _run_stage(search, CLEAN, CLEAN, Search.ask_clean)
         if resume is not None:
             _take_up(search, resume)
@@ -245,7 +246,8 @@ class Cascade(Attack):
         _warn_of_weakness(known)
 
     def _run_stages(self, search: Search, known: str, seeds: list[int]) -> None:
-        for plan, seed in zip(self._plans(search, known), seeds, strict=False):
+        plans = self._plans(search, known)
+        for plan, seed in zip(plans, seeds[: len(plans)], strict=True):
             attack = plan.attack.with_threat(self.threat_model)
             generator = torch.Generator().manual_seed(seed)
             search.eligible = plan.who(search)
@@ -268,7 +270,9 @@ def _take_up(search: Search, resume: Found) -> None:
         X_adv = resume.X_adv[search.active]
         search.record(X_adv, search.margin(X_adv), ~search.done)
     search.n_queries += resume.n_queries
-    search.is_zero |= resume.no_gradient
+    search.is_zero |= resume.is_zero
+    search.is_not_finite |= resume.is_not_finite
+    search.is_undefined |= resume.is_undefined
     search.stages = [stage for stage in resume.stages if stage.complete]
     # By the first of the stages with gradients, at its first step.
     search.inspected = any(stage.name != CLEAN for stage in search.stages)

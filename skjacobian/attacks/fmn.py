@@ -31,7 +31,7 @@ SHARE_OF_STEPS = 0.6
 NEARER = 0.999
 # Of how few features random points find what gradients lead past; how many a sample gets in
 # vain, and at all.
-FEW_FEATURES = 20
+PROBED_FEATURES = 20
 PATIENCE = 50
 MOST_PROBES = 500
 # How often at most HotFlip looks nearer than what it has found.
@@ -179,13 +179,14 @@ class FMN(Attack):
 
     def _search(self, search: Search, generator: torch.Generator) -> None:
         ball, closest, eligible = search.all_balls, _Closest(search.all_balls), search.eligible
-        for search.all_balls in _ways_to_round(ball):
+        for sets in _ways_to_round(ball):
+            search.all_balls = sets
             for restart in range(check_count("n_restarts", self.n_restarts)):
-                if not search.restart():
-                    return
-                self._descend(search, closest, restart, closest.start(search, restart, generator))
+                if search.restart():
+                    start = closest.start(search, restart, generator)
+                    self._descend(search, closest, restart, start)
         search.all_balls = ball
-        if len(ball.free_features()) <= FEW_FEATURES and closest.probe(search, generator):
+        if len(ball.free_features()) <= PROBED_FEATURES and closest.probe(search, generator):
             self._descend(search, closest, 2, closest.X_adv[search.active])
         search.eligible = eligible
         if flips_pay(ball):
@@ -249,7 +250,7 @@ class _Closest:
         # Where nothing was found, at most as far as the sample is from 0.
         size = self.size[search.active]
         radius = distance.where(distance.isfinite(), size.where(size > 0, 1.0))
-        return _with_radius(ball, radius).random_start(generator)
+        return ball.with_radius(radius).random_start(generator)
 
     def probe(self, search: Search, generator: torch.Generator) -> bool:
         """Look for closer points at random; turn to the samples that have one, if any has.
@@ -301,9 +302,7 @@ class _Closest:
         # A seed for each round: what it draws does not depend on who else is searched.
         for seed in torch.randint(2**62, (FLIP_ROUNDS,), generator=generator).tolist():
             radius = (1 - OVERSHOOT) * torch.minimum(self.distance, FARTHER * (1 + self.size))
-            within = torch.as_tensor(ball.eps).to(radius).flatten()
-            radius = torch.minimum(radius, within)
-            inner = Search(search.model, replace(ball, eps=rows(radius, ball.X)), search.all_y)
+            inner = Search(search.model, ball.with_radius(radius), search.all_y)
             inner.inspected, inner.eligible = True, eligible
             inner.output_kind = search.output_kind
             HotFlip(n_restarts=2)._search(inner, torch.Generator().manual_seed(seed))
@@ -390,15 +389,6 @@ def _free_part(ball: Ball, X_adv: Tensor, gradient: Tensor) -> Tensor:
     return room.sign_().mul_(gradient)
 
 
-def _with_radius(ball: Ball, radius: Tensor) -> Ball:
-    """Return the sets of radius at most `radius`, one per sample, inside those of `ball`."""
-    if isinstance(ball.eps, Tensor):
-        radius = torch.minimum(radius, ball.eps.flatten())
-    else:
-        radius = radius.clamp(max=ball.eps)
-    return Ball.around(ball.X, norm=ball.norm, eps=radius, scale=ball.scale, bounds=ball.box)
-
-
 def _ascend(
     ball: Ball, X_adv: Tensor, gradient: Tensor, radius: Tensor, step_size: Tensor
 ) -> Tensor:
@@ -409,7 +399,7 @@ def _ascend(
         length = _length(ball, X_adv)
         share = radius / torch.maximum(length, radius).clamp(min=torch.finfo(length.dtype).tiny)
         X_adv = torch.lerp(ball.X, X_adv, rows(share, X_adv))
-    X_adv = _with_radius(ball, radius).ascend(X_adv, gradient, step_size)
+    X_adv = ball.with_radius(radius).ascend(X_adv, gradient, step_size)
     # What rounding leaves outside the box is moved before it is judged, not after.
     return X_adv if ball.box is None else X_adv.clamp_(*ball.box)
 

@@ -177,7 +177,7 @@ def test_random_points_find_the_pockets_that_gradients_lead_past(norm, monkeypat
         return (found.numpy()[within] > 1.1 * true[within] + 0.03).mean()
 
     with_them = too_far()
-    monkeypatch.setattr(fmn, "FEW_FEATURES", 0)
+    monkeypatch.setattr(fmn, "PROBED_FEATURES", 0)
     assert with_them < too_far() / 2
 
 
@@ -227,7 +227,7 @@ def test_nothing_beyond_the_largest_radius_is_found(norm):
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_more_restarts_are_never_worse(norm, monkeypatch):
-    monkeypatch.setattr(fmn, "FEW_FEATURES", 0)  # without points at random
+    monkeypatch.setattr(fmn, "PROBED_FEATURES", 0)  # without points at random
     net, X, y = plane_net(1)
     previous = torch.full((len(X),), torch.inf, dtype=torch.float64)
     for n_restarts in (1, 2, 4):
@@ -239,7 +239,7 @@ def test_more_restarts_are_never_worse(norm, monkeypatch):
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_the_second_search_begins_opposite_of_where_the_first_ended(norm, monkeypatch):
-    monkeypatch.setattr(fmn, "FEW_FEATURES", 0)  # without points at random
+    monkeypatch.setattr(fmn, "PROBED_FEATURES", 0)  # without points at random
     model, asked = Linear(), []
 
     def spy(X):
