@@ -21,8 +21,8 @@ NOTHING_ATTACKED = "not checked: no sample inside the bounds is classified corre
 
 MEANINGS = {
     "gradients": "Raised if the first gradient is zero or not finite at any sample that stands, or "
-    "the model returns NaN where an attack goes. Gradient attacks cannot search there; in the first "
-    "case Square has been tried, for longer.",
+    "the model returns NaN where an attack goes. Gradient attacks cannot search there; in the "
+    "first case Square has been tried, for longer.",
     "scale of the logits": "Raised if PGD on cross-entropy says 2 points more than PGD on the "
     "soft margin. Logits of this scale mislead cross-entropy: it has no gradient where they are "
     "very large, and pushes against all classes at once where they are small. Figures that others "

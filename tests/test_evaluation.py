@@ -387,7 +387,7 @@ def test_outputs_that_saturate_are_said(net):
 def test_probabilities_are_said_though_those_attacked_are_all_0_or_1():
     class Sure(nn.Module):
         def forward(self, X):
-            return (200 * X[:, :2]).softmax(1)
+            return (2000 * X[:, :2]).softmax(1)
 
     X = np.random.default_rng(0).normal(size=(100, 2))
     outputs = Sure()(torch.from_numpy(X)).numpy()
