@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from skjacobian.differentiable import Affine, Chain, Linear
 from skjacobian.differentiable._projections import transform_view
 from skjacobian.exceptions import NotDifferentiableError
-from skjacobian.jacobian._stack import Rescaling
+from skjacobian.layers import Rescaling
 
 
 class TransformerInstance(HasMethods):

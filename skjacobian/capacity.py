@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from skjacobian._validation import check_non_negative, check_option
-from skjacobian.jacobian._maps import CONVOLUTIONS
-from skjacobian.jacobian._stack import is_plain_sequence, pair, pools_disjointly
+from skjacobian.layers import CONVOLUTIONS, is_plain_sequence, pair, pools_disjointly
 from skjacobian.losses import margin
 from skjacobian.model_modes import frozen, is_changed
 from skjacobian.norms import vector_norm

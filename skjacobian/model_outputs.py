@@ -1,9 +1,15 @@
-"""What a model returns: asked with checks, told apart, and turned into logits."""
+"""What a model returns: asked with checks, told apart, turned into logits, differentiated."""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from skjacobian.exceptions import NoGradientError
 from skjacobian.model_modes import PredictLogits
+
+# From samples, or their logits, to one value for each sample.
+SampleLoss = Callable[[Tensor], Tensor]
 
 CHANGES_X = (
     "Got a model that changes its input in place, but expected one that leaves X as it is: "
@@ -64,3 +70,24 @@ def log_of_probabilities(probabilities: Tensor) -> Tensor:
     they were logits, has hardly any gradient.
     """
     return probabilities.clamp(min=torch.finfo(probabilities.dtype).tiny).log()
+
+
+def input_gradient(loss: SampleLoss, X: Tensor) -> Tensor:
+    """Return ∂(Σ_i loss_i)/∂X, shape of X, by `torch.autograd.grad`.
+
+    Raises
+    ------
+    NoGradientError
+        If the loss does not depend on X differentiably.
+    """
+    X = X.detach().requires_grad_()
+    value = loss(X)
+    gradient = None
+    if value.requires_grad:
+        (gradient,) = torch.autograd.grad(value, X, torch.ones_like(value), allow_unused=True)
+    if gradient is None:
+        raise NoGradientError(
+            "Got predict_logits whose output does not depend on X differentiably, but "
+            "expected a differentiable model: a gradient attack cannot run on it."
+        )
+    return gradient

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from skjacobian._validation import check_count, check_option, did_you_mean, reject
-from skjacobian.jacobian._stack import Rescaling
+from skjacobian.layers import Rescaling
 from skjacobian.model_modes import is_changed
 from skjacobian.model_outputs import CHANGES_X, output_kind
 

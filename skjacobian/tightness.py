@@ -12,9 +12,9 @@ from torch import Tensor
 from skjacobian._under_attack import UnderAttack
 from skjacobian._validation import check_count, check_non_negative, check_option, reject
 from skjacobian.attacks import PGD
-from skjacobian.attacks._search import input_gradient
 from skjacobian.losses import LOSSES, cross_entropy
 from skjacobian.model_modes import PredictLogits, frozen
+from skjacobian.model_outputs import input_gradient
 from skjacobian.theory import TERMS, surrogate_terms
 
 

@@ -30,6 +30,7 @@ LAYERS = {
     "constraints": 1,
     "geometry": 1,
     "intervals": 1,
+    "layers": 1,
     "losses": 1,
     "model_modes": 1,
     "model_outputs": 1,

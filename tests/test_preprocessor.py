@@ -35,7 +35,8 @@ from skjacobian.exceptions import NotDifferentiableError
 from skjacobian.jacobian import JACOBIAN_NORMS, jacobian_norm
 from skjacobian.jacobian._cost import gram_pays
 from skjacobian.jacobian._maps import ChannelScale, Dense
-from skjacobian.jacobian._stack import Rescaling, Stack, chain_of
+from skjacobian.jacobian._stack import Stack, chain_of
+from skjacobian.layers import Rescaling
 
 CLASSIFIERS = [JacobianRegularizedClassifier, AdversarialClassifier]
 SMALL = {"module__hidden_units": (16,), "max_epochs": 3, "random_state": 0}

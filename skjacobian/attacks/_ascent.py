@@ -8,9 +8,10 @@ from torch import Tensor
 
 from skjacobian._validation import check_count, check_option
 from skjacobian.attacks._base import Attack
-from skjacobian.attacks._search import SampleLoss, Search, input_gradient
+from skjacobian.attacks._search import Search
 from skjacobian.geometry import Ball
 from skjacobian.losses import LEADS, LOSSES, TARGETED_LOSSES
+from skjacobian.model_outputs import SampleLoss, input_gradient
 from skjacobian.norms import rows, vector_norm
 
 

@@ -2,20 +2,23 @@
 
 import time
 import warnings
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from skjacobian.attacks._found import Found, Stage
-from skjacobian.exceptions import AttackWarning, NoGradientError
+from skjacobian.exceptions import AttackWarning
 from skjacobian.geometry import Ball
 from skjacobian.losses import margin
 from skjacobian.model_modes import PredictLogits
-from skjacobian.model_outputs import log_of_probabilities, output_kind, outputs
+from skjacobian.model_outputs import (
+    SampleLoss,
+    input_gradient,
+    log_of_probabilities,
+    output_kind,
+    outputs,
+)
 from skjacobian.norms import rows
-
-SampleLoss = Callable[[Tensor], Tensor]
 
 
 class BudgetSpentError(Exception):
@@ -142,9 +145,7 @@ class Search:
         # Half precision is rounded once, after sums in float32; there much more would be lost.
         return (16 if unit < 1e-4 else 2) * unit * size
 
-    def gradient(
-        self, X_adv: Tensor, loss: Callable[[Tensor], Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def gradient(self, X_adv: Tensor, loss: SampleLoss) -> tuple[Tensor, Tensor, Tensor]:
         """Return the margin, the loss of the logits and its gradient at each active sample.
 
         Parameters
@@ -249,24 +250,3 @@ class Search:
                 AttackWarning,
                 stacklevel=4,
             )
-
-
-def input_gradient(loss: SampleLoss, X: Tensor) -> Tensor:
-    """Return ∂(Σ_i loss_i)/∂X, shape of X, by `torch.autograd.grad`.
-
-    Raises
-    ------
-    NoGradientError
-        If the loss does not depend on X differentiably.
-    """
-    X = X.detach().requires_grad_()
-    value = loss(X)
-    gradient = None
-    if value.requires_grad:
-        (gradient,) = torch.autograd.grad(value, X, torch.ones_like(value), allow_unused=True)
-    if gradient is None:
-        raise NoGradientError(
-            "Got predict_logits whose output does not depend on X differentiably, but "
-            "expected a differentiable model: a gradient attack cannot run on it."
-        )
-    return gradient

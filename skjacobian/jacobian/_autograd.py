@@ -11,8 +11,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from skjacobian._rng import replayed_rng
 from skjacobian.jacobian._linearization import Linearization
-from skjacobian.jacobian._maps import CONVOLUTIONS
 from skjacobian.jacobian._reductions import ReducedRows, Reduction
+from skjacobian.layers import CONVOLUTIONS
 from skjacobian.model_modes import PredictLogits, batch_norm_in_eval
 from skjacobian.model_outputs import outputs
 

@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from skjacobian._validation import check_option, reject
 from skjacobian.jacobian._autograd import AutogradLinearization
 from skjacobian.jacobian._linearization import Linearization
-from skjacobian.jacobian._stack import ACTIVATIONS, DROPOUTS, Rescaling, Stack, chain_of
+from skjacobian.jacobian._stack import Stack, chain_of
+from skjacobian.layers import ACTIVATIONS, DROPOUTS, Rescaling
 from skjacobian.model_modes import PredictLogits, batch_norm_in_eval
 from skjacobian.model_outputs import check_output
 

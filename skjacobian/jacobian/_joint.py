@@ -18,7 +18,8 @@ from skjacobian.jacobian._cost import rows_that_fit
 from skjacobian.jacobian._maps import Dense
 from skjacobian.jacobian._norms import JacobianNorm
 from skjacobian.jacobian._one_class import OneClassPass, takes_one_class
-from skjacobian.jacobian._stack import DROPOUTS, Stack
+from skjacobian.jacobian._stack import Stack
+from skjacobian.layers import DROPOUTS
 
 LAYERS = frozenset((nn.Linear, nn.ReLU, nn.LeakyReLU, nn.Flatten, nn.Identity, *DROPOUTS))
 

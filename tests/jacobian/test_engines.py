@@ -10,7 +10,8 @@ from torch.nn.utils import parametrizations
 
 from skjacobian.jacobian import JACOBIAN_NORMS, _chain, jacobian_norm
 from skjacobian.jacobian._cost import gram_pays
-from skjacobian.jacobian._stack import ACTIVATIONS, chain_of
+from skjacobian.jacobian._stack import chain_of
+from skjacobian.layers import ACTIVATIONS
 from skjacobian.modules import CNN, MLP
 
 N_CLASSES = 3
