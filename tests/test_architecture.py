@@ -4,6 +4,7 @@ import ast
 import graphlib
 import importlib
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from skjacobian.differentiable import as_torch
 from skjacobian.jacobian import jacobian_norm
 
 ROOT = Path(skjacobian.__file__).parent
+ARCHITECTURE = Path(__file__).parents[1] / "docs" / "architecture.md"
 
 # Layer of each module; of a folder, that of every file in it. A module imports only from
 # lower layers, or from its own without cycles.
@@ -128,6 +130,28 @@ each_file = pytest.mark.parametrize("file", FILES, ids=NAMES)
 
 def test_the_table_of_layers_names_what_there_is():
     assert {place(file) for file in FILES} == set(LAYERS)
+
+
+def documented_places():
+    """Yield each file or folder in the tables of docs/architecture.md, with its layer."""
+    folder = ""
+    for line in ARCHITECTURE.read_text().splitlines():
+        cells = [cell.strip() for cell in line.split("|")[1:-1]]
+        if len(cells) == 3 and cells[0].isdigit():
+            for path in re.findall("`(.+?)`", cells[1]):
+                yield path, int(cells[0])
+        elif len(cells) == 2 and cells[0].startswith("file of"):
+            (folder,) = re.findall("`(.+?)`", cells[0])
+        elif len(cells) == 2:
+            for name in re.findall("`(.+?)`", cells[0]):
+                yield folder + name, LAYERS[folder.removesuffix("/")]
+
+
+def test_the_tables_of_the_documentation_have_every_file_once_in_its_layer():
+    files = [file.relative_to(ROOT) for file in FILES if file.name != "__init__.py"]
+    folders = {f"{file.parts[0]}/": LAYERS[file.parts[0]] for file in files if file.parent.name}
+    layers = {file.as_posix(): LAYERS[file.with_suffix("").parts[0]] for file in files}
+    assert sorted(documented_places()) == sorted({**folders, **layers}.items())
 
 
 @each_file
