@@ -317,7 +317,9 @@ class AdversarialClassifier(RobustClassifier):
     beta : float, default=6.0
         β of "trades".
     lam : float, default=0.0
-        Strength of a Jacobian penalty on top, taken at the samples trained on.
+        λ >= 0, the strength of a Jacobian penalty on top. It is taken at the attacked samples,
+        with "trades" at the clean ones, on the part of each batch that
+        ``penalty_samples="auto"`` of `JacobianRegularizedClassifier` takes.
     penalty_norm : {"l2", "l1", "l21", "spectral", "cross_lipschitz"}, default="l2"
         Norm of that penalty, as `norm` of `JacobianRegularizedClassifier`.
     lr : float, default=5e-3

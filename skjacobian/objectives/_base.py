@@ -31,7 +31,8 @@ class Objective(BaseEstimator):
     """Base of all objectives: `objective(predict_logits, X, y, *, generator)`.
 
     An objective is a value object, reads nothing but its arguments, and never reduces
-    over samples: the caller takes the weighted mean Σwℓ/Σw of loss and penalty alike.
+    over samples: of loss and penalty alike, the net that trains takes Σwℓ/n over the n samples
+    of a batch, with weights w whose mean over the training set is 1.
     """
 
     def __call__(
