@@ -43,10 +43,10 @@ def adversarial_distances(
 
     The search is the minimum-norm attack `skjacobian.attacks.FMN`, in the units of the X that
     the estimator receives: of a `Pipeline`, the raw features. A classifier without gradients,
-    such as a forest, is asked for its decisions alone, by `skjacobian.attacks.RayS`. Of at most
-    100 features the way to the nearest sample that `predict` gives another class (of at most 1,000
-    of X) is searched too: kernel machines have plateaus, on which gradients say nothing. A distance
-    is an upper bound on the true one.
+    such as a forest, is asked for its decisions alone, by `skjacobian.attacks.RayS`. With at most
+    100 features, the line to the nearest sample that `predict` gives another class (among at most
+    1,000 of X) is searched too: kernel machines have plateaus, on which gradients say nothing. A
+    distance is an upper bound on the true one.
 
     Parameters
     ----------
@@ -198,9 +198,9 @@ def _on_the_way_to_others(
 
 
 def _nearest_other(subject: UnderAttack, ball: Ball, index: np.ndarray) -> np.ndarray:
-    """Return, for each sample of `index`, the nearest that is predicted as another class, or any.
+    """Return the nearest sample predicted as another class, among at most N_OTHERS.
 
-    It is looked for among so many.
+    Any sample if there is none.
     """
     flat, n_samples = ball.to_scaled(subject.X_tensor.nan_to_num(nan=0.0)), len(subject.y)
     others = np.linspace(0, n_samples - 1, min(n_samples, N_OTHERS)).astype(int)

@@ -94,14 +94,14 @@ TEMPERATURE = 1 / 15
 def soft_margin(logits: Tensor, y: Tensor, temperature: float = TEMPERATURE) -> Tensor:
     """Margin of each sample with a soft maximum over the wrong classes.
 
-    T log Σ_{k != y} exp(z_k / T) - z_y, where T is `temperature` times max z - min z, taken for
-    a constant, but of four classes and more at most three times the distance from the largest
-    logit to the middle one: where fewer than half of them are masked, by logits of -1e9 say,
-    these are no matter. At T = 1 its gradient is
-    that of cross-entropy divided by 1 - p_y. So it weighs all wrong classes as cross-entropy
-    does, which finds more than the margin, and like the margin it has a gradient where the
-    network is very confident, of a direction that does not change when all logits are
-    multiplied.
+    T log Σ_{k != y} exp(z_k / T) - z_y. At T = 1 its gradient is that of cross-entropy divided
+    by 1 - p_y. So it weighs all wrong classes, as cross-entropy does, which finds more than the
+    margin alone. Like the margin it has a gradient where the network is very confident, whose
+    direction does not change when all logits are multiplied by one number.
+
+    T is `temperature` times the spread max z - min z, treated as a constant. With four classes
+    or more the spread is capped at three times the distance from the largest logit to the
+    middle one, so that a few masked classes (logits of -1e9, say) do not widen it.
 
     Parameters
     ----------

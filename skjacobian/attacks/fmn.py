@@ -61,8 +61,8 @@ class FMN(Attack):
     - Where at most 20 features may change, random points follow, each no farther than what
       was found, until 50 in a row are in vain or 500 were tried; the search goes on from those
       that fooled. Gradients lead past the pockets of kernel machines, and see nothing on their
-      plateaus: without, a sixth to a third of the distances from two moons to the boundary of
-      `SVC(gamma=1)` were a tenth too large or more, and with them 3 to 8 %.
+      plateaus. Without random points, a sixth to a third of the distances from two moons to the
+      boundary of `SVC(gamma=1)` were too large by a tenth or more; with them, 3 to 8 % were.
     - Over categories, and in l2 and l1 balls over whole numbers, HotFlip looks for closer points.
     - α falls as 4r·(1 - step/n_steps)³, large enough at first to cross the ball. For l1 it
       is r·(1 - step/n_steps)², a step of conditional gradients (`Ball.ascend`): projected
@@ -71,9 +71,9 @@ class FMN(Attack):
       temperature falls. Following the one class that leads now ends at worse optima.
     - A second search begins opposite of where the first ended: there it finds another
       optimum more often than from a random point, and than more steps would.
-    - After 60 % of the steps of a search, samples are given up that to first order come less
-      than 0.1 % nearer than what was found: a seventh to a third of the time, for distances
-      that are 0.03 to 0.1 % larger.
+    - After 60 % of the steps of a search, samples are given up whose distance would, to first
+      order, fall by less than 0.1 %. That saves a seventh to a third of the time and makes
+      distances 0.03 to 0.1 % larger.
 
     Parameters
     ----------
@@ -93,9 +93,9 @@ class FMN(Attack):
     n_steps : int, default=14
         Gradient steps of one restart.
     n_restarts : int, default=2
-        Searches: the first from X, the second from 2X - X_adv with the closest X_adv found
-        by the first, the others from random points at most as far from X as the closest. So
-        is the second where nothing was found, at most as far as X is from 0.
+        Searches. The first starts at X, the second at 2X - X_adv, opposite the closest X_adv that
+        the first found, the others at random points no farther from X than the closest.
+        Where nothing was found, they start at random points no farther from X than 0 is.
 
     Examples
     --------

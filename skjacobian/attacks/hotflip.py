@@ -22,11 +22,11 @@ class HotFlip(Attack):
     """Greedy changes of categories and whole numbers, the most promising first.
 
     Ebrahimi, Rao, Lowd & Dou (ACL 2018, arXiv 1712.06751), for a budget: each step makes the
-    change of one category, or of one whole number by 1, that promises most of its price, to
-    first order; a change that paid off before may be taken back. At each step what is left
-    of the budget is spent on the other features, by two steps along the gradient. Gradient
-    attacks search among real numbers and round, which in l2 and l1 balls can lead back to X.
-    For a linear model the first restart is all but the best.
+    change of one category, or of one whole number by 1, that to first order gains most for its
+    price; a change made before may be taken back. At each step what is left of the budget is
+    spent on the other features, by two steps along the gradient. Gradient attacks search among
+    real numbers and round, which in l2 and l1 balls can lead back to X. For a linear model the
+    first restart is nearly optimal.
 
     Parameters
     ----------
@@ -46,8 +46,8 @@ class HotFlip(Attack):
     n_steps : int, default=50
         Changes of one search at most.
     n_restarts : int, default=4
-        Searches: the first takes what promises most for its price, the second what promises
-        most, the others the first at prices that are off by random factors.
+        Searches. The first ranks changes by gain over price, the second by gain alone, the
+        others by gain over price times random factors.
 
     Examples
     --------

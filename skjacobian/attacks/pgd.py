@@ -50,10 +50,10 @@ class PGD(GradientAscent):
     random_start : bool, default=True
         Begin the first search at a random point of the ball rather than at X; all others do.
     n_restarts : int or "auto", default=1
-        Searches, of those that stand after the ones before. "auto" is 5 where there are more
-        than two classes and at most 100 features may change, else 1. On tables gradients lead
-        to the wrong one of two classes, even of linear models: one search left up to 13 %
-        of the samples standing that more of them fooled (docs/benchmarks.md).
+        Searches, each of the samples that no search before it fooled. "auto" is 5 where there
+        are more than two classes and at most 100 features may change, else 1. On tables the
+        gradient may lead towards the wrong class, even of a linear model: one search left up to
+        13 % of the samples standing that several fooled (docs/benchmarks.md).
     loss : {"soft_margin", "cross_entropy", "margin", "dlr"}, default="soft_margin"
         What the search climbs, see `skjacobian.losses`. The default finds as much as the
         stronger of cross-entropy and margin, whatever the scale of the logits.

@@ -14,21 +14,21 @@ from skjacobian.constraints import FeatureConstraints
 class RayS(Attack):
     """Ray search: the direction in which the nearest fooling point lies, by decisions alone.
 
-    After RayS (Chen & Gu, arXiv 2006.12792). A fooling point at distance r in direction u is
-    improved by a direction u' that still fools at a little less than r; such a u' costs one
-    query to refute, and when it is found the search along it brings r down further. A sample
-    is finished as soon as r <= eps, or with `minimal` only with its last query.
+    After RayS (Chen & Gu, arXiv 2006.12792). Each fooling point is (u, r), direction and
+    distance. A new direction u' is tried at a little less than r, which costs one query; if it
+    still fools, a search along u' lowers r further. A sample is finished as soon as r <= eps, or
+    with `minimal` only with its last query.
 
     For linf, u' is u with the signs of a block of features flipped, blocks being halved from
     sweep to sweep, as in the paper; then random sets of features are flipped. The first
-    directions are random, where the paper's is (1, …, 1), which images with a black background
-    favour: with few queries it finds more there. The other norms
-    are an extension of ours: u' is u with a block set to zero, or with noise added to it, or, of at
-    most 100 features, any direction in which only some of them change, which trees are weakest
-    against. For l2 the boundary's normal is estimated too from decisions around the fooling
-    point, as in HopSkipJump (Chen, Jordan & Wainwright, arXiv 1904.02144), and followed along
-    the circle through clean and fooling point on which every point is nearer (Reza et al.,
-    ICCV 2023, CGBA). For l1 there is only the extension, which promises least.
+    directions are random. The paper's is (1, …, 1), which finds more with few queries on images
+    with a black background. The other norms are an extension of ours: u' is u with a block set to
+    zero, or with noise added to it, or, with at most 100 features, any direction in which only
+    some of them change: trees are weakest against these. For l2 the boundary's normal is
+    estimated too from decisions around the fooling point, as in HopSkipJump (Chen, Jordan &
+    Wainwright, arXiv 1904.02144), and followed along the circle through clean and fooling point
+    on which every point is nearer (Reza et al., ICCV 2023, CGBA). For l1 there is only the
+    extension, which promises least.
 
     It asks for nothing but the predicted class, so that it runs on trees, neighbours, and
     whatever else has neither gradients nor probabilities worth following.

@@ -43,10 +43,11 @@ class JacobianRegularization(Objective):
         See `skjacobian.jacobian.jacobian_norm`; "l2" penalizes the square.
     penalty_samples : int, float, "auto" or None, default=None
         Samples of each batch that the penalty is taken on, as a number or a share, drawn
-        anew each time. Theirs is scaled up by n/m and the others' is 0. None takes all.
-        "auto" takes what costs about a sixth of the operations of plain training; of very
-        small networks all of one batch in three, at random, scaled up by 3; of small ones all
-        where the batch has few samples; on an accelerator all, where that takes no longer
+        anew each time. Of m samples among n the penalty is scaled up by n/m; that of the
+        others is 0. None takes all. "auto" takes what costs about a sixth of the operations of
+        plain training. For very small networks that is one batch in three, drawn at random, with
+        all or many of its samples and scaled up by 3; for small ones it is all samples where the
+        batch has few; on an accelerator it is all where that takes no longer
         (`skjacobian.jacobian._cost.affordable_sample` is the rule).
     class_samples : int, "auto" or None, default="auto"
         Classes of each of these samples, for "l1" and "l2". None takes all. "auto" takes
@@ -54,8 +55,8 @@ class JacobianRegularization(Objective):
         samples and of each as few classes as possible.
     interpolation : float, default=0.0
         The norm is taken at x + u·(x' - x), x' another sample of the batch and u uniform
-        between 0 and this, at most 0.5: of the labels of both that of x is the nearer. 0 takes
-        it at the samples. These points draw dropout masks of their own.
+        between 0 and this, at most 0.5, so that x is the nearer of the two and its label holds.
+        0 takes it at the samples. These points draw dropout masks of their own.
     engine : {"auto", "closed_form", "batched", "loop"}, default="auto"
         See `skjacobian.jacobian.jacobian_norm`.
 

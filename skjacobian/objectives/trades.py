@@ -23,8 +23,8 @@ class TRADES(Objective):
     attack : Attack
         The inner maximization, with the threat model, as in `AdversarialTraining`; it
         needs a random start, because the divergence has gradient 0 at the clean sample. The
-        start is uniform in the ball, where the paper's is x + 0.001·N(0, I): as many steps
-        reach a larger divergence, so that β means more here.
+        start is uniform in the ball; the paper's is x + 0.001·N(0, I). From ours as many steps
+        reach a larger divergence, so the same β weighs more here.
     objective : Objective
         What is evaluated at the clean samples.
     beta : float, default=6.0
