@@ -79,9 +79,9 @@ class FMN(Attack):
     ----------
     norm : {"linf", "l2", "l1"}, default="linf"
         Norm whose smallest value is sought.
-    eps : float, default=numpy.inf
-        Largest radius that is looked at: ‖(X_adv - X) / feature_scale‖ <= eps. Also a
-        tensor with one finite value per sample.
+    eps : float or Tensor of shape (n_samples,), default=numpy.inf
+        Largest radius that is looked at: ‖(X_adv - X) / feature_scale‖ <= eps. A tensor has one
+        finite value per sample.
     feature_scale : None, "std", "range" or array of shape (n_features,), default=None
         Unit of each feature; None is 1, "std" and "range" are those of the X attacked.
     bounds : (low, high), optional

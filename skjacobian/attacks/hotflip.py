@@ -32,8 +32,8 @@ class HotFlip(Attack):
     ----------
     norm : {"l2", "l1", "linf"}, default="l2"
         Norm of the ball.
-    eps : float or Tensor, default=0.1
-        Radius: ‖(X_adv - X) / feature_scale‖ <= eps; a tensor has one value per sample.
+    eps : float or Tensor of shape (n_samples,), default=0.1
+        Radius: ‖(X_adv - X) / feature_scale‖ <= eps. A tensor has one value per sample.
     feature_scale : None, "std", "range" or array of shape (n_features,), default=None
         Unit of each feature; None is 1, "std" and "range" are those of the X attacked.
     bounds : (low, high), optional

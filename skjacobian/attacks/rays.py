@@ -37,8 +37,8 @@ class RayS(Attack):
     ----------
     norm : {"linf", "l2", "l1"}, default="linf"
         Norm of the ball.
-    eps : float, default=0.1
-        Radius: ‖(X_adv - X) / feature_scale‖ <= eps.
+    eps : float or Tensor of shape (n_samples,), default=0.1
+        Radius: ‖(X_adv - X) / feature_scale‖ <= eps. A tensor has one value per sample.
     feature_scale : None, "std", "range" or array of shape (n_features,), default=None
         Unit of each feature; None is 1, "std" and "range" are those of the X attacked.
     bounds : (low, high), optional
