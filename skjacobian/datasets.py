@@ -61,6 +61,12 @@ def load_mnist(
     ------
     FileNotFoundError
         If the files are not there.
+
+    Examples
+    --------
+    >>> if find_mnist():  # where the files are
+    ...     X, y = load_mnist("test", n_samples=100)
+    ...     assert X.shape == (100, 784)
     """
     check_option("split", split, _MNIST_FILES)
     place = find_mnist() if folder is None else Path(folder)

@@ -173,6 +173,12 @@ def targeted_cross_entropy(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     Returns
     -------
     Tensor of shape (n_samples,)
+
+    Examples
+    --------
+    >>> import torch
+    >>> targeted_cross_entropy(torch.zeros(1, 4), torch.tensor([0]), torch.tensor([1])).exp()
+    tensor([0.2500])
     """
     return -F.cross_entropy(logits, target, reduction="none")
 
@@ -189,6 +195,13 @@ def targeted_margin(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     Returns
     -------
     Tensor of shape (n_samples,)
+
+    Examples
+    --------
+    >>> import torch
+    >>> logits = torch.tensor([[3.0, 1.0, 2.0, 0.0]])
+    >>> targeted_margin(logits, torch.tensor([0]), torch.tensor([1]))
+    tensor([-2.])
     """
     return (_of_class(logits, target) - _of_class(logits, y)).squeeze(1)
 
@@ -208,6 +221,13 @@ def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     Returns
     -------
     Tensor of shape (n_samples,)
+
+    Examples
+    --------
+    >>> import torch
+    >>> logits = torch.tensor([[3.0, 1.0, 2.0, 0.0]])
+    >>> targeted_dlr(logits, torch.tensor([0]), torch.tensor([1]))
+    tensor([-0.8000])
     """
     return targeted_margin(logits, y, target) / _spread(logits, [3, 4])
 

@@ -39,6 +39,14 @@ def first_order_l2(predict_logits: PredictLogits, X: Tensor, y: Tensor, eps: Any
     """Return ε‖∇ₓℓ‖₂ = max {δᵀ∇ₓℓ : ‖δ‖₂ <= ε}.
 
     Proof: Cauchy-Schwarz, with equality at δ = ε∇ₓℓ/‖∇ₓℓ‖₂.
+
+    Examples
+    --------
+    >>> import torch
+    >>> W = torch.tensor([[3.0, 0.0], [0.0, -4.0]])
+    >>> X, y = torch.zeros(1, 2), torch.tensor([0])
+    >>> first_order_l2(lambda X: X @ W.T, X, y, eps=0.1)
+    tensor([0.2500])
     """
     return eps * jacobian_norm(predict_logits, X, y, norm="l2", output="loss").sqrt()
 
@@ -47,6 +55,14 @@ def first_order_linf(predict_logits: PredictLogits, X: Tensor, y: Tensor, eps: A
     """Return ε‖∇ₓℓ‖₁ = max {δᵀ∇ₓℓ : ‖δ‖_∞ <= ε}.
 
     Proof: Hölder, with equality at δ = ε sign(∇ₓℓ).
+
+    Examples
+    --------
+    >>> import torch
+    >>> W = torch.tensor([[3.0, 0.0], [0.0, -4.0]])
+    >>> X, y = torch.zeros(1, 2), torch.tensor([0])
+    >>> first_order_linf(lambda X: X @ W.T, X, y, eps=0.1)
+    tensor([0.3500])
     """
     return eps * jacobian_norm(predict_logits, X, y, norm="l1", output="loss")
 
@@ -56,6 +72,14 @@ def weighted_spectral(predict_logits: PredictLogits, X: Tensor, y: Tensor, eps: 
 
     Proof: ‖Jᵀ(p - e_y)‖₂ <= σ_max(J)‖p - e_y‖₂ and ‖p - e_y‖₂² = (1 - p_y)² + Σ_{k≠y} p_k²
     <= 2(1 - p_y)².
+
+    Examples
+    --------
+    >>> import torch
+    >>> W = torch.tensor([[3.0, 0.0], [0.0, -4.0]])
+    >>> X, y = torch.zeros(1, 2), torch.tensor([0])
+    >>> weighted_spectral(lambda X: X @ W.T, X, y, eps=0.1)
+    tensor([0.2828])
     """
     return wrong_probability(predict_logits, X, y) * spectral(predict_logits, X, y, eps)
 
@@ -64,6 +88,14 @@ def spectral(predict_logits: PredictLogits, X: Tensor, y: Tensor, eps: Any) -> T
     """Return ε√2 σ_max(J) >= ε√2(1 - p_y) σ_max(J).
 
     Proof: p_y >= 0.
+
+    Examples
+    --------
+    >>> import torch
+    >>> W = torch.tensor([[3.0, 0.0], [0.0, -4.0]])
+    >>> X, y = torch.zeros(1, 2), torch.tensor([0])
+    >>> spectral(lambda X: X @ W.T, X, y, eps=0.1)
+    tensor([0.5657])
     """
     return eps * SQRT2 * jacobian_norm(predict_logits, X, y, norm="spectral")
 
@@ -72,6 +104,14 @@ def frobenius(predict_logits: PredictLogits, X: Tensor, y: Tensor, eps: Any) -> 
     """Return ε√2‖J‖_F >= ε√2 σ_max(J).
 
     Proof: ‖J‖_F² is the sum of the squares of all singular values.
+
+    Examples
+    --------
+    >>> import torch
+    >>> W = torch.tensor([[3.0, 0.0], [0.0, -4.0]])
+    >>> X, y = torch.zeros(1, 2), torch.tensor([0])
+    >>> frobenius(lambda X: X @ W.T, X, y, eps=0.1)
+    tensor([0.7071])
     """
     return eps * SQRT2 * jacobian_norm(predict_logits, X, y, norm="l2").sqrt()
 
@@ -83,6 +123,14 @@ def squared_frobenius(
 
     Proof: 2τ‖J‖_F <= τ² + ‖J‖_F², with equality at τ = ‖J‖_F. With one τ for all samples the
     mean is smallest at τ² = Σ ε‖J‖_F² / Σ ε (`optimal_tau`), which None takes.
+
+    Examples
+    --------
+    >>> import torch
+    >>> W = torch.tensor([[3.0, 0.0], [0.0, -4.0]])
+    >>> X, y = torch.zeros(1, 2), torch.tensor([0])
+    >>> squared_frobenius(lambda X: X @ W.T, X, y, eps=0.1, tau=1.0)
+    tensor([1.8385])
     """
     squares = jacobian_norm(predict_logits, X, y, norm="l2")
     tau = optimal_tau(squares, eps) if tau is None else tau
@@ -90,7 +138,14 @@ def squared_frobenius(
 
 
 def optimal_tau(squares: Tensor, eps: Any = 1.0) -> float:
-    """Return the τ that minimizes mean ε(τ + ‖J‖_F²/τ), √(Σ ε‖J‖_F² / Σ ε), for squares ‖J‖_F²."""
+    """Return the τ that minimizes mean ε(τ + ‖J‖_F²/τ), √(Σ ε‖J‖_F² / Σ ε), for squares ‖J‖_F².
+
+    Examples
+    --------
+    >>> import torch
+    >>> round(optimal_tau(torch.tensor([9.0, 16.0])), 4)
+    3.5355
+    """
     share = torch.as_tensor(eps, dtype=squares.dtype, device=squares.device).expand_as(squares)
     if not bool(share.any()):  # nothing moves, and any τ will do
         share = torch.ones_like(squares)
@@ -104,6 +159,14 @@ def weighted_cross_lipschitz(
     """Return ε(1 - p_y) max_k ‖J_k - J_y‖₁ >= ε‖∇ₓℓ‖₁.
 
     Proof: ‖Σ_k p_k (J_k - J_y)‖₁ <= Σ_{k≠y} p_k ‖J_k - J_y‖₁, and Σ_{k≠y} p_k = 1 - p_y.
+
+    Examples
+    --------
+    >>> import torch
+    >>> W = torch.tensor([[3.0, 0.0], [0.0, -4.0]])
+    >>> X, y = torch.zeros(1, 2), torch.tensor([0])
+    >>> weighted_cross_lipschitz(lambda X: X @ W.T, X, y, eps=0.1)
+    tensor([0.3500])
     """
     return wrong_probability(predict_logits, X, y) * cross_lipschitz(predict_logits, X, y, eps)
 
@@ -112,6 +175,14 @@ def cross_lipschitz(predict_logits: PredictLogits, X: Tensor, y: Tensor, eps: An
     """Return ε max_k ‖J_k - J_y‖₁ >= ε(1 - p_y) max_k ‖J_k - J_y‖₁.
 
     Proof: p_y >= 0.
+
+    Examples
+    --------
+    >>> import torch
+    >>> W = torch.tensor([[3.0, 0.0], [0.0, -4.0]])
+    >>> X, y = torch.zeros(1, 2), torch.tensor([0])
+    >>> cross_lipschitz(lambda X: X @ W.T, X, y, eps=0.1)
+    tensor([0.7000])
     """
     return eps * jacobian_norm(predict_logits, X, y, norm="cross_lipschitz")
 
@@ -120,6 +191,14 @@ def columns(predict_logits: PredictLogits, X: Tensor, y: Tensor, eps: Any) -> Te
     """Return ε√2‖J‖_{2,1} = ε√2 Σ_j ‖J_·j‖₂ >= ε max_k ‖J_k - J_y‖₁.
 
     Proof: |J_kj - J_yj| = |(e_k - e_y)ᵀJ_·j| <= √2‖J_·j‖₂ in every column j.
+
+    Examples
+    --------
+    >>> import torch
+    >>> W = torch.tensor([[3.0, 0.0], [0.0, -4.0]])
+    >>> X, y = torch.zeros(1, 2), torch.tensor([0])
+    >>> columns(lambda X: X @ W.T, X, y, eps=0.1)
+    tensor([0.9899])
     """
     return eps * SQRT2 * jacobian_norm(predict_logits, X, y, norm="l21")
 
@@ -128,12 +207,27 @@ def entrywise(predict_logits: PredictLogits, X: Tensor, y: Tensor, eps: Any) -> 
     """Return ε‖J‖_{1,1} = ε Σ_kj |J_kj| >= ε max_k ‖J_k - J_y‖₁.
 
     Proof: ‖J_k - J_y‖₁ <= ‖J_k‖₁ + ‖J_y‖₁, two of the rows that ‖J‖_{1,1} adds.
+
+    Examples
+    --------
+    >>> import torch
+    >>> W = torch.tensor([[3.0, 0.0], [0.0, -4.0]])
+    >>> X, y = torch.zeros(1, 2), torch.tensor([0])
+    >>> entrywise(lambda X: X @ W.T, X, y, eps=0.1)
+    tensor([0.7000])
     """
     return eps * jacobian_norm(predict_logits, X, y, norm="l1")
 
 
 def wrong_probability(predict_logits: PredictLogits, X: Tensor, y: Tensor) -> Tensor:
-    """Return 1 - p_y = Σ_{k≠y} p_k of each sample, exact also where it is tiny."""
+    """Return 1 - p_y = Σ_{k≠y} p_k of each sample, exact also where it is tiny.
+
+    Examples
+    --------
+    >>> import torch
+    >>> wrong_probability(lambda X: X, torch.zeros(1, 4), torch.tensor([0]))
+    tensor([0.7500])
+    """
     with frozen(predict_logits), torch.no_grad():
         p = predict_logits(X).softmax(1)
     return p.scatter(1, y.unsqueeze(1), 0.0).sum(1)

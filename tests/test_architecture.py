@@ -14,6 +14,8 @@ import pytest
 import skjacobian
 import skjacobian.attacks
 import skjacobian.objectives
+from skjacobian import losses, theory
+from skjacobian.datasets import load_mnist, make_separated
 from skjacobian.differentiable import as_torch
 from skjacobian.jacobian import jacobian_norm
 
@@ -241,27 +243,39 @@ def test_importing_the_package_loads_no_matplotlib_and_draws_no_random_numbers()
     assert result.returncode == 0, result.stderr
 
 
+# Base classes cannot be used by themselves, and results are not made.
+WITHOUT_EXAMPLE = {
+    *("Attack", "Objective"),
+    *("Found", "ObjectiveValue", "RobustnessReport", "Stage", "__version__"),
+}
+
+
 def public_api():
-    for package in (skjacobian, skjacobian.attacks):
+    for package in (skjacobian, skjacobian.attacks, skjacobian.objectives):
         for name in package.__all__:
-            # The base class of the attacks cannot be used by itself, results are not made.
-            if name not in ("__version__", "Attack", "Found", "Stage", "RobustnessReport", "Flag"):
+            if name not in WITHOUT_EXAMPLE:
                 yield pytest.param(getattr(package, name), id=f"{package.__name__}.{name}")
-    yield pytest.param(jacobian_norm, id="jacobian_norm")
-    yield pytest.param(as_torch, id="as_torch")
+    for function in (jacobian_norm, as_torch, load_mnist, make_separated):
+        yield pytest.param(function, id=function.__name__)
 
 
-@pytest.mark.parametrize("public", list(public_api()))
+def public_functions(module):
+    for name, function in inspect.getmembers(module, inspect.isfunction):
+        if function.__module__ == module.__name__ and not name.startswith("_"):
+            yield pytest.param(function, id=f"{module.__name__}.{name}")
+
+
+@pytest.mark.parametrize(
+    "public", [*public_api(), *public_functions(losses), *public_functions(theory)]
+)
 def test_the_public_api_is_documented_with_an_example(public):
-    docstring = inspect.getdoc(public)
-    assert "Examples\n--------\n>>> " in docstring
-    assert "Parameters\n----------\n" in docstring
+    assert "Examples\n--------\n>>> " in inspect.getdoc(public)
 
 
 @pytest.mark.parametrize("public", list(public_api()))
 def test_every_parameter_of_the_public_api_is_documented(public):
-    docstring = inspect.getdoc(public)
-    section = docstring.split("Parameters\n----------\n")[1].split("\n\n")[0]
+    _, _, after = inspect.getdoc(public).partition("Parameters\n----------\n")
+    section = after.split("\n\n")[0]
     documented = {
         name.strip().lstrip("*")
         for line in section.replace("\\\n", " ").splitlines()

@@ -26,6 +26,17 @@ class AdversarialTraining(Objective):
         of the data.
     objective : Objective
         What is evaluated at the perturbed samples.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skjacobian.attacks import FGSM
+    >>> from skjacobian.objectives import CrossEntropy
+    >>> W, X, y = torch.tensor([[1.0], [-1.0]]), torch.ones(1, 1), torch.tensor([0])
+    >>> objective = AdversarialTraining(attack=FGSM(eps=0.5), objective=CrossEntropy())
+    >>> value = objective(lambda X: X @ W.T, X, y, generator=torch.Generator())
+    >>> value.logits
+    tensor([[ 0.5000, -0.5000]])
     """
 
     def __init__(self, *, attack: Attack, objective: Objective) -> None:

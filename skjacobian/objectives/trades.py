@@ -29,6 +29,17 @@ class TRADES(Objective):
         What is evaluated at the clean samples.
     beta : float, default=6.0
         β; 6 is the authors' choice.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skjacobian.attacks import PGD
+    >>> from skjacobian.objectives import CrossEntropy
+    >>> W, X, y = torch.tensor([[1.0], [-1.0]]), torch.zeros(1, 1), torch.tensor([0])
+    >>> objective = TRADES(attack=PGD(eps=0.5), objective=CrossEntropy())
+    >>> value = objective(lambda X: X @ W.T, X, y, generator=torch.Generator())
+    >>> value.loss  # log 2 + 6 KL((0.5, 0.5) ‖ (0.73, 0.27))
+    tensor([1.4138])
     """
 
     def __init__(self, *, attack: Attack, objective: Objective, beta: Any = 6.0) -> None:
