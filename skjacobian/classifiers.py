@@ -270,6 +270,12 @@ class JacobianRegularizedClassifier(RobustClassifier):
 class AdversarialClassifier(RobustClassifier):
     """Neural network trained on attacked samples.
 
+    Minimizes the mean of max_δ ℓ(x + δ) by "pgd" and "fgsm", adversarial training (Madry et
+    al., arXiv 1706.06083), or of ℓ(x) + β max_δ KL(p(x) ‖ p(x + δ)) by "trades" (Zhang et al.,
+    arXiv 1901.08573). Here ‖δ / feature_scale‖ <= eps, p is the softmax of the logits, and ℓ is
+    cross-entropy, plus λ‖J‖ where `lam` is not 0. An attack finds the δ of each sample, seldom
+    the worst: measure the result with `RobustScorer`.
+
     Parameters
     ----------
     module : {"mlp", "cnn"}, nn.Module subclass or callable, default="mlp"
@@ -391,6 +397,11 @@ class AdversarialClassifier(RobustClassifier):
     --------
     JacobianRegularizedClassifier : Penalizes the Jacobian instead, for less time.
     RobustScorer : Measures accuracy under attack.
+
+    References
+    ----------
+    Madry et al., arXiv 1706.06083. Wong, Rice & Kolter, arXiv 2001.03994. Zhang et al.,
+    arXiv 1901.08573.
 
     Examples
     --------
