@@ -273,8 +273,8 @@ class AdversarialClassifier(RobustClassifier):
     Minimizes the mean of max_δ ℓ(x + δ) by "pgd" and "fgsm", adversarial training (Madry et
     al., arXiv 1706.06083), or of ℓ(x) + β max_δ KL(p(x) ‖ p(x + δ)) by "trades" (Zhang et al.,
     arXiv 1901.08573). Here ‖δ / feature_scale‖ <= eps, p is the softmax of the logits, and ℓ is
-    cross-entropy, plus λ‖J‖ where `lam` is not 0. An attack finds the δ of each sample, seldom
-    the worst: measure the result with `RobustScorer`.
+    cross-entropy; a `lam` above 0 adds λ‖J‖ at the point at which ℓ is taken. A gradient attack
+    finds the δ of each sample, not always the worst: measure the result with `RobustScorer`.
 
     Parameters
     ----------
