@@ -30,7 +30,9 @@ class AttackedColumns:
     ----------
     table : Table
     categories : list of int
-        Columns that an adversary cannot change, because they hold no numbers or are encoded.
+        Columns that hold no numbers or are encoded, so that an adversary cannot change them.
+    encoded : list of int
+        Those that an encoder reads.
     unread : list of int
         Columns that the classifier drops: what cannot change there is no matter.
     is_reordered : bool
@@ -39,6 +41,7 @@ class AttackedColumns:
 
     table: Table
     categories: list[int]
+    encoded: list[int]
     unread: list[int]
     is_reordered: bool
 
@@ -59,7 +62,7 @@ class AttackedColumns:
             mutable = mutable_by_name(mutable, columns)
             feature_scale = values_by_name(feature_scale, columns)
             bounds = bounds_by_name(bounds, columns)
-        self._check_no_categories(mutable)
+        self._check_no_categories(mutable, constraints)
         return {
             "norm": norm,
             "eps": eps,
@@ -69,9 +72,14 @@ class AttackedColumns:
             "constraints": self._constraints(constraints),
         }
 
-    def _check_no_categories(self, mutable: Any) -> None:
-        mask = resolve_mutable(mutable, self.table.tensor)
-        chosen = [] if mask is None else [j for j in self.categories if mask.flatten()[j]]
+    def _held(self, constraints: FeatureConstraints | None) -> list[int]:
+        """Return the categories, but not the columns of bool that one-hot groups name."""
+        switches = one_hot_switches(self.table, constraints, self._names())
+        return [j for j in self.categories if j not in switches or j in self.encoded]
+
+    def _check_no_categories(self, mutable: Any, constraints: FeatureConstraints | None) -> None:
+        mask, held = resolve_mutable(mutable, self.table.tensor), self._held(constraints)
+        chosen = [] if mask is None else [j for j in held if mask.flatten()[j]]
         if chosen:
             shown = _names_of(chosen, self.table.columns)
             raise ValueError(
@@ -84,7 +92,7 @@ class AttackedColumns:
         if constraints is None and not self.categories and not self.table.integer:
             return None
         return (constraints or FeatureConstraints()).by_index(
-            self._names(), immutable=self.categories, integer=self.table.integer
+            self._names(), immutable=self._held(constraints), integer=self.table.integer
         )
 
     def unsaid_categories(self, mutable: Any, constraints: FeatureConstraints | None) -> str:
@@ -92,8 +100,9 @@ class AttackedColumns:
         if mutable is not None:
             return ""
         said = [] if constraints is None else constraints.by_index(self._names()).immutable
-        unsaid = [j for j in self.categories if j not in said and j not in self.unread]
-        return _shown(unsaid, self.table.columns)
+        held = self._held(constraints)
+        unsaid = [j for j in held if j not in said and j not in self.unread]
+        return shown_names(unsaid, self.table.columns)
 
     def stuck(self, attack: Attack, constraints: FeatureConstraints | None) -> str:
         """Say, if so, what cannot change at this radius although nobody said that it cannot."""
@@ -109,6 +118,33 @@ class AttackedColumns:
 
     def _names(self) -> Any:
         return self.table.columns or range(self.table.tensor[0].numel())
+
+
+def held_fixed(columns: str) -> str:
+    """Say that columns are held fixed although nobody said that they are."""
+    return (
+        f"Got X whose columns ({columns}) hold categories and are held fixed: who can change them "
+        "may do better. FeatureConstraints(immutable=[...]) rules that out; one_hot=[[...]] makes "
+        "columns of bool the categories of a group."
+    )
+
+
+def one_hot_switches(
+    table: Table, constraints: FeatureConstraints | None, names: Sequence[Any]
+) -> set[int]:
+    """Return the columns of bool that one-hot groups name, as of `pandas.get_dummies`.
+
+    Their codes are the numbers 0 and 1, so that the adversary may choose among the categories.
+    """
+    if constraints is None:
+        return set()
+    groups = constraints.by_index(names).one_hot
+    return {j for group in groups for j in group if _is_bool(table, j)}
+
+
+def _is_bool(table: Table, column: int) -> bool:
+    known = table.categories.get(column)
+    return getattr(getattr(known, "dtype", None), "kind", None) == "b"
 
 
 def in_the_order_of_fit(estimator: Any, X: Any) -> Any:
@@ -181,15 +217,15 @@ def stuck(
         )
     if few := [j for j in integer if lost.flatten()[j]]:
         return (
-            f"at which columns of an integer type ({_shown(few, names)}) cannot change, or by "
+            f"at which columns of an integer type ({shown_names(few, names)}) cannot change, or by "
             "less than two thirds of eps·feature_scale: whole numbers change by whole numbers. "
             "Cast them to float if they can take any value."
         )
     if rounded := [j for j in _rounded(attack, X) if j not in unread]:
         return (
-            f"at which columns ({_shown(rounded, names)}) cannot change, or by clearly less than "
-            f"eps·feature_scale: beside their numbers it is lost in the rounding of {X.dtype}. "
-            "Cast them to a wider type, or subtract an offset."
+            f"at which columns ({shown_names(rounded, names)}) cannot change, or by clearly less "
+            f"than eps·feature_scale: beside their numbers it is lost in the rounding of "
+            f"{X.dtype}. Cast them to a wider type, or subtract an offset."
         )
     return ""
 
@@ -221,7 +257,7 @@ def _names_of(columns: Sequence[int], names: Sequence[Any] | None) -> list[Any]:
     return list(columns) if names is None else [names[j] for j in columns]
 
 
-def _shown(columns: Sequence[int], names: Sequence[Any] | None) -> str:
+def shown_names(columns: Sequence[int], names: Sequence[Any] | None) -> str:
     """Return the names of columns, not too many of them, for a message."""
     shown = list(map(str, _names_of(columns, names)))
     return ", ".join(shown[:10]) + (", …" if shown[10:] else "")

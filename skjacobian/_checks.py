@@ -37,6 +37,10 @@ MEANINGS = {
     "huge radius": "Raised if more samples stand than a constant classifier would get right, "
     "at a radius at which anything can become anything. The attack does not work on this model, "
     "or the model does not use the features that may change.",
+    "units": "Raised if the radius lets every sample become any other; or, where no scale was "
+    "said, lets some features take any value of theirs and changes others by less than 1 % of "
+    'their range. eps is in the units of X, which feature_scale="std" or the scale of '
+    "constraints replaces by those of each feature.",
     "bounds": "Raised if clean samples lie outside `bounds`, which are in the units of X. They "
     "are counted as fooled.",
     "torch view": "Raised if the classifier's own predict is right where the torch view that was "
@@ -84,6 +88,7 @@ class Checks:
             self.black_box(),
             self.convergence(),
             self.huge_radius(),
+            self.units(),
             _flag("bounds", int((~inside).sum()), f"{(~inside).sum()} of {len(inside)} samples"),
             self.torch_view(),
             self.output(),
@@ -188,6 +193,29 @@ class Checks:
         detail = f"{share:.3f} of {len(self.checked)} samples stand at eps={eps:.4g}"
         return _flag("huge radius", share > max(chance, 0.02) if len(counts) > 1 else 0, detail)
 
+    def units(self) -> Flag:
+        """A radius that is no radius for these features."""
+        X, attack = self.subject.X_tensor, self.attack
+        width, reach = resolve_feature_scale("range", X), attack.reach_of(X)
+        assert width is not None
+        free = (reach > 0) & (width > 0)
+        rules = None if attack.constraints is None else attack.constraints.resolve(X)
+        if rules is not None:  # whose numbers say what a change is
+            free &= ~rules.is_whole
+        n_any, n_little = (
+            int((free & is_so).sum()) for is_so in (reach >= width, reach < 0.01 * width)
+        )
+        diagonal = diagonal_of(width, attack.scale_of(X), attack.norm)
+        is_scaled = attack.feature_scale is not None or (
+            rules is not None and rules.scale is not None
+        )
+        raised = attack.eps >= diagonal > 0 or (not is_scaled and n_any > 0 and n_little > 0)
+        detail = (
+            f"eps={attack.eps:g} lets {n_any} of {int(free.sum())} features take any value of "
+            f"theirs, and {n_little} change by less than 1 % of their range"
+        )
+        return _flag("units", raised, detail)
+
     def torch_view(self) -> Flag:
         """Where predict and the view disagree."""
         fooled, right = self.perturbed.found.fooled.numpy(), self.perturbed.right
@@ -233,6 +261,11 @@ def radius_of_everything(X: Tensor, attack: Attack) -> float:
     if bounds is not None:
         diagonal = (bounds[1] - bounds[0]).expand_as(width)
         width = torch.where(diagonal.isfinite(), diagonal, width)
+    return diagonal_of(width, scale, attack.norm)
+
+
+def diagonal_of(width: Tensor, scale: Tensor | None, norm: str) -> float:
+    """Return the length of the diagonal of a box, in units of the scale; 0 does not count."""
     if scale is not None:
         width = torch.where(scale > 0, width / scale, 0.0)
-    return float(vector_norm(width.unsqueeze(0), attack.norm))
+    return float(vector_norm(width.unsqueeze(0), norm))

@@ -1,12 +1,15 @@
 """What both classifiers share besides prediction: parameters, checks, fitting."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from numbers import Integral, Real
 from typing import Any, Self
 
 import numpy as np
 import torch
 from sklearn.base import _fit_context
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import accuracy_score, check_scoring
 from sklearn.model_selection import train_test_split
 from sklearn.utils import Tags, _safe_indexing, check_random_state
@@ -21,6 +24,7 @@ from skjacobian._net import (
     OPTIMIZERS,
     ValidationScores,
     early_stopping,
+    predict_logits,
     train,
 )
 from skjacobian._prediction import NetClassifier
@@ -32,6 +36,7 @@ from skjacobian._training_data import (
     training_weights,
 )
 from skjacobian._validation import ScalarInterval, did_you_mean, reject, unwrap_scalar
+from skjacobian.exceptions import TrainingDivergedError
 from skjacobian.modules import MODULES
 from skjacobian.objectives import Objective
 
@@ -181,7 +186,8 @@ class RobustClassifier(NetClassifier):
         self
         """
         going_on = self.warm_start and hasattr(self, "net_")
-        return self._fit(X, y, sample_weight, fresh=not going_on)
+        with self._as_before_on_error():
+            return self._fit(X, y, sample_weight, fresh=not going_on)
 
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Self:
@@ -202,7 +208,24 @@ class RobustClassifier(NetClassifier):
         """
         self._check_partial_fit()
         fresh = not hasattr(self, "net_")
-        return self._fit(X, y, sample_weight, fresh=fresh, classes=classes, partial=True)
+        with self._as_before_on_error():
+            return self._fit(X, y, sample_weight, fresh=fresh, classes=classes, partial=True)
+
+    @contextmanager
+    def _as_before_on_error(self) -> Iterator[None]:
+        """Take back what a fit has learned where it raises, but for the weights before it diverged.
+
+        A mistake in a parameter costs no trained network, and makes no untrained one.
+        """
+        before = dict(self.__dict__)
+        try:
+            yield
+        except TrainingDivergedError:
+            raise
+        except Exception:
+            self.__dict__.clear()
+            self.__dict__.update(before)
+            raise
 
     def _check_partial_fit(self) -> None:
         """Raise for parameters that need more than a part of the data."""
@@ -258,7 +281,26 @@ class RobustClassifier(NetClassifier):
         )
         if len(held_out) and self.scoring is not None:
             self._warn_of_a_flat_score(self.history_[n_before:])
+        if not partial:
+            self._warn_of_a_constant(samples.X)
         return self
+
+    def _warn_of_a_constant(self, X: Tensor) -> None:
+        """Warn if the net answers all of the samples alike, as where training went wrong."""
+        spread = np.linspace(0, len(X) - 1, min(len(X), 200)).astype(int)
+        X = X[spread].cpu()
+        logits = predict_logits(self.net_, X, len(X))
+        # What all classes have in common is no matter.
+        ranges = np.ptp(logits - logits.mean(1, keepdims=True), axis=0)
+        if bool((X == X[:1]).all()) or ranges.max() >= 0.01:
+            return
+        warnings.warn(
+            f"{type(self).__name__} has learned nothing: the probabilities that it predicts are "
+            "the same for all samples. Scale the features (preprocessor=StandardScaler()), or lower "
+            "lr, eps or lam.",
+            ConvergenceWarning,
+            stacklevel=5,
+        )
 
     def _warn_of_a_flat_score(self, epochs: list[dict[str, Any]]) -> None:
         """Warn if the score that early stopping watched says nothing of what was learned."""
@@ -271,7 +313,7 @@ class RobustClassifier(NetClassifier):
                 "while accuracy rose, so early stopping kept the weights of the first. A scorer "
                 f"sees X as {type(self).__name__} gets it: behind a scaler in a pipeline, scaled.",
                 UserWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
 
     def _hold_out(
@@ -280,12 +322,18 @@ class RobustClassifier(NetClassifier):
         """Return the rows to train on, and those that early stopping watches."""
         if not self.early_stopping:
             return rows, rows[:0]
-        trained, held_out = train_test_split(
-            rows,
-            test_size=float(unwrap_scalar(self.validation_fraction)),
-            stratify=y[rows],
-            random_state=random_state,
-        )
+        share = float(unwrap_scalar(self.validation_fraction))
+        try:
+            trained, held_out = train_test_split(
+                rows, test_size=share, stratify=y[rows], random_state=random_state
+            )
+        except ValueError as error:
+            sizes = np.unique(y[rows], return_counts=True)[1]
+            raise ValueError(
+                f"Got early_stopping=True and validation_fraction={share:g} of {len(rows)} samples "
+                f"of {len(sizes)} classes, the smallest of {sizes.min()}, but expected at least 2 "
+                "samples of each class, and enough to train on and to hold out one of each."
+            ) from error
         return trained, held_out
 
     def _validate_training_data(

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.utils import assert_all_finite
 from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.validation import _check_sample_weight
 from torch import Tensor
@@ -44,9 +45,20 @@ def apply_class_weight(
 
 
 def as_tensor(X: np.ndarray, dtype: torch.dtype) -> Tensor:
-    """Return `X` as a CPU tensor, without a copy where numpy and torch allow it."""
+    """Return `X` as a CPU tensor, without a copy where numpy and torch allow it.
+
+    Raises
+    ------
+    ValueError
+        If finite numbers are too large for the dtype.
+    """
     X = np.ascontiguousarray(X)
-    return torch.from_numpy(X if X.flags.writeable else X.copy()).to(dtype)
+    tensor = torch.from_numpy(X if X.flags.writeable else X.copy())
+    converted = tensor.to(dtype)
+    if converted.dtype != tensor.dtype:
+        with np.errstate(invalid="ignore"):
+            assert_all_finite(converted.numpy(), input_name="X")
+    return converted
 
 
 def make_samples(

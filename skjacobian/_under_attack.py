@@ -14,7 +14,7 @@ from sklearn.utils import assert_all_finite, check_consistent_length, check_rand
 from sklearn.utils.validation import _check_n_features, check_is_fitted, column_or_1d
 from torch import Tensor, nn
 
-from skjacobian._attacked_columns import AttackedColumns, in_the_order_of_fit
+from skjacobian._attacked_columns import AttackedColumns, held_fixed, in_the_order_of_fit
 from skjacobian._rng import own_entropy
 from skjacobian._table import Table, as_pandas
 from skjacobian._validation import check_count_or_auto
@@ -116,9 +116,13 @@ class UnderAttack:
         _check_kind_of_labels(self.y, estimator.classes_)
         if isinstance(estimator, FittedModule):
             estimator.check_labels(self.y)
-        categories = sorted({*self.table.categories, *encoded_columns(estimator)})
+        encoded = encoded_columns(estimator)
         self.columns = AttackedColumns(
-            self.table, categories, unread_columns(estimator), is_reordered=X is not given
+            self.table,
+            categories=sorted({*self.table.categories, *encoded}),
+            encoded=encoded,
+            unread=unread_columns(estimator),
+            is_reordered=X is not given,
         )
         self.device = _device_of(self.view)
         given_size = check_count_or_auto("batch_size", batch_size)
@@ -153,13 +157,7 @@ class UnderAttack:
         armed.check_clean(self.X_tensor)
         said = (threat_model["mutable"], threat_model["constraints"])
         if not armed.eps_is_zero and (held := self.columns.unsaid_categories(*said)):
-            warnings.warn(
-                f"Got X whose columns ({held}) hold categories and are held "
-                "fixed: who can change them may do better. FeatureConstraints(immutable=[...]) "
-                "rules that out.",
-                AttackWarning,
-                stacklevel=3,
-            )
+            warnings.warn(held_fixed(held), AttackWarning, stacklevel=3)
         if stuck := self.columns.stuck(armed, threat_model["constraints"]):
             warnings.warn(f"Got eps={armed.eps!r}, {stuck}", AttackWarning, stacklevel=3)
         return self.where_defined(armed)

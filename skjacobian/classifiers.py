@@ -9,7 +9,7 @@ import torch
 from sklearn.utils._param_validation import RealNotInt, StrOptions
 from torch import Tensor
 
-from skjacobian._attacked_columns import stuck
+from skjacobian._attacked_columns import held_fixed, one_hot_switches, shown_names, stuck
 from skjacobian._estimator import TRAINING_CONSTRAINTS, RobustClassifier
 from skjacobian._table import Table
 from skjacobian._validation import ScalarInterval, reject, unwrap_scalar
@@ -546,8 +546,10 @@ class AdversarialClassifier(RobustClassifier):
             n_steps = int(unwrap_scalar(self.n_steps))
             attack = PGD(**shared, n_steps=n_steps, step_size=self.step_size)
         attack.check_clean(X)
+        if held := self._unsaid_held(names):
+            warnings.warn(held_fixed(held), AttackWarning, stacklevel=6)
         if cannot := self._stuck(attack, X.cpu()):
-            warnings.warn(f"Got eps={self.eps!r}, {cannot}", AttackWarning, stacklevel=5)
+            warnings.warn(f"Got eps={self.eps!r}, {cannot}", AttackWarning, stacklevel=6)
         if self.preprocessor is None:
             return attack
 
@@ -562,8 +564,11 @@ class AdversarialClassifier(RobustClassifier):
     ) -> tuple[np.ndarray, np.ndarray]:
         self._by_type: dict[str, list[int]] = {}
         if hasattr(X, "columns"):  # what scorers make of the types of a DataFrame's columns
+            check_constraints(self.constraints, self.feature_scale, self.bounds)
             table = Table(X)
-            self._by_type = {"immutable": sorted(table.categories), "integer": table.integer}
+            switches = one_hot_switches(table, self.constraints, table.columns or [])
+            held = sorted(set(table.categories) - switches)
+            self._by_type = {"immutable": held, "integer": table.integer}
         return super()._validate_training_data(X, y, reset=reset)
 
     def _fitted_constraints(self, X: Tensor) -> FeatureConstraints | None:
@@ -579,6 +584,12 @@ class AdversarialClassifier(RobustClassifier):
 
     def _names(self, X: Tensor) -> list[Any]:
         return list(getattr(self, "feature_names_in_", range(X.shape[1:].numel())))
+
+    def _unsaid_held(self, names: list[Any]) -> str:
+        """Return the names of the columns held fixed although nobody said that they are."""
+        said = self.constraints.by_index(names).immutable if self.constraints else []
+        unsaid = [j for j in self._by_type.get("immutable", []) if j not in said]
+        return shown_names(unsaid, names)
 
     def _stuck(self, attack: Attack, X: Tensor) -> str:
         """Say, if so, what cannot change at this radius although nobody said that it cannot."""

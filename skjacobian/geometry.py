@@ -293,6 +293,10 @@ class Ball:
             return torch.arange(self.X.shape[1:].numel(), device=self.X.device)
         return self.scale.expand(self.X.shape[1:]).flatten().nonzero().squeeze(1)
 
+    def of_free(self, gradient: Tensor) -> Tensor:
+        """Return a gradient with 0 at the features of scale 0, where it may be infinite."""
+        return gradient if self.scale is None else torch.where(self.scale > 0, gradient, 0.0)
+
     @property
     def has_few_features(self) -> bool:
         """Whether few features may change, as in a table."""

@@ -46,7 +46,9 @@ class RobustScorer(BaseEstimator):
         Norm of the perturbation.
     eps : float or sequence of float, default=0.1
         Radius: ‖(X_adv - X) / feature_scale‖ <= eps. Of several, each gets an entry of the
-        dict that is then returned: pass such a scorer as the only `scoring`, not in a dict.
+        dict that is then returned. `cross_validate`, `GridSearchCV` and `RandomizedSearchCV` take
+        such a scorer as the only `scoring`, not in a dict, and `refit` names an entry; what wants
+        one score, as `HalvingGridSearchCV` and `learning_curve`, does not.
     attack : {"pgd", "fgsm", "strong"} or Attack, default="pgd"
         How to search. "pgd" is quick, as a search over parameters needs; "strong" is a
         cascade of attacks for a figure to report (`skjacobian.attacks.Cascade`), and for whole
@@ -321,7 +323,9 @@ constraints, average, batch_size, random_state, verbose
 
 
 def _key(eps: float) -> str:
-    return f"robust_accuracy_eps{np.format_float_positional(eps, trim='-')}"
+    # What is typed: 0.3 of np.linspace(0, 0.3, 4) too, whose third is 0.19999999999999998.
+    shown = np.format_float_positional(eps, precision=12, fractional=False, trim="-")
+    return f"robust_accuracy_eps{shown}"
 
 
 def _is_sequence(eps: Any) -> bool:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import load_digits, load_iris, make_classification
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.experimental import enable_halving_search_cv  # noqa: F401
 from sklearn.inspection import permutation_importance
 from sklearn.linear_model import LogisticRegression
@@ -313,6 +314,7 @@ def test_strength_zero_is_plain_training(Classifier, iris):
         )
 
 
+@pytest.mark.filterwarnings("ignore:.*has learned nothing")  # of the strongest
 def test_a_stronger_penalty_gives_a_smaller_jacobian(digits):
     X, y = digits
     for norm in ("l2", "l1", "l21"):
@@ -833,6 +835,104 @@ def test_cuda_where_there_is_none_is_an_error():
 def test_a_module_instance_is_refused():
     with pytest.raises(TypeError, match="expected a class or a function that makes a module"):
         JacobianRegularizedClassifier(nn.Linear(4, 2)).fit(X_SMALL, Y_SMALL)
+
+
+@pytest.mark.parametrize(
+    ("share", "n", "said"),
+    [
+        (0.01, 150, "validation_fraction=0.01 of 150 samples of 3 classes, the smallest of 50"),
+        (0.1, 101, "validation_fraction=0.1 of 101 samples of 3 classes, the smallest of 1"),
+    ],
+)
+def test_too_few_samples_to_hold_out_are_an_error_that_says_so(iris, share, n, said):
+    X, y = iris
+    model = JacobianRegularizedClassifier(early_stopping=True, validation_fraction=share)
+    with pytest.raises(ValueError, match=f"Got early_stopping=True and {said}, but expected"):
+        model.fit(X[:n], y[:n])
+
+
+# --- mistakes cost no work ---------------------------------------------------------------
+
+MISTAKES = {
+    "bounds": {"bounds": (0, 1)},
+    "feature_scale": {"feature_scale": [1.0, 2.0]},
+    "constraints": {"constraints": FeatureConstraints(immutable=["no such column"])},
+    "callbacks": {"callbacks": ["no callback"]},
+    "class_weight": {"class_weight": {0: -1.0}},
+    "scoring": {"early_stopping": True, "scoring": "no such score"},
+    "a scorer that fails": {"early_stopping": True, "scoring": lambda *args: None},
+    "penalty": {"lam": 1.0, "penalty_norm": "l3"},
+}
+
+
+@pytest.mark.parametrize("warm_start", [False, True])
+@pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES)
+def test_a_fit_that_raises_leaves_what_was_before(mistake, warm_start, iris):
+    X, y = iris
+    params = {"eps": 0.1, "n_steps": 2, "warm_start": warm_start, **SMALL}
+    unfitted = AdversarialClassifier(**params).set_params(**mistake)
+    with pytest.raises((ValueError, TypeError)):
+        unfitted.fit(X, y)
+    assert not [name for name in vars(unfitted) if name.endswith("_")]
+    with pytest.raises(NotFittedError):
+        unfitted.predict(X)
+
+    fitted = AdversarialClassifier(**params).fit(X, y)
+    before, n_epochs = fitted.predict_proba(X), fitted.n_iter_
+    with pytest.raises((ValueError, TypeError)):
+        fitted.set_params(**mistake).fit(X, y)
+    if "early_stopping" not in mistake:  # which trains an epoch before it scores
+        np.testing.assert_array_equal(fitted.predict_proba(X), before)
+        assert fitted.n_iter_ == n_epochs
+    defaults = AdversarialClassifier(**params).get_params()
+    fitted.set_params(**{name: defaults[name] for name in mistake}).fit(X, y)
+    assert fitted.score(X, y) > 0.5
+
+
+def test_refitting_on_other_data_that_are_wrong_leaves_the_classes(iris):
+    X, y = iris
+    model = JacobianRegularizedClassifier(**SMALL).fit(X, y)
+    before = model.predict_proba(X)
+    with pytest.raises(ValueError, match="1 class"):
+        model.fit(X[:, :2], np.zeros(len(X)))
+    np.testing.assert_array_equal(model.classes_, [0, 1, 2])
+    np.testing.assert_array_equal(model.predict_proba(X), before)
+
+
+# --- nothing learned ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "shift", "factor"),
+    [
+        (JacobianRegularizedClassifier(random_state=0), 1e6, 1.0),
+        (JacobianRegularizedClassifier(random_state=0), 0.0, 1e-6),
+        (JacobianRegularizedClassifier(lam=1e4, random_state=0), 0.0, 1.0),
+        (AdversarialClassifier(eps=8, random_state=0), 0.0, 1.0),
+    ],
+    ids=["far from 0", "tiny", "lam", "eps"],
+)
+def test_a_classifier_that_has_learned_nothing_says_so(model, shift, factor, iris):
+    X, y = iris
+    with pytest.warns(ConvergenceWarning, match="has learned nothing") as caught:
+        model.fit(factor * X + shift, y)
+    assert caught[0].filename == __file__
+    assert np.ptp(model.predict_proba(factor * X + shift), axis=0).max() < 0.01
+
+
+def test_samples_that_are_all_alike_are_no_reason_to_warn():
+    X, y = np.ones((20, 3)), np.arange(20) % 2
+    JacobianRegularizedClassifier(**SMALL).fit(X, y)
+
+
+@pytest.mark.parametrize("ask", ["predict", "predict_proba", "decision_function"])
+def test_numbers_too_large_for_the_network_are_an_error(ask, iris):
+    X, y = iris
+    model = JacobianRegularizedClassifier(dtype="float32", **SMALL).fit(X, y)
+    with pytest.raises(ValueError, match=r"too large for dtype\('float32'\)"):
+        getattr(model, ask)(1e39 * X)
+    with pytest.raises(ValueError, match=r"too large for dtype\('float32'\)"):
+        model.fit(1e39 * X, y)
 
 
 def test_early_stopping_and_partial_fit_exclude_each_other():

@@ -172,6 +172,21 @@ def test_an_attack_that_meets_nan_says_so(attack, generator):
     assert found.no_gradient.tolist() == [True, False]
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+@pytest.mark.parametrize("attack", ["fgsm", "pgd", "strong"])
+def test_an_infinite_gradient_at_a_feature_that_cannot_change_is_no_matter(attack, norm):
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(4 * np.abs(rng.normal(size=(120, 3))), columns=list("abk"))
+    table["k"] = rng.integers(0, 3, 120).astype(float)  # whose root has no slope at 0
+    labels = (np.sqrt(table.a) + 0.5 * np.sqrt(table.k) > np.sqrt(table.b) + 0.3).astype(int)
+    roots = make_pipeline(FunctionTransformer(np.sqrt), StandardScaler(), LogisticRegression())
+    roots.fit(table, labels)
+    for threat in ({"mutable": ["a", "b"]}, {"constraints": FeatureConstraints(immutable=["k"])}):
+        scorer = RobustScorer(norm=norm, eps=0.5, attack=attack, **threat)
+        beside = scorer(roots, table.assign(k=table.k.clip(1e-12)), labels)
+        assert scorer(roots, table, labels) == beside
+
+
 def test_a_black_box_that_refuses_to_predict_is_not_asked():
     trees = GradientBoostingClassifier(n_estimators=20, random_state=0)  # know no NaN
     model = make_pipeline(FunctionTransformer(np.log), StandardScaler(), trees)

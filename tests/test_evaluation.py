@@ -21,7 +21,12 @@ from sklearn.svm import SVC
 from sklearn.tree import DecisionTreeClassifier
 from torch import nn
 
-from skjacobian import JacobianRegularizedClassifier, RobustScorer, evaluate_robustness
+from skjacobian import (
+    FeatureConstraints,
+    JacobianRegularizedClassifier,
+    RobustScorer,
+    evaluate_robustness,
+)
 from skjacobian.attacks import FGSM, PGD, RayS, Square
 from skjacobian.attacks.cascade import PLANS
 from skjacobian.differentiable import as_torch
@@ -159,7 +164,7 @@ def numbers(report):
 def test_a_sound_model_raises_no_flag(model, norm):
     report = evaluate(model, norm=norm, eps=EPS[norm])
     assert raised(report) == []
-    assert len(report.flags) == 12
+    assert len(report.flags) == 13
     assert 0.3 < report.robust_accuracy < report.accuracy
 
 
@@ -398,6 +403,28 @@ def test_probabilities_are_said_though_those_attacked_are_all_0_or_1():
     assert "output" in raised(report)
     assert detail(report, "output") == "the model returns probabilities"
     assert "PGD on cross-entropy leaves" in detail(report, "scale of the logits")
+
+
+@every_norm
+def test_a_radius_that_makes_anything_of_anything_is_said(model, norm):
+    width = np.linalg.norm(np.ptp(X, axis=0), ORDER[norm])
+    assert "units" not in raised(evaluate(model, norm=norm, eps=0.99 * width))
+    assert "units" in raised(evaluate(model, norm=norm, eps=1.01 * width))
+
+
+def test_features_of_unequal_units_are_said_unless_they_have_a_scale(model):
+    units = np.array([1.0, 1e-4, 1.0, 1e3])
+    scaled = make_pipeline(StandardScaler(), model.__class__(max_epochs=10, random_state=0))
+    scaled.fit(X * units, y)
+    report = evaluate(scaled, X * units, eps=0.1)
+    assert "units" in raised(report)
+    assert detail(report, "units") == (
+        "eps=0.1 lets 1 of 4 features take any value of theirs, and 1 change by less than 1 % of "
+        "their range"
+    )
+    said = FeatureConstraints(scale=dict(enumerate(units)))
+    for threat in ({"feature_scale": "std"}, {"constraints": said}, {"mutable": [0, 2, 3]}):
+        assert "units" not in raised(evaluate(scaled, X * units, eps=0.1, **threat))
 
 
 # --- closed forms -------------------------------------------------------------------------

@@ -201,10 +201,45 @@ def test_training_and_scoring_take_the_types_of_the_columns_alike():
     y = (frame.children + 3 * frame.smoker + frame.bmi > 3).astype(int)
     said = FeatureConstraints(immutable=["smoker"], integer=["children"])
     model = AdversarialClassifier(eps=0.6, n_steps=3, random_state=0, max_epochs=3)
-    with pytest.warns(AttackWarning, match=r"integer type \(children\) cannot change"):
+    with (
+        pytest.warns(AttackWarning, match=r"integer type \(children\) cannot change"),
+        pytest.warns(AttackWarning, match=r"columns \(smoker\) hold categories"),
+    ):
         by_type = model.fit(frame, y).predict_proba(frame)
     by_word = model.set_params(constraints=said).fit(frame, y).predict_proba(frame)
     np.testing.assert_array_equal(by_type, by_word)
+
+
+def test_dummies_of_bool_in_a_one_hot_group_are_those_of_numbers():
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"age": rng.normal(0, 1, 200), "job": rng.choice(list("abc"), 200)})
+    y = (frame.age + (frame.job == "a") > 0.3).astype(int)
+    group = [["job_a", "job_b", "job_c"]]
+    scorer = RobustScorer(eps=1, attack="strong", constraints=FeatureConstraints(one_hot=group))
+    found = []
+    for dtype in (bool, int):
+        dummies = pd.get_dummies(frame, dtype=dtype)
+        model = AdversarialClassifier(eps=1, random_state=0, max_epochs=5, n_steps=3)
+        model.set_params(constraints=scorer.constraints).fit(dummies, y)
+        linear = LogisticRegression().fit(dummies, y)
+        report = evaluate_robustness(linear, dummies, y, eps=1, constraints=scorer.constraints)
+        assert report.X_adv.dtypes["job_a"] == dtype
+        assert (report.X_adv[group[0]].sum(axis=1) == 1).all()
+        assert (report.X_adv[group[0]] != dummies[group[0]]).to_numpy().any()
+        found.append((model.predict_proba(dummies).tolist(), scorer(linear, dummies, y)))
+    assert found[0] == found[1]
+
+
+def test_dummies_of_bool_that_an_encoder_reads_stay_fixed():
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"age": rng.normal(0, 1, 60), "b": rng.random(60) < 0.5})
+    frame["not_b"] = ~frame.b
+    y = (frame.age + frame.b > 0.5).astype(int)
+    read = make_column_transformer((OneHotEncoder(), ["b"]), remainder="passthrough")
+    model = make_pipeline(read, LogisticRegression()).fit(frame, y)
+    constraints = FeatureConstraints(one_hot=[["b", "not_b"]])
+    with pytest.warns(AttackWarning, match=r"columns \(b\) hold categories and are held fixed"):
+        RobustScorer(eps=1, constraints=constraints)(model, frame, y)
 
 
 def test_training_says_that_nothing_can_change():

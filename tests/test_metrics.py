@@ -236,6 +236,13 @@ def test_it_does_not_rise_with_the_radius_and_comes_to_nothing(model, norm, atta
     assert values[-1] < 0.1
 
 
+def test_keys_are_the_radii_as_they_are_typed(model):
+
+    scores = RobustScorer(eps=np.linspace(0, 0.3, 4), n_steps=1)(model, X, y)
+    names = ("0", "0.1", "0.2", "0.3")
+    assert list(scores) == ["accuracy", *(f"robust_accuracy_eps{name}" for name in names)]
+
+
 def test_several_radii_give_what_each_gives_or_less(model):
     radii = (0.05, 0.2, 0.4)
     together = robust_accuracy_score(model, X, y, eps=radii, n_steps=5)

@@ -38,6 +38,9 @@ from skjacobian.jacobian._maps import ChannelScale, Dense
 from skjacobian.jacobian._stack import Stack, chain_of
 from skjacobian.layers import Rescaling
 
+# Raw units, where a preprocessor leaves them, are more than a few epochs can learn from.
+pytestmark = pytest.mark.filterwarnings("ignore:.*has learned nothing")
+
 CLASSIFIERS = [JacobianRegularizedClassifier, AdversarialClassifier]
 SMALL = {"module__hidden_units": (16,), "max_epochs": 3, "random_state": 0}
 UNITS = np.array([1.0, 0.02, 30.0, 1000.0])

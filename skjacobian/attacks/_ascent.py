@@ -117,7 +117,8 @@ class GradientAscent(LossAttack):
         with torch.enable_grad():
             X_adv, velocity = self._start(ball, generator), None
             for step in range(self._n_steps()):
-                velocity = self._velocity(velocity, input_gradient(loss, X_adv))
+                gradient = ball.of_free(input_gradient(loss, X_adv))
+                velocity = self._velocity(velocity, gradient)
                 X_adv = self._step(X_adv, self._direction(velocity), ball, step)
             return ball.valid(ball.enforce(X_adv))
 

@@ -162,7 +162,7 @@ class Search:
             seen.extend((logits.detach(), value.detach()))
             return value
 
-        gradient = input_gradient(loss_of, X_adv)
+        gradient = self.ball.of_free(input_gradient(loss_of, X_adv))
         found = self.safe_margin(seen[0])
         self.is_undefined[self.active] |= found.isnan()
         if not self.inspected:
