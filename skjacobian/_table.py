@@ -1,5 +1,6 @@
 """Tables as tensors: numbers as they are, anything else as codes, and back."""
 
+from collections import defaultdict
 from numbers import Real
 from typing import Any
 
@@ -56,29 +57,28 @@ class Table:
         )
         self.tensor = torch.from_numpy(np.array(values))
 
-    def _encoded(self) -> Any:
-        """Return the columns as numbers; a DataFrame of nothing else as it is."""
-        series = [_without_objects(self.X.iloc[:, j]) for j in range(self.X.shape[1])]
-        kinds = [getattr(column.dtype, "kind", "O") for column in series]
-        self.integer = [j for j, kind in enumerate(kinds) if kind in "iu"]
-        for j, kind in enumerate(kinds):
-            if kind not in "fiu":
-                codes, known = series[j].factorize(sort=kind == "b", use_na_sentinel=False)
-                if kind == "b" and len(known) == 1:  # its code is its value
-                    codes = codes + int(known[0])
-                    known = type(known)([False, True])
-                elif series[j].dtype == object:
-                    codes, known = _telling_none(series[j], codes, known)
-                self.categories[j] = known
-                series[j] = type(series[j])(codes, dtype=np.float32)
-        if not series:
-            return self.X
-        types = {str(column.dtype).lower() for column in series if column.dtype.kind == "f"}
-        whole = [series[j] for j in self.integer]
-        present = [c for column in whole if len(c := column.dropna())]
-        is_exact = all(c.min() > -(2**24) and c.max() < 2**24 for c in present)  # in float32
-        dtype = np.float32 if types == {"float32"} and is_exact else np.float64
-        return np.stack([c.to_numpy(dtype=dtype, na_value=np.nan) for c in series], axis=1)
+    def _encoded(self) -> np.ndarray:
+        """Return the columns as numbers, and remember their types."""
+        X = self.X
+        self._dtypes = list(X.dtypes)
+        self._plain = _columns_by_type(self._dtypes)
+        self._others = sorted({*range(len(self._dtypes))}.difference(*self._plain.values()))
+        self.integer = [j for j, dtype in enumerate(self._dtypes) if dtype.kind in "iu"]
+        values, dtypes = np.empty(X.shape), [*self._plain]
+        for columns in self._plain.values():
+            values[:, columns] = X.iloc[:, columns].to_numpy()
+        for j in self._others:
+            column = _without_objects(X.iloc[:, j])
+            if column.dtype.kind in "fiu":
+                values[:, j] = column.to_numpy(dtype=np.float64, na_value=np.nan)
+                dtypes.append(column.dtype)
+            else:
+                values[:, j], self.categories[j] = _coded(column)
+                dtypes.append(np.dtype(np.float32))
+        types = {str(dtype).lower() for dtype in dtypes if dtype.kind == "f"}
+        whole = np.nan_to_num(values[:, self.integer])
+        is_exact = bool((np.abs(whole) < 2**24).all())  # in float32
+        return values.astype(np.float32) if types == {"float32"} and is_exact else values
 
     def decode(self, values: np.ndarray, index: Any = None) -> Any:
         """Return numbers of shape (n_samples, *features) in the container that was given.
@@ -92,15 +92,43 @@ class Table:
         """
         if self.columns is None:
             return values
-        decoded = {}
-        for j, column in enumerate(values.T):
-            series = self.X.iloc[:, j]
-            if j in self.categories:
-                decoded[j] = type(series)(self.categories[j].take(column.astype(int)))
-            else:
-                decoded[j] = type(series)(column, dtype=_type_of(series, column))
-        frame = type(self.X)(decoded).set_axis(self.columns, axis=1)
+        import pandas as pd
+
+        blocks, others = self._blocks(values)
+        # Always a copy, as a classifier may write into what it is given.
+        parts = [
+            pd.DataFrame(values.T[columns].astype(dtype, copy=False).T, copy=False)
+            for dtype, columns in blocks.items()
+        ]
+        if len(others):
+            parts.append(pd.DataFrame({j: self._decoded(j, values[:, j]) for j in others}))
+        frame = parts[0]
+        if len(parts) > 1:
+            places = np.argsort(np.concatenate([*blocks.values(), others]))
+            frame = pd.concat(parts, axis=1, ignore_index=True).take(places, axis=1)
+        frame = type(self.X)(frame).set_axis(self.X.columns, axis=1)
         return frame if index is None else frame.set_axis(index, axis=0)
+
+    def _blocks(self, values: np.ndarray) -> tuple[dict[np.dtype, np.ndarray], np.ndarray]:
+        """Return the columns of each type that can be made at once, and the other ones."""
+        found: dict[np.dtype, list[np.ndarray]] = defaultdict(list)
+        others = [np.array(self._others, dtype=int)]
+        for dtype, columns in self._plain.items():
+            held = _holds(dtype, values, columns)
+            wider = found[values.dtype] if dtype.kind == "f" else others
+            found[dtype].append(columns[held])
+            wider.append(columns[~held])
+        joined = {dtype: np.sort(np.concatenate(columns)) for dtype, columns in found.items()}
+        blocks = {dtype: columns for dtype, columns in joined.items() if len(columns)}
+        return blocks, np.sort(np.concatenate(others))
+
+    def _decoded(self, j: int, values: np.ndarray) -> Any:
+        """Return the numbers of one column as a Series."""
+        import pandas as pd
+
+        if j in self.categories:
+            return pd.Series(self.categories[j].take(values.astype(int)))
+        return pd.Series(values, dtype=_type_of(self._dtypes[j], values))
 
     def rows(self, chosen: np.ndarray, values: np.ndarray) -> Any:
         """Return numbers in the place of those of chosen rows, whose index they get."""
@@ -139,6 +167,26 @@ def _without_objects(column: Any) -> Any:
     return column.astype(np.float64)
 
 
+def _columns_by_type(dtypes: list[Any]) -> dict[np.dtype, np.ndarray]:
+    """Return the columns of each of numpy's types of numbers, which can be made at once."""
+    found = defaultdict(list)
+    for j, dtype in enumerate(dtypes):
+        if isinstance(dtype, np.dtype) and dtype.kind in "fiu":
+            found[dtype].append(j)
+    return {dtype: np.array(columns) for dtype, columns in found.items()}
+
+
+def _coded(column: Any) -> tuple[np.ndarray, Any]:
+    """Return codes for the values of a column, and what they stand for."""
+    is_truth = column.dtype.kind == "b"
+    codes, known = column.factorize(sort=is_truth, use_na_sentinel=False)
+    if is_truth and len(known) == 1 and not known.hasnans:  # its code is its value
+        return codes + int(known[0]), type(known)([False, True], dtype=known.dtype)
+    if column.dtype == object:
+        return _telling_none(column, codes, known)
+    return codes, known
+
+
 def _telling_none(column: Any, codes: np.ndarray, known: Any) -> tuple[np.ndarray, Any]:
     """Give None a code of its own: pandas knows one missing value, and encoders two."""
     is_none = np.array([value is None for value in column])
@@ -147,12 +195,18 @@ def _telling_none(column: Any, codes: np.ndarray, known: Any) -> tuple[np.ndarra
     return np.where(is_none, len(known), codes), type(known)([*known, None], dtype=object)
 
 
-def _type_of(series: Any, values: np.ndarray) -> Any:
-    """Return the type of a column if it can hold the numbers as they are, else a wider one."""
-    dtype = series.dtype
-    if dtype.kind == "f" and isinstance(dtype, np.dtype):
-        kept = np.array_equal(values.astype(dtype), values, equal_nan=True)
-        return dtype if kept else values.dtype
+def _holds(dtype: np.dtype, values: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Tell of which columns a type can hold the numbers as they are."""
+    if np.can_cast(values.dtype, dtype):
+        return np.ones(len(columns), dtype=bool)
+    wanted = values[:, columns]
+    with np.errstate(invalid="ignore"):  # NaN is no whole number
+        cast = wanted.astype(dtype)
+    return np.asarray(((cast == wanted) | np.isnan(cast)).all(axis=0))
+
+
+def _type_of(dtype: Any, values: np.ndarray) -> Any:
+    """Return the type of a column, or a wider one for whole numbers that it cannot hold."""
     if dtype.kind in "iu":
         limits = np.iinfo(getattr(dtype, "numpy_dtype", dtype))
         known = values[~np.isnan(values)]

@@ -119,10 +119,98 @@ def test_columns_of_equal_names_stay_apart():
     pd.testing.assert_frame_equal(Table(frame).decode(frame.to_numpy()), frame)
 
 
+def random_columns(rng, n):
+    """Columns of every type that tables hold."""
+    numbers, whole = rng.normal(size=n) * 10, rng.integers(0, 100, n)
+    present = rng.random(n) < 0.8
+    missing = np.where(present, numbers, np.nan)
+    floats = [pd.Series(missing).astype(dtype) for dtype in ("float16", "float32", "float64")]
+    integers = [pd.Series(whole).astype(dtype) for dtype in ("uint8", "int32", "int64")]
+    nullable = [
+        pd.Series(whole, dtype=dtype).where(present) for dtype in ("Int8", "Int64", "Float32")
+    ]
+    truths = [pd.Series(whole > 50), pd.Series(whole > 50, dtype="boolean").where(present)]
+    texts = np.where(present, rng.choice(["s", "l"], n), None)
+    categories = [
+        pd.Series(texts, dtype=object),
+        pd.Series(rng.choice(["s", "l"], n)),
+        pd.Series(pd.Categorical(texts, categories=["s", "m", "l"], ordered=True)),
+        pd.Series(pd.Categorical(whole)),
+        pd.Series(pd.Timestamp("2020-01-01") + pd.to_timedelta(whole, unit="D")),
+    ]
+    return [*floats, *integers, *nullable, *truths, *categories, pd.Series(numbers, dtype=object)]
+
+
+def random_frame(rng):
+    n = int(rng.integers(1, 9))
+    known = random_columns(rng, n)
+    chosen = rng.integers(0, len(known), rng.integers(1, 12))
+    names = [
+        [f"c{j}" for j in range(len(chosen))],
+        ["same"] * len(chosen),
+        pd.MultiIndex.from_product([["pair"], range(len(chosen))], names=["u", "v"]),
+        [j if j % 2 else str(j) for j in range(len(chosen))],
+    ]
+    frame = pd.concat([known[j] for j in chosen], axis=1)
+    frame.columns = pd.Index(names[rng.integers(len(names))])
+    return frame.set_axis(rng.permutation(n) + 5)
+
+
+def column_by_column(table, values):
+    """What `decode` returns, one Series after another."""
+    columns = []
+    for j, dtype in enumerate(table.X.dtypes):
+        if j in table.categories:
+            column = pd.Series(table.categories[j].take(values[:, j].astype(int)))
+        elif isinstance(dtype, np.dtype) and dtype.kind == "f":
+            narrow = pd.Series(values[:, j]).astype(dtype)
+            is_held = np.array_equal(narrow.astype(values.dtype), values[:, j], equal_nan=True)
+            column = narrow if is_held else pd.Series(values[:, j])
+        else:
+            column = pd.Series(values[:, j]).astype(dtype)
+        columns.append(column)
+    return pd.concat(columns, axis=1).set_axis(table.X.columns, axis=1)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_random_frames_come_back_and_are_made_as_column_by_column(seed):
+    rng = np.random.default_rng(seed)
+    frame = random_frame(rng)
+    table = Table(frame)
+    values = table.tensor.numpy().copy()
+    pd.testing.assert_frame_equal(table.decode(values, frame.index), frame)
+    chosen = rng.integers(0, len(frame), 5)
+    pd.testing.assert_frame_equal(table.rows(chosen, values[chosen]), frame.iloc[chosen])
+    floats = [j for j, dtype in enumerate(frame.dtypes) if dtype in ("f2", "f4", "f8")]
+    for moved in (floats, floats[::2]):
+        values[:, moved] += rng.normal(size=(len(values), len(moved))).astype(values.dtype)
+        decoded = table.decode(values)
+        pd.testing.assert_frame_equal(decoded, column_by_column(table, values), check_exact=True)
+
+
+@pytest.mark.parametrize("frame", [FRAME, FRAME[["income"]], FRAME[["small"]]])
+def test_who_writes_into_what_comes_back_changes_no_numbers(frame):
+    table = Table(frame)
+    values = table.tensor.numpy()
+    kept = values.copy()
+    decoded = table.decode(values)
+    decoded.iloc[:, :] = decoded.iloc[[2, 1, 0]].to_numpy()
+    np.testing.assert_array_equal(values, kept)
+
+
+def test_what_is_no_whole_number_in_a_column_of_integers_is_an_error():
+    table = Table(pd.DataFrame({"a": [1, 2], "b": [3, 4], "c": [0.5, 1.5]}))
+    with pytest.raises(ValueError, match="Trying to coerce float values to integers"):
+        table.decode(table.tensor.numpy() + np.array([0.0, 0.5, 0.5]))
+    with pytest.raises(ValueError, match="Cannot convert non-finite values"):
+        table.decode(table.tensor.numpy() * np.array([np.nan, 1.0, 1.0]))
+
+
 @pytest.mark.parametrize(
     ("X", "match"),
     [
         (pd.DataFrame({"a": []}), r"0 sample\(s\)"),
+        (pd.DataFrame(index=[0, 1]), r"0 feature\(s\)"),
         (pd.DataFrame({"a": [1.0, np.inf]}), "Input X contains infinity"),
         (
             np.array([["a"], ["b"]]),
