@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from skjacobian._table import Table
 from skjacobian.differentiable._projections import transform_view
-from skjacobian.differentiable._registry import View, is_dropped, view_of
+from skjacobian.differentiable._registry import WITHOUT_GRADIENTS, View, is_dropped, view_of
 from skjacobian.exceptions import NotDifferentiableError
 from skjacobian.model_modes import frozen
 
@@ -57,13 +57,17 @@ class Encoded(View):
         The columns of the table that it is given.
     as_series : bool
         Whether it is given a single column as such.
+    refusal : str
+        Why it has no view that could follow columns of numbers; empty for an encoder of
+        categories, which may look numbers up.
     """
 
     outputs: Tensor
 
-    def __init__(self, encoder: Any, columns: list[int], as_series: bool) -> None:
+    def __init__(self, encoder: Any, columns: list[int], as_series: bool, refusal: str) -> None:
         super().__init__()
         self.encoder, self.columns, self.as_series = encoder, columns, as_series
+        self.refusal = refusal
         # The values of each column, and the combinations of those of the columns before it
         # with its own.
         self.values: list[Tensor] = []
@@ -78,11 +82,10 @@ class Encoded(View):
             If that would fix columns of numbers, which no encoder of categories reads.
         """
         numbers = [j for j in self.columns if j not in table.categories]
-        if numbers and not is_encoder(self.encoder):
-            raise NotDifferentiableError(
-                f"Got columns {numbers} of numbers behind {type(self.encoder).__name__}, of which "
-                "no differentiable view is known."
-            )
+        if numbers and self.refusal:
+            names = numbers if table.columns is None else [table.columns[j] for j in numbers]
+            shown = ", ".join(map(str, names[:10])) + (", …" if names[10:] else "")
+            raise NotDifferentiableError(f"In columns of numbers ({shown}): {self.refusal}")
         self.values, self.combinations = [], []
         place = torch.zeros(len(table.tensor), dtype=torch.int64)
         for column in _comparable(table.tensor[:, self.columns]).T:
@@ -169,17 +172,22 @@ def _check_not_computed_with(view: Any, table: Table, columns: list[int]) -> Non
         raise NotDifferentiableError(
             f"Got columns {read} of categories that no encoder reads, but expected numbers (cast "
             "categories that are numbers to them) or OneHotEncoder, OrdinalEncoder or "
-            "TargetEncoder: no differentiable view is known of what else becomes of them."
+            "TargetEncoder: no differentiable view is known of what else becomes of them. "
+            f"{WITHOUT_GRADIENTS}"
         )
 
 
 def check_encodes_nothing(view: nn.Module, place: str) -> None:
     """Raise if a view looks columns up that are not those of X at the same places."""
-    if any(isinstance(part, Encoded) for part in view.modules()):
-        raise NotDifferentiableError(
-            f"Got an encoder inside {place}, but expected encoders in the first step, on columns "
-            "of X itself: elsewhere it is not known which columns they read."
-        )
+    for part in view.modules():
+        if isinstance(part, Encoded) and part.refusal and not part.as_series:  # not text
+            raise NotDifferentiableError(f"In {place}: {part.refusal}")
+        if isinstance(part, Encoded):
+            raise NotDifferentiableError(
+                f"Got an encoder inside {place}, but expected encoders in the first step, on "
+                "columns of X itself: elsewhere it is not known which columns they read. "
+                f"{WITHOUT_GRADIENTS}"
+            )
 
 
 def is_encoder(transformer: Any) -> bool:
@@ -257,16 +265,26 @@ def _branch(name: str, transformer: Any, columns: Any, indices: list[int]) -> nn
     """Return the view of the transformer of some columns, or look its outputs up."""
     if isinstance(transformer, str):  # "passthrough"
         return nn.Identity()
+    place = f"{name!r} of the column transformer"
     as_series = isinstance(columns, str | int)
-    if not is_encoder(transformer) and not as_series:
+    refusal = ""
+    if as_series and not is_encoder(transformer):
+        refusal = _refusal(place, f"Got the column {columns!r}, but expected [{columns!r}].")
+    elif not is_encoder(transformer):
         try:
             view = transform_view(transformer)
-        except NotDifferentiableError:
-            pass  # which may still be looked up, if it reads no numbers
+        except NotDifferentiableError as error:
+            refusal = _refusal(place, str(error))  # no matter where it reads no numbers
         else:
-            check_encodes_nothing(view, f"{name!r} of the column transformer")
+            check_encodes_nothing(view, place)
             return view
-    return Encoded(transformer, list(indices), as_series)
+    return Encoded(transformer, list(indices), as_series, refusal)
+
+
+def _refusal(place: str, reason: str) -> str:
+    """Return what to say of a transformer without a view, if it turns out to need one."""
+    hint = "" if WITHOUT_GRADIENTS in reason else f" {WITHOUT_GRADIENTS}"
+    return f"In {place}: {reason}{hint}"
 
 
 def _comparable(values: Tensor) -> Tensor:

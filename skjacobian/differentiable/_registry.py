@@ -21,6 +21,12 @@ from skjacobian.exceptions import NotDifferentiableError
 
 TensorFunction = Callable[[Tensor], Tensor]
 
+# What is left for what has no view.
+WITHOUT_GRADIENTS = (
+    "RobustScorer and evaluate_robustness with attack='strong', and robustness_curve, do without "
+    "gradients."
+)
+
 # The settings that the view of each scikit-learn type understands, or that do not matter
 # to a fitted object.
 SETTINGS: dict[type, frozenset[str]] = {}
@@ -69,8 +75,7 @@ def as_torch(estimator: Any) -> TensorFunction:
     raise NotDifferentiableError(
         f"Got an estimator of type {type(estimator).__name__}, of which no differentiable view "
         "is known. docs/tabular.md lists those that are; teach it others with "
-        "as_torch.register. RobustScorer and evaluate_robustness with attack='strong', and "
-        "robustness_curve, do without."
+        f"as_torch.register. {WITHOUT_GRADIENTS}"
     )
 
 

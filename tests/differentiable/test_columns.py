@@ -12,6 +12,7 @@ from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline, make_union
 from sklearn.preprocessing import (
+    FunctionTransformer,
     KBinsDiscretizer,
     OneHotEncoder,
     OrdinalEncoder,
@@ -177,11 +178,65 @@ def test_bins_of_numbers_are_no_categories_but_a_black_box():
         make_column_transformer((bins, ["income"]), (OneHotEncoder(), ["town"])),
         LogisticRegression(),
     ).fit(FRAME, Y)
-    with pytest.raises(NotDifferentiableError, match=r"columns \[2\] of numbers behind KBins"):
+    with pytest.raises(NotDifferentiableError, match=r"In columns of numbers \(income\): In 'kbi"):
         RobustScorer()(model, FRAME, Y)
     with pytest.warns(match="categories, weak attack"):
         report = evaluate_robustness(model, FRAME, Y, eps=1.0, n_queries=50)
     assert report.view == "black box, predict_proba"
+
+
+def squared(X):
+    return X**2
+
+
+BINS = KBinsDiscretizer(3, quantile_method="averaged_inverted_cdf")
+UNKNOWN_BRANCHES = {
+    "a pipeline": (
+        make_pipeline(SimpleImputer(), BINS),
+        NUMBERS,
+        r"In columns of numbers \(income, debt\): In 'pipeline' of the column transformer: In step "
+        r"'kbinsdiscretizer' of the pipeline: Got an estimator of type KBinsDiscretizer, of .*",
+    ),
+    "a function": (
+        FunctionTransformer(squared),
+        ["age"],
+        r"In columns of numbers \(age\): In 'functiontransformer' of the column transformer: Got "
+        r"FunctionTransformer\(func=squared\), but .*TORCH_FUNCTIONS\[func\] = .* ",
+    ),
+    "a single column": (
+        FunctionTransformer(pd.Series.to_frame),
+        "age",
+        r"In columns of numbers \(age\): In 'functiontransformer' of the column transformer: Got "
+        r"the column 'age', but expected \['age'\]\. ",
+    ),
+    "a column transformer": (
+        make_column_transformer((BINS, ["age"])),
+        ["age", "income"],
+        r"In 'columntransformer' of the column transformer: In 'kbinsdiscretizer' of the column "
+        r"transformer: Got an estimator of type KBinsDiscretizer, of .*",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN_BRANCHES)
+def test_what_no_view_is_known_of_is_named_with_its_columns_and_why(name):
+    transformer, columns, match = UNKNOWN_BRANCHES[name]
+    branches = make_column_transformer((transformer, columns), (OneHotEncoder(), ["town"]))
+    model = make_pipeline(branches, SimpleImputer(), LogisticRegression()).fit(FRAME, Y)
+    hint = "RobustScorer and evaluate_robustness with attack='strong', .* do without gradients"
+    with pytest.raises(NotDifferentiableError, match=match + hint):
+        RobustScorer()(model, FRAME, Y)
+    strong = RobustScorer(eps=0.0, attack="strong")(model, FRAME, Y)
+    assert strong == model.score(FRAME, Y)
+
+
+def test_columns_of_arrays_are_named_by_place_and_not_all_where_they_are_many():
+    X = RNG.normal(size=(N, 12))
+    model = make_pipeline(
+        make_column_transformer((BINS, list(range(12)))), LogisticRegression()
+    ).fit(X, Y)
+    with pytest.raises(NotDifferentiableError, match=r"numbers \(0, 1, .*, 8, 9, …\): In 'kbins"):
+        RobustScorer()(model, X, Y)
 
 
 def test_columns_may_be_encoded_in_the_first_step_alone():
