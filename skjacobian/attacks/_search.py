@@ -162,11 +162,12 @@ class Search:
             seen.extend((logits.detach(), value.detach()))
             return value
 
-        gradient = self.ball.of_free(input_gradient(loss_of, X_adv))
+        of_all = input_gradient(loss_of, X_adv)
+        gradient = self.ball.of_free(of_all)
         found = self.safe_margin(seen[0])
         self.is_undefined[self.active] |= found.isnan()
         if not self.inspected:
-            self._inspect(gradient, fooled=found > 0)
+            self._inspect(of_all, gradient, fooled=found > 0)
         return found, seen[1], gradient
 
     def record(self, X_adv: Tensor, found: Tensor, ended: Tensor) -> None:
@@ -220,11 +221,15 @@ class Search:
         reasons = (self.is_zero, self.is_not_finite, self.is_undefined)
         return Found(X_adv, best > 0, self.n_queries, *reasons, stages=tuple(self.stages))
 
-    def _inspect(self, gradient: Tensor, fooled: Tensor) -> None:
-        """Note the samples whose gradient gives the attack nothing to follow."""
-        largest = gradient.abs().flatten(1).amax(1)
+    def _inspect(self, of_all: Tensor, of_free: Tensor, fooled: Tensor) -> None:
+        """Note the samples whose gradient gives the attack nothing to follow.
+
+        Zero at all features: those that may change may well be those that do not matter. Not
+        finite at these.
+        """
+        largest, largest_free = (g.abs().flatten(1).amax(1) for g in (of_all, of_free))
         self.is_zero[self.active] = (largest == 0) & ~fooled
-        self.is_not_finite[self.active] = ~torch.isfinite(largest)
+        self.is_not_finite[self.active] = ~torch.isfinite(largest_free)
         self.inspected = True
 
     def warn_of_bad_gradients(self) -> None:

@@ -16,7 +16,7 @@ from skjacobian.attacks._search import Search
 from skjacobian.attacks.hotflip import HotFlip, flips_pay
 from skjacobian.constraints import FeatureConstraints
 from skjacobian.geometry import LARGEST_RADIUS, Ball
-from skjacobian.losses import soft_margin
+from skjacobian.losses import soft_margin, targeted_margin
 from skjacobian.model_modes import PredictLogits
 from skjacobian.norms import rows, vector_norm
 
@@ -29,6 +29,11 @@ FIRST = 1 / 16
 # no nearer than this share of the distance found.
 SHARE_OF_STEPS = 0.6
 NEARER = 0.999
+# Where few features may change, a search aims at each of the likeliest wrong classes, so many
+# and so briefly; and samples of which nothing was found get so many more starts.
+AIMED_CLASSES = 9
+AIMED_STEPS = 4
+MORE_RESTARTS = 4
 # Of how few features random points find what gradients lead past; how many a sample gets in
 # vain, and at all.
 PROBED_FEATURES = 20
@@ -58,6 +63,9 @@ class FMN(Attack):
       throughout: it is Newton's method for the radius at which the largest margin in the
       ball is 0, and converges in a few steps. It grows at most fourfold in one: on plateaus,
       which kernel machines have, the estimate leads far away from the data.
+    - Where at most 100 features may change, short searches towards each of the 9 likeliest wrong
+      classes follow, which is exact if the model is linear, and four more from random points for
+      samples of which nothing was found.
     - Where at most 20 features may change, random points follow, each no farther than what
       was found, until 50 in a row are in vain or 500 were tried; the search goes on from those
       that fooled. Gradients lead past the pockets of kernel machines, and see nothing on their
@@ -186,6 +194,10 @@ class FMN(Attack):
                     start = closest.start(search, restart, generator)
                     self._descend(search, closest, restart, start)
         search.all_balls = ball
+        if ball.has_few_features:
+            self._aim(search, closest)
+            self._restart_where_nothing_was_found(search, closest, generator)
+        search.eligible = eligible
         if len(ball.free_features()) <= PROBED_FEATURES and closest.probe(search, generator):
             self._descend(search, closest, 2, closest.X_adv[search.active])
         search.eligible = eligible
@@ -193,17 +205,38 @@ class FMN(Attack):
             closest.flip(search, generator)
         closest.record(search)
 
+    def _aim(self, search: Search, closest: "_Closest") -> None:
+        """Search towards each wrong class in turn, the likeliest first: exact if linear."""
+        n_wrong = search.n_wrong_classes()
+        for rank in range(min(AIMED_CLASSES, n_wrong) if n_wrong > 1 else 0):
+            if search.restart(rank):
+                self._descend(search, closest, 0, search.ball.X)
+
+    def _restart_where_nothing_was_found(
+        self, search: Search, closest: "_Closest", generator: torch.Generator
+    ) -> None:
+        eligible = search.eligible
+        # A seed for each: what one draws does not depend on who else is searched.
+        seeds = torch.randint(2**62, (MORE_RESTARTS,), generator=generator).tolist()
+        for seed in seeds:
+            search.eligible = eligible & closest.distance.isinf()
+            if search.restart():
+                start = closest.random(search, torch.Generator().manual_seed(seed))
+                self._descend(search, closest, 2, start)
+
     def _descend(self, search: Search, closest: "_Closest", restart: int, X_adv: Tensor) -> None:
         """Approach the boundary once from one start; algorithm 1 of the paper."""
-        n_steps = check_count("n_steps", self.n_steps)
+        is_aimed = search.target is not None
+        n_steps = AIMED_STEPS if is_aimed else check_count("n_steps", self.n_steps)
         for step in range(n_steps):
             progress = step / n_steps if restart == 0 else 1.0
-            found, _, gradient = search.gradient(X_adv, self._loss(search, progress))
+            found, value, gradient = search.gradient(X_adv, self._loss(search, progress))
             length = _length(search.ball, X_adv)
             closest.update(search, X_adv, found, length)
             size = closest.size[search.active]
-            radius = _newton(search.ball, X_adv, gradient, found, length, size)
-            if step >= SHARE_OF_STEPS * n_steps:
+            lead = value if is_aimed else found
+            radius = _newton(search.ball, X_adv, gradient, lead, length, size)
+            if is_aimed or step >= SHARE_OF_STEPS * n_steps:
                 search.done |= radius > NEARER * closest.distance[search.active]
             kept = search.drop(step)
             if kept is not None:
@@ -217,6 +250,8 @@ class FMN(Attack):
         closest.update(search, X_adv, search.margin(X_adv), _length(search.ball, X_adv))
 
     def _loss(self, search: Search, progress: float) -> Any:
+        if search.target is not None:
+            return partial(targeted_margin, y=search.y, target=search.target)
         hot, cold = self.TEMPERATURES
         return partial(soft_margin, y=search.y, temperature=hot * (cold / hot) ** progress)
 

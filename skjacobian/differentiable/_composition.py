@@ -132,7 +132,9 @@ def _(union: FeatureUnion) -> View:
             views[name] = nn.Identity()
         elif transformer != "drop":
             views[name] = _part(transform_view, transformer, f"{name!r} of the feature union")
-    return Union(list(views.values()), [weights.get(name, 1.0) for name in views])
+    # None is a weight of 1, as scikit-learn takes it.
+    factors = [1.0 if (w := weights.get(name)) is None else w for name in views]
+    return Union(list(views.values()), factors)
 
 
 @as_torch.register

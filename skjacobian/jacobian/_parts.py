@@ -103,7 +103,9 @@ def _values_and_gradients(
         with torch.enable_grad():
             value = linearization.part(samples, leaves).reduced(_on(values, V), reduction)
             total = value.sum() if weight is None else weight[samples] @ value
-            gradients = torch.autograd.grad(total, wanted, allow_unused=True) if wanted else ()
+            gradients: Sequence[Tensor | None] = [None] * len(wanted)
+            if wanted and total.requires_grad:
+                gradients = torch.autograd.grad(total, wanted, allow_unused=True)
         values[samples] += value.detach()
         for running, gradient in zip(sums, gradients, strict=True):
             if gradient is not None:

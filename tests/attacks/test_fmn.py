@@ -6,6 +6,7 @@ from sklearn.datasets import load_digits, make_moons
 from sklearn.naive_bayes import GaussianNB
 from sklearn.svm import SVC
 
+from skjacobian import geometry
 from skjacobian.attacks import FMN, PGD, fmn
 from skjacobian.attacks.fmn import _ascend
 from skjacobian.differentiable import as_torch
@@ -225,9 +226,41 @@ def test_nothing_beyond_the_largest_radius_is_found(norm):
     assert (distances[true <= eps] <= eps).all()
 
 
+@pytest.mark.parametrize(("n_classes", "n_features"), [(3, 8), (10, 20), (10, 64)])
+@pytest.mark.parametrize("norm", NORMS)
+def test_of_a_linear_model_of_several_classes_the_distances_are_exact(norm, n_classes, n_features):
+    W = torch.randn(n_classes, n_features, generator=seeded(1), dtype=torch.float64)
+    X = torch.randn(80, n_features, generator=seeded(2), dtype=torch.float64)
+    logits = X @ W.T
+    y = logits.argmax(1)
+    order = {"linf": 1, "l2": 2, "l1": torch.inf}[norm]
+    slopes = torch.linalg.vector_norm(W - W[y].unsqueeze(1), order, dim=2)
+    exact = ((logits.gather(1, y.unsqueeze(1)) - logits) / slopes).nan_to_num(torch.inf).amin(1)
+    distances = FMN(norm=norm).distances(lambda X: X @ W.T, X, y, generator=seeded())
+    assert (distances >= exact * (1 - 1e-9)).all()
+    assert (distances <= 1.0015 * exact).all()  # what is 0.1 % nearer is not looked for
+
+
+def test_more_starts_follow_where_nothing_was_found(monkeypatch):
+    X, y = load_digits(return_X_y=True)
+    model = as_torch(GaussianNB().fit(X[:900], y[:900]))  # has plateaus far from the data
+    X = torch.from_numpy(X[900:950])
+    y = model(X).argmax(1)
+
+    def n_found():
+        attack = FMN(n_restarts=1, bounds=(0, 16))
+        return int(attack.distances(model, X, y, generator=seeded()).isfinite().sum())
+
+    with_more = n_found()
+    monkeypatch.setattr(fmn, "AIMED_CLASSES", 0)
+    monkeypatch.setattr(fmn, "MORE_RESTARTS", 0)
+    assert with_more == len(X) > n_found()
+
+
 @pytest.mark.parametrize("norm", NORMS)
 def test_more_restarts_are_never_worse(norm, monkeypatch):
-    monkeypatch.setattr(fmn, "PROBED_FEATURES", 0)  # without points at random
+    monkeypatch.setattr(geometry, "FEW_FEATURES", 0)  # without what follows on restarts
+    monkeypatch.setattr(fmn, "PROBED_FEATURES", 0)
     net, X, y = plane_net(1)
     previous = torch.full((len(X),), torch.inf, dtype=torch.float64)
     for n_restarts in (1, 2, 4):
@@ -239,7 +272,8 @@ def test_more_restarts_are_never_worse(norm, monkeypatch):
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_the_second_search_begins_opposite_of_where_the_first_ended(norm, monkeypatch):
-    monkeypatch.setattr(fmn, "PROBED_FEATURES", 0)  # without points at random
+    monkeypatch.setattr(geometry, "FEW_FEATURES", 0)  # without what follows on restarts
+    monkeypatch.setattr(fmn, "PROBED_FEATURES", 0)
     model, asked = Linear(), []
 
     def spy(X):
@@ -319,7 +353,8 @@ def test_bad_parameters_are_rejected(params, message):
         FMN(**params)(*plane_net())
 
 
-def test_where_the_first_search_finds_nothing_others_begin_elsewhere():
+def test_where_the_first_search_finds_nothing_others_begin_elsewhere(monkeypatch):
+    monkeypatch.setattr(geometry, "FEW_FEATURES", 0)  # as of an image
     # Naive Bayes on raw pixels: steep cliffs, and plateaus far from the data.
     X, y = load_digits(return_X_y=True)
     model = as_torch(GaussianNB().fit(X[:900], y[:900]))

@@ -507,7 +507,7 @@ def test_discriminants_inside_must_be_fitted():
 # --- unions and pipelines -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("weights", [None, {"powers": 2.0, "X": -0.5}])
+@pytest.mark.parametrize("weights", [None, {"powers": 2.0, "X": -0.5}, {"powers": None, "X": 3}])
 def test_a_union(assert_transformer_view, weights):
     union = FeatureUnion(
         [

@@ -248,6 +248,16 @@ def test_parts_give_the_values_when_all_weights_are_frozen(name, engine, options
         agree(jacobian_norm(net, X, y, generator=seeded(), **options).detach(), expected)
 
 
+@pytest.mark.parametrize("engine", ["loop", "batched", "closed_form"])
+def test_parts_of_a_jacobian_that_no_trained_weight_changes(engine):
+    net = nn.Sequential(nn.Linear(4, 3)).double()
+    net[0].weight.requires_grad_(False)  # its bias is trained, of which J knows nothing
+    X = torch.randn(6, 4, generator=seeded(), dtype=torch.float64)
+    with room_for(1, net, X, engine):
+        norms = jacobian_norm(net, X, engine=engine, create_graph=True).detach()
+    torch.testing.assert_close(norms, net[0].weight.square().sum().expand(6))
+
+
 @every_option
 @both_engines
 def test_parts_can_be_differentiated_where_gradients_are_switched_off(engine, options):
