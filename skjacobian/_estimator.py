@@ -292,12 +292,12 @@ class RobustClassifier(NetClassifier):
         logits = predict_logits(self.net_, X, len(X))
         # What all classes have in common is no matter.
         ranges = np.ptp(logits - logits.mean(1, keepdims=True), axis=0)
-        if bool((X == X[:1]).all()) or ranges.max() >= 0.01:
+        if not bool((X != X[:1]).any()) or ranges.max() >= 0.01:
             return
         warnings.warn(
             f"{type(self).__name__} has learned nothing: the probabilities that it predicts are "
-            "the same for all samples. Scale the features (preprocessor=StandardScaler()), or lower "
-            "lr, eps or lam.",
+            "the same for all samples. Scale the features (preprocessor=StandardScaler()), or "
+            "lower lr, eps or lam.",
             ConvergenceWarning,
             stacklevel=5,
         )
