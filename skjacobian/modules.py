@@ -262,8 +262,14 @@ def make_module(
     ValueError
         If the output is not one logit for each class.
     """
+    factory = _factory(module)
+    try:
+        inspect.signature(factory).bind(**params)
+    except TypeError as error:
+        expected = "all of its parameters, each said as module__<parameter>=..."
+        raise TypeError(f"Got module={module!r}, but expected {expected}: {error}.") from error
     # Copies: training must not change what the user handed over, such as a trained backbone.
-    made = _factory(module)(**copy.deepcopy(params))
+    made = factory(**copy.deepcopy(params))
     if not isinstance(made, nn.Module):
         reject("module", module, f"something that makes an nn.Module, not {type(made).__name__}")
     if any(weight.is_complex() for weight in made.parameters()):

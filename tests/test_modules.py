@@ -292,3 +292,16 @@ def test_complex_weights_are_rejected():
     make = lambda: nn.Linear(4, 3, dtype=torch.cfloat)  # noqa: E731
     with pytest.raises(ValueError, match="expected one with real weights"):
         make_module(make, {}, dtype=torch.float32, input_shape=(4,), n_classes=3)
+
+
+def test_a_module_that_wants_more_than_the_data_say_is_an_error_that_tells_how():
+    def wants_width(n_features, n_classes, width):
+        return MLP(n_features, n_classes, hidden_units=width)
+
+    sizes = {"input_shape": (4,), "n_classes": 3}
+    params = module_params(wants_width, {}, **sizes)
+    expected = r"expected all of its parameters, each said as module__<parameter>=.*'width'"
+    with pytest.raises(TypeError, match=expected):
+        make_module(wants_width, params, dtype=torch.float32, **sizes)
+    params = module_params(wants_width, {"width": 5}, **sizes)
+    assert make_module(wants_width, params, dtype=torch.float32, **sizes)[1].out_features == 5
