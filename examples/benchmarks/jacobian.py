@@ -10,6 +10,7 @@ import argparse
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +25,9 @@ from torch.nn import functional as F
 
 from skjacobian import AdversarialClassifier, JacobianRegularizedClassifier
 from skjacobian.modules import CNN, MLP
+
+# Of random labels there is nothing to learn.
+warnings.filterwarnings("ignore", message=".*has learned nothing")
 
 WHOLE = {"penalty_samples": None}
 PENALTIES = {
