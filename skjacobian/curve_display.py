@@ -39,7 +39,7 @@ class RobustnessCurveDisplay:
         Radii in rising order, of one curve or of several.
     robust_accuracy : array-like of shape (n_radii,), or list of them
         As `robustness_curve` returns it.
-    n_samples : int or list of int, optional
+    n_samples : int, float or list of them, optional
         Of how many samples each curve is the mean; None draws no confidence band.
     norm : {"linf", "l2", "l1"}, default="linf"
         Norm of the perturbation; the axis says so.
@@ -92,6 +92,7 @@ class RobustnessCurveDisplay:
         bounds: Any = None,
         mutable: Any = None,
         constraints: FeatureConstraints | None = None,
+        sample_weight: Any = None,
         name: str | None = None,
         ax: Any = None,
         confidence: float | None = 0.95,
@@ -105,7 +106,7 @@ class RobustnessCurveDisplay:
         estimator : fitted classifier
         X : array-like of shape (n_samples, *features)
         y : array-like of shape (n_samples,)
-        norm, eps, feature_scale, bounds, mutable, constraints
+        norm, eps, feature_scale, bounds, mutable, constraints, sample_weight
             As in `robustness_curve`.
         name : str, optional
             Label in the legend; None takes the class of the estimator.
@@ -122,6 +123,8 @@ class RobustnessCurveDisplay:
         check_matplotlib_support(f"{cls.__name__}.from_estimator")
         _check_search_params(search_params)
         _check_plot_params(1, eps, name, confidence, curve_kwargs)
+        if np.ndim(sample_weight):
+            check_consistent_length(X, sample_weight)
         distances = adversarial_distances(
             estimator,
             X,
@@ -138,6 +141,7 @@ class RobustnessCurveDisplay:
             distances,
             norm=norm,
             eps=eps,
+            sample_weight=sample_weight,
             name=type(estimator).__name__ if name is None else name,
             ax=ax,
             confidence=confidence,
@@ -151,6 +155,7 @@ class RobustnessCurveDisplay:
         *,
         norm: str = "linf",
         eps: Any = None,
+        sample_weight: Any = None,
         name: str | None = None,
         ax: Any = None,
         confidence: float | None = 0.95,
@@ -166,6 +171,8 @@ class RobustnessCurveDisplay:
             Norm that they are measured in.
         eps : array-like of float, optional
             Radii; None takes 0 and every finite distance.
+        sample_weight : array-like of shape (n_samples,), optional
+            The band is that of (Σw)²/Σw² samples, as many as say as much of a mean (Kish).
         name : str, optional
             Label in the legend.
         ax, confidence, curve_kwargs
@@ -176,8 +183,12 @@ class RobustnessCurveDisplay:
         RobustnessCurveDisplay
         """
         check_matplotlib_support(f"{cls.__name__}.from_predictions")
-        radii, accuracy = curve_of_distances(distances, eps=eps)
-        display = cls(radii, accuracy, n_samples=len(distances), norm=norm, name=name)
+        radii, accuracy = curve_of_distances(distances, eps=eps, sample_weight=sample_weight)
+        n_samples: float = len(distances)
+        if np.ndim(sample_weight):
+            weight = np.asarray(sample_weight, dtype=float)
+            n_samples = weight.sum() ** 2 / (weight**2).sum()
+        display = cls(radii, accuracy, n_samples=n_samples, norm=norm, name=name)
         return display.plot(ax, confidence=confidence, curve_kwargs=curve_kwargs)
 
     @classmethod

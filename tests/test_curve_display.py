@@ -195,6 +195,23 @@ def test_draws_the_curve_of_an_estimator(eps, model, iris):
     assert named.band_ is None
 
 
+def test_weights_of_samples_count_in_the_curve_and_its_band(model, iris):
+    X, y = iris
+    weight = np.where(y == "setosa", 3.0, 1.0)
+    display = RobustnessCurveDisplay.from_estimator(model, X, y, eps=EPS, sample_weight=weight)
+    _, accuracy = robustness_curve(model, X, y, eps=EPS, sample_weight=weight)
+    np.testing.assert_array_equal(display.robust_accuracy, accuracy)
+    assert display.n_samples == pytest.approx((3 * 50 + 100) ** 2 / (9 * 50 + 100))
+
+    plain, equal = (
+        RobustnessCurveDisplay.from_predictions(DISTANCES, sample_weight=weight)
+        for weight in (None, np.full(5, 0.5))
+    )
+    assert plain.n_samples == equal.n_samples == 5
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        RobustnessCurveDisplay.from_estimator(model, X, y, sample_weight=weight[:-1])
+
+
 @pytest.mark.parametrize("frame", [False, True])
 def test_draws_the_curve_of_each_fold_on_what_it_was_tested_on(frame, cv_results, iris):
     X, y = iris
