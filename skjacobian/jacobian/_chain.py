@@ -9,7 +9,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from skjacobian.jacobian._autograd import as_cotangents
-from skjacobian.jacobian._cost import gram_pays, masked_product_pays
+from skjacobian.jacobian._cost import (
+    blocks_pay,
+    gram_pays,
+    masked_product_pays,
+    samples_in_block,
+)
 from skjacobian.jacobian._dense_products import (
     gram_gradient,
     gram_product,
@@ -134,15 +139,12 @@ class Tape:
         self, linearization: StackLinearization, V: Tensor | None, reduction: Reduction
     ) -> None:
         self.start, self.maps = _start(linearization, V)
-        self.end: Any = _End(reduction)
+        self.reduction = reduction
 
     def run(self) -> Tensor:
         """Return the value, shape (n_samples,)."""
-        maps, G = self.maps, self.start()
-        reduction = self.end.reduction
-        if isinstance(reduction, SquaredLength) and (W := _gram_weight(G, maps)) is not None:
-            self.end = _GramEnd(W)
-            maps = maps[: max(i for i, layer in enumerate(maps) if isinstance(layer, Dense))]
+        G = self.start()
+        self.end, maps = _end(self.reduction, self.maps, n_rows=G.shape[0] * G.shape[1])
         self.steps: list[tuple[Map, Tensor]] = []
         for layer in maps:
             self.steps.append((layer, G))
@@ -276,6 +278,20 @@ class _MaskedRows:
 # --- the last rows -----------------------------------------------------------------------
 
 
+def _end(reduction: Reduction, maps: list[Map], n_rows: int) -> tuple[Any, list[Map]]:
+    """Return what reduces the rows, and the maps before it."""
+    n_maps = len(maps)
+    while n_maps and isinstance(maps[n_maps - 1], Reshape):
+        n_maps -= 1
+    match maps[:n_maps]:
+        case [*before, Dense(input_shape=(_,), weight=W)]:
+            if isinstance(reduction, SquaredLength) and gram_pays(n_rows, *W.shape):
+                return _GramEnd(W), before
+            if blocks_pay(n_rows, W):
+                return _BlockEnd(W, reduction), before
+    return _End(reduction), maps
+
+
 @dataclass
 class _End:
     """A reduction of the rows."""
@@ -306,10 +322,30 @@ class _GramEnd:
         return D, [lambda: gram_gradient(self.A, weight, self.W)]
 
 
-def _gram_weight(G: Tensor, maps: list[Map]) -> Tensor | None:
-    """Return the weight that the rows meet last, where its Gram matrix saves operations."""
-    last = next((layer for layer in reversed(maps) if not isinstance(layer, Reshape)), None)
-    if not isinstance(last, Dense) or len(last.input_shape) > 1:
-        return None
-    n_rows = G.shape[0] * G.shape[1]
-    return last.weight if gram_pays(n_rows, *last.weight.shape) else None
+@dataclass
+class _BlockEnd:
+    """A reduction of the rows A W, block by block of samples, which stay in the caches."""
+
+    W: Tensor
+    reduction: Reduction
+
+    def __call__(self, A: Tensor) -> Tensor:
+        self.A, self.rows = A, A.new_empty(*A.shape[:2], self.W.shape[1])
+        values = []
+        for block in self._blocks():
+            rows = self.rows[block]
+            torch.mm(A[block].flatten(0, 1), self.W, out=rows.flatten(0, 1))
+            values.append(self.reduction(rows))
+        return torch.cat(values)
+
+    def gradients(self, weight: Tensor) -> tuple[Tensor, list[Callable[[], Tensor]]]:
+        by_A, by_W = torch.empty_like(self.A), torch.zeros_like(self.W)
+        for block in self._blocks():
+            D = self.reduction.gradient(self.rows[block], weight[block]).flatten(0, 1)
+            by_W.addmm_(self.A[block].flatten(0, 1).T, D)
+            torch.mm(D, self.W.T, out=by_A[block].flatten(0, 1))
+        return by_A, [lambda: by_W]
+
+    def _blocks(self) -> list[slice]:
+        step = samples_in_block(self.rows.shape[1] * self.rows.shape[2])
+        return [slice(start, start + step) for start in range(0, len(self.A), step)]

@@ -52,6 +52,9 @@ FREE_ACCELERATED_OPERATIONS = 2e10
 MASKED_SAMPLES = 64
 MASKED_OPERATIONS = 4e6
 
+# Numbers of a block of rows that the caches of a CPU hold, with what is made of them.
+NUMBERS_IN_BLOCK = 2**17
+
 # What a row takes at the height of a pass over what it keeps: its gradients, and temporaries.
 COPIES_OF_ROWS = 4
 
@@ -210,6 +213,16 @@ def masked_product_pays(n_samples: int, slope: Tensor, W: Tensor) -> bool:
     saved = 2 * n_samples * W.numel()
     enough = n_samples >= MASKED_SAMPLES and saved >= MASKED_OPERATIONS
     return enough and not W.is_cuda and not slope.requires_grad
+
+
+def blocks_pay(n_rows: int, W: Tensor) -> bool:
+    """Tell whether so many rows A W are better made and reduced block by block."""
+    return not W.is_cuda and n_rows * W.shape[1] > 2 * NUMBERS_IN_BLOCK
+
+
+def samples_in_block(numbers: int) -> int:
+    """Return how many samples, of so many numbers each, make a block."""
+    return max(1, NUMBERS_IN_BLOCK // numbers)
 
 
 def rows_that_fit(numbers: int, dtype: torch.dtype, limit: float = math.inf) -> int:

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
-from skjacobian.jacobian import JACOBIAN_NORMS, _chain, jacobian_norm
+from skjacobian.jacobian import JACOBIAN_NORMS, _chain, _cost, jacobian_norm
 from skjacobian.jacobian._cost import gram_pays
 from skjacobian.jacobian._stack import chain_of
 from skjacobian.layers import ACTIVATIONS
@@ -375,15 +375,17 @@ def test_engines_agree_on_wide_networks(name, n, options):
 
 
 @few_options
+@pytest.mark.parametrize("numbers_in_block", [2**17, 40])
 @pytest.mark.parametrize("masked", [True, False])
 @pytest.mark.parametrize(
     "name", ["relu MLP", "deep relu MLP", "MLP", "narrow MLP", "linear", "two linear", "CNN"]
 )
-def test_engines_agree_on_large_batches(name, masked, options, monkeypatch):
+def test_engines_agree_on_large_batches(name, masked, numbers_in_block, options, monkeypatch):
     def pays(n_samples, slope, W):
         return masked and not slope.requires_grad
 
     monkeypatch.setattr(_chain, "masked_product_pays", pays)
+    monkeypatch.setattr(_cost, "NUMBERS_IN_BLOCK", numbers_in_block)
     net, X, y = made(*NETS[name], n=33)
     expected = norms_and_gradients(net, X, y, engine="loop", **options)
     agree(norms_and_gradients(net, X, y, engine="closed_form", **options), expected)
