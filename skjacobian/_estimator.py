@@ -292,7 +292,7 @@ class RobustClassifier(NetClassifier):
         logits = predict_logits(self.net_, X, len(X))
         # What all classes have in common is no matter.
         ranges = np.ptp(logits - logits.mean(1, keepdims=True), axis=0)
-        if torch.equal(X, X[:1].expand_as(X)) or ranges.max() >= 0.01:
+        if torch.equal(X, X[:1].expand_as(X)) or ranges.max() >= 1e-3:
             return
         warnings.warn(
             f"{type(self).__name__} has learned nothing: the probabilities that it predicts are "

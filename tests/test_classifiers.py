@@ -907,17 +907,16 @@ def test_refitting_on_other_data_that_are_wrong_leaves_the_classes(iris):
     [
         (JacobianRegularizedClassifier(random_state=0), 1e6, 1.0),
         (JacobianRegularizedClassifier(random_state=0), 0.0, 1e-6),
-        (JacobianRegularizedClassifier(lam=1e4, random_state=0), 0.0, 1.0),
         (AdversarialClassifier(eps=8, random_state=0), 0.0, 1.0),
     ],
-    ids=["far from 0", "tiny", "lam", "eps"],
+    ids=["far from 0", "tiny", "eps"],
 )
 def test_a_classifier_that_has_learned_nothing_says_so(model, shift, factor, iris):
     X, y = iris
     with pytest.warns(ConvergenceWarning, match="has learned nothing") as caught:
         model.fit(factor * X + shift, y)
     assert caught[0].filename == __file__
-    assert np.ptp(model.predict_proba(factor * X + shift), axis=0).max() < 0.01
+    assert np.ptp(model.predict_proba(factor * X + shift), axis=0).max() < 1e-3
 
 
 def test_samples_that_are_all_alike_are_no_reason_to_warn():
