@@ -25,7 +25,7 @@ BOUNDS = (0, 16)
 LINF = RobustScorer(norm="linf", eps=1.6, bounds=BOUNDS)
 L2 = RobustScorer(norm="l2", eps=8, bounds=BOUNDS)
 SCORING = {"accuracy": "accuracy", "robust": LINF, "robust_l2": L2}
-LAMBDAS = [1e-4, 1e-3, 1e-2, 1e-1]
+LAMBDAS = [1e-4, 1e-3, 1e-2, 3e-2]
 RADII = {"linf": [0.025, 0.05, 0.1], "l2": [0.25, 0.5, 1.0]}  # behind the scaler: of [0, 1]
 OUTPUT = Path("outputs") / "quickstart.png"
 
