@@ -197,7 +197,6 @@ class FMN(Attack):
         if ball.has_few_features:
             self._aim(search, closest)
             self._restart_where_nothing_was_found(search, closest, generator)
-        search.eligible = eligible
         if len(ball.free_features()) <= PROBED_FEATURES and closest.probe(search, generator):
             self._descend(search, closest, 2, closest.X_adv[search.active])
         search.eligible = eligible
@@ -215,6 +214,7 @@ class FMN(Attack):
     def _restart_where_nothing_was_found(
         self, search: Search, closest: "_Closest", generator: torch.Generator
     ) -> None:
+        """Search again and again from random points, with the samples that were not fooled."""
         eligible = search.eligible
         # A seed for each: what one draws does not depend on who else is searched.
         seeds = torch.randint(2**62, (MORE_RESTARTS,), generator=generator).tolist()
@@ -223,6 +223,7 @@ class FMN(Attack):
             if search.restart():
                 start = closest.random(search, torch.Generator().manual_seed(seed))
                 self._descend(search, closest, 2, start)
+        search.eligible = eligible
 
     def _descend(self, search: Search, closest: "_Closest", restart: int, X_adv: Tensor) -> None:
         """Approach the boundary once from one start; algorithm 1 of the paper."""
