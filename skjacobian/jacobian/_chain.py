@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from skjacobian.jacobian._autograd import as_cotangents
+from skjacobian.jacobian._chosen import Index, at, n_chosen
 from skjacobian.jacobian._cost import (
     blocks_pay,
     gram_pays,
@@ -37,13 +38,11 @@ class StackLinearization(Linearization):
         From the output to the input.
     logits : Tensor of shape (n_all, n_classes)
         Of all samples of the forward pass.
-    index : Tensor of shape (n_samples,) or slice, optional
+    index : Tensor of shape (n_samples,), optional
         Those that the Jacobian is taken at; None is all.
     """
 
-    def __init__(
-        self, maps: list[Map], logits: Tensor, index: Tensor | slice | None = None
-    ) -> None:
+    def __init__(self, maps: list[Map], logits: Tensor, index: Index = None) -> None:
         super().__init__(logits)
         self.maps = maps
         self._index = index
@@ -51,14 +50,13 @@ class StackLinearization(Linearization):
     @property
     def logits(self) -> Tensor:
         """The logits, shape (n_samples, n_classes)."""
-        return self._logits if self._index is None else self._logits[self._index]
+        return at(self._logits, self._index)
 
     @property
     def shape(self) -> tuple[int, int]:
         """The shape of the logits, which comes cheaper than the logits."""
-        if isinstance(self._index, Tensor):
-            return len(self._index), self._logits.shape[1]
-        return super().shape
+        n_all, n_classes = self._logits.shape
+        return n_chosen(n_all, self._index), n_classes
 
     def rows(self, V: Tensor | None) -> Tensor:
         """Return the rows VJ of each sample, without a graph; see `Linearization.rows`."""
@@ -75,7 +73,7 @@ class StackLinearization(Linearization):
         )
         return value
 
-    def at(self, index: Tensor) -> "StackLinearization":
+    def at(self, index: Index) -> "StackLinearization":
         """Return the Jacobian at the samples that `index` chooses."""
         return StackLinearization([layer.at(index) for layer in self.maps], self._logits, index)
 
@@ -96,7 +94,7 @@ class StackLinearization(Linearization):
         """Return the Jacobian at some of the samples, with other tensors in place."""
         remaining = iter(tensors)
         maps = [layer.part(samples, remaining) for layer in self.maps]
-        return StackLinearization(maps, self.logits, samples)
+        return StackLinearization(maps, self.logits[samples])
 
 
 class _Reduced(torch.autograd.Function):
@@ -209,7 +207,8 @@ def _start(linearization: StackLinearization, V: Tensor | None) -> tuple[Any, li
             Diagonal(slope=slope),
             Dense(weight=W),
             *behind,
-        ] if masked_product_pays(n_samples, slope, W):
+        ] if not slope.requires_grad and masked_product_pays(n_samples, W):
+            # A product without a gradient by the slopes; piecewise linear activations need none.
             return _MaskedRows(weight, slope, W), behind
         case [Dense(weight=weight), *behind]:
             return _AllRows(weight, n_samples), behind

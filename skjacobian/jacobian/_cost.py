@@ -204,15 +204,13 @@ def gram_pays(n_rows: int, n_hidden: int, n_features: int) -> bool:
     return by_gram < by_product
 
 
-def masked_product_pays(n_samples: int, slope: Tensor, W: Tensor) -> bool:
+def masked_product_pays(n_samples: int, W: Tensor) -> bool:
     """Tell whether `masked_product` beats the chain rule.
 
-    It saves one of three products, for passes over the weight row by row. It has no gradient by
-    the slopes, which only piecewise linear activations do without.
+    It saves one of three products, for passes over the weight row by row.
     """
     saved = 2 * n_samples * W.numel()
-    enough = n_samples >= MASKED_SAMPLES and saved >= MASKED_OPERATIONS
-    return enough and not W.is_cuda and not slope.requires_grad
+    return n_samples >= MASKED_SAMPLES and saved >= MASKED_OPERATIONS and not W.is_cuda
 
 
 def blocks_pay(n_rows: int, W: Tensor) -> bool:

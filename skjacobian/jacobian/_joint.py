@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from skjacobian.jacobian._chain import Tape
+from skjacobian.jacobian._chosen import Index, at, n_chosen, spread
 from skjacobian.jacobian._cost import rows_that_fit
 from skjacobian.jacobian._maps import Dense
 from skjacobian.jacobian._norms import JacobianNorm
-from skjacobian.jacobian._one_class import OneClassPass, takes_one_class
+from skjacobian.jacobian._relu_pass import ReLUPass, relu_pass_fits
 from skjacobian.jacobian._stack import Stack
 from skjacobian.layers import DROPOUTS
 
@@ -42,12 +43,13 @@ def joint_pass_fits(layers: list[nn.Module], norm: JacobianNorm, n_samples: int)
 def joint_pass(
     layers: list[nn.Module],
     X: Tensor,
-    index: Tensor | None,
+    index: Index,
     norm: JacobianNorm,
     y: Tensor | None,
     generator: torch.Generator,
+    scale: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """Return logits, and the norm at the samples that `index` chooses (None: at all).
+    """Return logits, and the norm at the samples chosen, 0 at the others.
 
     Parameters
     ----------
@@ -59,20 +61,22 @@ def joint_pass(
     y : Tensor of shape (n_chosen,) or None
         Class indices, where the norm depends on them.
     generator : torch.Generator
+    scale : float, default=1
+        What the norms are multiplied by.
 
     Returns
     -------
     logits : Tensor of shape (n_samples, n_classes)
-    norms : Tensor of shape (n_chosen,)
+    norms : Tensor of shape (n_samples,)
     """
     dense = [layer for layer in reversed(layers) if isinstance(layer, nn.Linear)]
     tensors = [layer.weight for layer in dense] + [layer.bias for layer in dense]
-    if takes_one_class(layers, X, norm, len(X) if index is None else len(index)):
-        logits, norms = OneClassPass.apply(  # type: ignore[no-untyped-call]
-            X, index, norm, generator, *tensors
+    if relu_pass_fits(layers, X, norm, n_chosen(len(X), index)):
+        logits, norms = ReLUPass.apply(  # type: ignore[no-untyped-call]
+            X, index, norm, generator, scale, *tensors
         )
         return logits, norms
-    measure = (norm, y, generator)
+    measure = (norm, y, generator, scale)
     logits, norms = _JointPass.apply(  # type: ignore[no-untyped-call]
         layers, X, index, measure, *tensors
     )
@@ -87,21 +91,22 @@ class _JointPass(torch.autograd.Function):
         ctx: Any,
         layers: list[nn.Module],
         X: Tensor,
-        index: Tensor | None,
-        measure: tuple[JacobianNorm, Tensor | None, torch.Generator],
+        index: Index,
+        measure: tuple[JacobianNorm, Tensor | None, torch.Generator, float],
         *tensors: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         stack = Stack(layers, X)
         at_all = stack.linearize()
         chosen = at_all if index is None else at_all.at(index)
-        norm, y, generator = measure
-        V, reduction, ctx.factor = norm.rows_wanted(chosen, y, generator)
+        norm, y, generator, scale = measure
+        V, reduction, factor = norm.rows_wanted(chosen, y, generator)
+        ctx.factor, ctx.index = scale * factor, index
         ctx.tape = Tape(chosen, V, reduction)
         # For their versions alone: a weight changed in between is an error then.
         ctx.save_for_backward(*tensors)
         ctx.maps = at_all.maps
         ctx.inputs = [r.input for r in reversed(stack.records) if isinstance(r.layer, nn.Linear)]
-        return stack.logits, ctx.factor * ctx.tape.run()
+        return stack.logits, spread(ctx.factor * ctx.tape.run(), index, len(X))
 
     @staticmethod
     @once_differentiable
@@ -124,7 +129,7 @@ class _JointPass(torch.autograd.Function):
                 totals.append(None)
             if len(by_bias) < n_dense:
                 delta = layer(delta)
-        _, totals = ctx.tape.gradients(ctx.factor * weight, wanted, totals)
+        _, totals = ctx.tape.gradients(ctx.factor * at(weight, ctx.index), wanted, totals)
         tensors = (layer for layer in ctx.maps if layer.tensor is not None)
         by_weight = [
             t for layer, t in zip(tensors, totals, strict=True) if isinstance(layer, Dense)

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from skjacobian.jacobian._chosen import Index, at
+
 CONVOLVE: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
@@ -63,12 +65,12 @@ class Map:
         fields: dict[str, Any] = {str(self.TENSOR): tensor}
         return replace(self, **fields)
 
-    def at(self, index: Tensor) -> Self:
+    def at(self, index: Index) -> Self:
         """Return the map at the samples that `index` chooses."""
         if self.TENSOR is None or not self.PER_SAMPLE:
             return self
         assert self.tensor is not None
-        return self.with_tensor(self.tensor.index_select(0, index))
+        return self.with_tensor(at(self.tensor, index))
 
     def part(self, samples: slice, tensors: Iterator[Tensor]) -> Self:
         """Return the map at some samples, with the next of `tensors` in place of its own."""

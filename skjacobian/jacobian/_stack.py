@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.nn.modules.module import _has_any_global_hook
 
 from skjacobian.jacobian._chain import StackLinearization
+from skjacobian.jacobian._chosen import Index, at, n_chosen
 from skjacobian.jacobian._maps import (
     AveragePooling,
     ChannelScale,
@@ -132,11 +133,11 @@ class Stack:
             value = output
         self.logits = value
 
-    def linearize(self, index: Tensor | None = None) -> StackLinearization:
+    def linearize(self, index: Index = None) -> StackLinearization:
         """Return the Jacobian at the samples, or at those that `index` chooses."""
 
         def pick(value: Tensor) -> Tensor:
-            return value if index is None else value.index_select(0, index)
+            return at(value, index)
 
         maps: list[Map] = []
         before: Record | None = None
@@ -150,7 +151,7 @@ class Stack:
             elif (made := _MAPS[kind](record, pick)) is not None:
                 maps.append(made)
         if self.records and type(self.records[0].layer) is Rescaling:
-            n_samples = len(self.logits) if index is None else len(index)
+            n_samples = n_chosen(len(self.logits), index)
             maps = _merged(maps, n_samples * self.logits.shape[1])
         return StackLinearization(maps[::-1], self.logits, index)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from skjacobian._rng import replayed_rng
+from skjacobian.jacobian._chosen import Index, at, n_chosen, spread
 from skjacobian.jacobian._cost import Sample, Sizes, affordable_sample, sizes_of
 from skjacobian.jacobian._engines import closed_form, linearize
 from skjacobian.jacobian._joint import joint_pass, joint_pass_fits
@@ -112,25 +113,20 @@ class JacobianRegularization(Objective):
         if part.n_samples < len(X):
             index = torch.randperm(len(X), generator=generator)[: part.n_samples]
             index = index.to(X.device, non_blocking=True)
-        labels = y[index] if norm.needs_labels and index is not None else y
-        how = (norm, labels, self.engine, generator)
+        labels = at(y, index) if norm.needs_labels else y
+        scale = part.every * len(X) / part.n_samples
+        how = (norm, labels, self.engine, generator, scale)
         if self.interpolation == 0:
-            logits, norms = _logits_and_norms(predict_logits, X, index, *how)
+            logits, penalty = _logits_and_penalty(predict_logits, X, index, *how)
         else:
             points = interpolated(X, index, self.interpolation, generator)
-            logits, norms = _logits_and_norms_at(predict_logits, X, points, *how)
-        loss = cross_entropy(logits, y)
-        scale = part.every * len(X) / part.n_samples
-        if index is None:
-            norms = norms if scale == 1 else scale * norms
-            return ObjectiveValue(loss + self.lam * norms, norms.detach(), logits)
-        penalty = torch.zeros_like(loss).index_add_(0, index, norms.detach(), alpha=scale)
-        lam = self.lam
-        if isinstance(lam, Tensor) and lam.ndim:
-            norms, lam = lam[index] * norms, 1
-        # With the factor inside: each product of its own is a kernel, and a node for autograd.
-        loss = loss.index_add(0, index, norms, alpha=float(lam * scale))
-        return ObjectiveValue(loss, penalty, logits)
+            logits, penalty = _logits_and_penalty_at(predict_logits, X, points, index, *how)
+        loss, lam = cross_entropy(logits, y), self.lam
+        # With the factor inside: a product of its own is a kernel, and a node for autograd.
+        loss = (
+            loss + lam * penalty if isinstance(lam, Tensor) else loss.add(penalty, alpha=float(lam))
+        )
+        return ObjectiveValue(loss, penalty.detach(), logits)
 
     def _plan(
         self, n_samples: int, sizes: Sizes | None, accelerated: bool
@@ -149,9 +145,7 @@ class JacobianRegularization(Objective):
         return self
 
 
-def interpolated(
-    X: Tensor, index: Tensor | None, largest: float, generator: torch.Generator
-) -> Tensor:
+def interpolated(X: Tensor, index: Index, largest: float, generator: torch.Generator) -> Tensor:
     """Return points on the way from samples, all or those of `index`, to others of the batch.
 
     x + u·(x' - x), u uniform between 0 and `largest`: where Gulrajani et al. (arXiv 1704.00028,
@@ -165,8 +159,8 @@ def interpolated(
     >>> bool(((points - X).abs() <= 0.5 * 2).all())
     True
     """
-    own = torch.arange(len(X), device=X.device) if index is None else index
-    start = X if index is None else X[index]
+    own = at(torch.arange(len(X), device=X.device), index)
+    start = at(X, index)
     partner = torch.randperm(len(X), generator=generator)[: len(start)]
     partner = partner.to(X.device, non_blocking=True)
     partner = torch.where(partner == own, (partner + 1) % len(X), partner)
@@ -226,42 +220,51 @@ def _number(penalty_samples: Any, n_samples: int) -> int:
     return max(1, round(penalty_samples * n_samples))
 
 
-def _logits_and_norms(
+def _logits_and_penalty(
     predict_logits: PredictLogits,
     X: Tensor,
-    index: Tensor | None,
+    index: Index,
     norm: JacobianNorm,
     y: Tensor,
     engine: str,
     generator: torch.Generator,
+    scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """Return the logits of X, and the norm at the samples of `index`, of labels `y`."""
+    """Return the logits of X, and `scale` times the norm at the samples of `index`, else 0.
+
+    `y` are the labels of these samples.
+    """
     layers = _layers(predict_logits, engine)
-    n_penalized = len(X) if index is None else len(index)
-    if layers is not None and joint_pass_fits(layers, norm, n_penalized):
-        return joint_pass(layers, X, index, norm, y, generator)
+    if layers is not None and joint_pass_fits(layers, norm, n_chosen(len(X), index)):
+        return joint_pass(layers, X, index, norm, y, generator, scale)
     logits, linearization = _forward(predict_logits, layers, X, index, engine)
-    return logits, norm(linearization, y, generator=generator, create_graph=True)
+    norms = norm(linearization, y, generator=generator, create_graph=True)
+    return logits, spread(scale * norms, index, len(X))
 
 
-def _logits_and_norms_at(
+def _logits_and_penalty_at(
     predict_logits: PredictLogits,
     X: Tensor,
     points: Tensor,
+    index: Index,
     norm: JacobianNorm,
     y: Tensor,
     engine: str,
     generator: torch.Generator,
+    scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """Return the logits of X, and the norm at other points, of labels `y`."""
+    """Return the same, the norm taken at other points in place of these samples."""
     layers = _layers(predict_logits, engine)
     if layers is not None and joint_pass_fits(layers, norm, len(points)):
-        index = torch.arange(len(points), device=X.device) + len(X)
-        logits, norms = joint_pass(layers, torch.cat([X, points]), index, norm, y, generator)
-        return logits[: len(X)], norms
+        behind = torch.arange(len(points), device=X.device) + len(X)
+        logits, norms = joint_pass(
+            layers, torch.cat([X, points]), behind, norm, y, generator, scale
+        )
+        return logits[: len(X)], spread(norms[len(X) :], index, len(X))
     logits = predict_logits(X)
     linearization = linearize(predict_logits, points, engine=engine, create_graph=True)
-    return logits, norm(linearization, y, generator=generator, create_graph=True)
+    norms = norm(linearization, y, generator=generator, create_graph=True)
+    return logits, spread(scale * norms, index, len(X))
 
 
 def _layers(predict_logits: PredictLogits, engine: str) -> list[nn.Module] | None:
@@ -275,7 +278,7 @@ def _forward(
     predict_logits: PredictLogits,
     layers: list[nn.Module] | None,
     X: Tensor,
-    index: Tensor | None,
+    index: Index,
     engine: str,
 ) -> tuple[Tensor, Linearization]:
     """Run a model on X for the loss and for the Jacobian at `index`, once if possible.
@@ -293,7 +296,7 @@ def _forward(
         return linearization.logits, linearization
     with replayed_rng(X.device) as replay:
         logits = predict_logits(X)
-        part, again = (X, replay()) if index is None else (X[index], nullcontext())
+        part, again = (X, replay()) if index is None else (at(X, index), nullcontext())
         with again:
             linearization = linearize(predict_logits, part, engine=engine, create_graph=True)
     return logits, linearization

@@ -6,7 +6,7 @@ from torch import nn
 from skjacobian.jacobian import jacobian_norm
 from skjacobian.jacobian._joint import joint_pass, joint_pass_fits
 from skjacobian.jacobian._norms import JacobianNorm
-from skjacobian.jacobian._one_class import takes_one_class
+from skjacobian.jacobian._relu_pass import relu_pass_fits
 from skjacobian.jacobian._stack import chain_of
 from skjacobian.modules import CNN, MLP
 
@@ -75,8 +75,9 @@ def jointly(net, X, y, index, **options):
 
 
 def apart(net, X, y, index, **options):
-    """The same by a forward pass and the Jacobian at all samples, by autograd."""
+    """The same by a forward pass and the Jacobian at the samples chosen, by autograd."""
     logits = net(X)
+    places = torch.arange(len(X)) if index is None else torch.arange(len(X))[index]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
         if index is None:
@@ -86,18 +87,18 @@ def apart(net, X, y, index, **options):
         else:
             # With the masks of the whole batch, at the samples chosen.
             def chosen(Z):
-                return net(X.index_copy(0, index, Z))[index]
+                return net(X.index_copy(0, places, Z))[places]
 
             norms = jacobian_norm(
                 chosen,
-                X[index],
-                y[index],
+                X[places],
+                y[places],
                 engine="loop",
                 generator=seeded(1),
                 create_graph=True,
                 **options,
             )
-    return logits, norms
+    return logits, torch.zeros(len(X), dtype=DOUBLE).index_copy(0, places, norms)
 
 
 def outcome(function, net, *args, **options):
@@ -198,26 +199,47 @@ def test_it_is_for_piecewise_linear_dense_networks_and_norms_of_the_logits():
         assert not fits(MLP(6, 3))
 
 
-def test_one_class_of_each_sample_is_written_out_for_relu_networks_and_few_rows():
-    def written_out(net, n_rows=2, shape=(6,), **options):
-        norm = JacobianNorm(**{"norm": "l1", "class_samples": 1, **options})
-        return takes_one_class(chain_of(net), torch.zeros(2, *shape), norm, n_rows)
+@every_norm
+@pytest.mark.parametrize("name", ["relu", "leaky relu"])
+def test_the_norms_may_be_scaled(name, options):
+    net, X, y = made(name, n=6)
+    layers, norm, index = chain_of(net), JacobianNorm(**options), torch.tensor([4, 0, 2])
+
+    def scaled(scale):
+        _, norms = joint_pass(layers, X, index, norm, y[index], seeded(1), scale)
+        return norms, torch.autograd.grad(norms.sum(), list(net.parameters())[::2])
+
+    norms, gradients = scaled(1.0)
+    agree(scaled(2.5), (2.5 * norms, tuple(2.5 * gradient for gradient in gradients)))
+
+
+def test_the_pass_of_relu_networks_is_written_out_where_no_trick_pays():
+    def written_out(net, n_samples=2, shape=(6,), **options):
+        norm = JacobianNorm(**{"norm": "l1", **options})
+        return relu_pass_fits(chain_of(net), torch.zeros(2, *shape), norm, n_samples)
 
     assert written_out(MLP(6, 3))
-    assert written_out(nn.Sequential(nn.Linear(6, 3)))
+    assert written_out(MLP(6, 3), norm="l21")
+    assert written_out(MLP(6, 3), class_samples=2)
     assert written_out(MLP(6, 3, hidden_units=(9,)), shape=(2, 3))
-    assert not written_out(nn.Sequential(nn.Linear(3, 3)), shape=(2, 3))
-    assert not written_out(MLP(6, 3), class_samples=None)
-    assert not written_out(MLP(6, 3), class_samples=2)
+    assert not written_out(nn.Sequential(nn.Linear(6, 3)))
+    narrow = nn.Sequential(nn.Linear(3, 9), nn.ReLU(), nn.Linear(9, 3))
+    assert not written_out(narrow, shape=(2, 3))
+    assert not written_out(MLP(6, 3), norm="spectral")
+    assert not written_out(MLP(6, 3), n_projections=1)
     assert not written_out(MLP(6, 1))
     assert not written_out(MLP(6, 3, dropout=0.5))
     assert not written_out(nn.Sequential(nn.Linear(6, 5), nn.LeakyReLU(), nn.Linear(5, 3)))
     assert not written_out(nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3)))
     assert not written_out(nn.Sequential(nn.ReLU(), nn.Linear(6, 3)))
     wide = MLP(400, 3, hidden_units=(10,))
-    assert written_out(wide, n_rows=1000, norm="l1")
-    assert written_out(wide, n_rows=4, norm="l2")
-    assert not written_out(wide, n_rows=1000, norm="l2")
+    assert written_out(wide, n_samples=600, class_samples=1)
+    assert not written_out(wide, n_samples=600)
+    assert written_out(wide, n_samples=4, norm="l2", class_samples=1)
+    assert not written_out(wide, n_samples=600, norm="l2", class_samples=1)
+    deep = MLP(6, 3, hidden_units=(200, 200))
+    assert written_out(deep, n_samples=100, class_samples=1)
+    assert not written_out(deep, n_samples=100)
 
 
 @pytest.mark.parametrize("options", [{}, {"class_samples": 1}], ids=repr)
