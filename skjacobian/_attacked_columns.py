@@ -8,18 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from skjacobian._columns import Columns, by_place
 from skjacobian._table import Table
 from skjacobian.attacks import Attack
 from skjacobian.constraints import FeatureConstraints, check_constraints
-from skjacobian.threat_model import (
-    DataScale,
-    bounds_by_name,
-    fit_feature_scale,
-    has_names,
-    mutable_by_name,
-    resolve_mutable,
-    values_by_name,
-)
+from skjacobian.threat_model import DataScale, fit_feature_scale, resolve_mutable
 
 
 @dataclass(frozen=True)
@@ -56,35 +49,34 @@ class AttackedColumns:
     ) -> dict[str, Any]:
         """Return the parameters of an attack, what depends on the data taken from all of X."""
         check_constraints(constraints, feature_scale, bounds)
-        if (columns := self.table.columns) is not None:
-            if self.is_reordered:
-                _check_names_only(columns, feature_scale, bounds, mutable, constraints)
-            mutable = mutable_by_name(mutable, columns)
-            feature_scale = values_by_name(feature_scale, columns)
-            bounds = bounds_by_name(bounds, columns)
+        if self.is_reordered:
+            _check_names_only(self._columns, feature_scale, bounds, mutable, constraints)
+        feature_scale = self._columns.in_order(feature_scale)
+        mutable = resolve_mutable(mutable, self.table.tensor, self.table.columns)
         self._check_no_categories(mutable, constraints)
         return {
             "norm": norm,
             "eps": eps,
             "feature_scale": fit_feature_scale(feature_scale, self.table.tensor),
-            "bounds": bounds,
+            "bounds": bounds_in_order(bounds, self._columns),
             "mutable": mutable,
             "constraints": self._constraints(constraints),
         }
 
     def _held(self, constraints: FeatureConstraints | None) -> list[int]:
         """Return the categories, but not the columns of bool that one-hot groups name."""
-        switches = one_hot_switches(self.table, constraints, self._names())
+        switches = one_hot_switches(self.table, constraints, self._columns)
         return [j for j in self.categories if j not in switches or j in self.encoded]
 
-    def _check_no_categories(self, mutable: Any, constraints: FeatureConstraints | None) -> None:
-        mask, held = resolve_mutable(mutable, self.table.tensor), self._held(constraints)
-        chosen = [] if mask is None else [j for j in held if mask.flatten()[j]]
-        if chosen:
-            shown = _names_of(chosen, self.table.columns)
+    def _check_no_categories(
+        self, mutable: Tensor | None, constraints: FeatureConstraints | None
+    ) -> None:
+        if mutable is None:
+            return
+        if chosen := [j for j in self._held(constraints) if mutable.flatten()[j]]:
             raise ValueError(
-                f"Got mutable with the columns {shown}, but expected columns of "
-                "numbers that no encoder reads: others cannot be attacked."
+                f"Got mutable with the columns {self._columns.labels(chosen)}, but expected "
+                "columns of numbers that no encoder reads: others cannot be attacked."
             )
 
     def _constraints(self, constraints: FeatureConstraints | None) -> FeatureConstraints | None:
@@ -92,32 +84,33 @@ class AttackedColumns:
         if constraints is None and not self.categories and not self.table.integer:
             return None
         return (constraints or FeatureConstraints()).by_index(
-            self._names(), immutable=self._held(constraints), integer=self.table.integer
+            self._columns, immutable=self._held(constraints), integer=self.table.integer
         )
 
     def unsaid_categories(self, mutable: Any, constraints: FeatureConstraints | None) -> str:
         """Return the names of the columns held fixed although nobody said that they are."""
         if mutable is not None:
             return ""
-        said = [] if constraints is None else constraints.by_index(self._names()).immutable
+        said = [] if constraints is None else constraints.by_index(self._columns).immutable
         held = self._held(constraints)
         unsaid = [j for j in held if j not in said and j not in self.unread]
-        return shown_names(unsaid, self.table.columns)
+        return self._columns.shown(unsaid)
 
     def stuck(self, attack: Attack, constraints: FeatureConstraints | None) -> str:
         """Say, if so, what cannot change at this radius although nobody said that it cannot."""
-        said = [] if constraints is None else constraints.by_index(self._names()).integer
+        said = [] if constraints is None else constraints.by_index(self._columns).integer
         unsaid = [j for j in self.table.integer if j not in said]
         return stuck(
             attack,
             self.table.tensor,
+            self._columns,
             integer=[j for j in unsaid if j not in self.unread],
             unread=self.unread,
-            names=self.table.columns,
         )
 
-    def _names(self) -> Any:
-        return self.table.columns or range(self.table.tensor[0].numel())
+    @property
+    def _columns(self) -> Columns:
+        return Columns(self.table.tensor.shape[1:], self.table.columns)
 
 
 def held_fixed(columns: str) -> str:
@@ -130,7 +123,7 @@ def held_fixed(columns: str) -> str:
 
 
 def one_hot_switches(
-    table: Table, constraints: FeatureConstraints | None, names: Sequence[Any]
+    table: Table, constraints: FeatureConstraints | None, columns: Columns
 ) -> set[int]:
     """Return the columns of bool that one-hot groups name, as of `pandas.get_dummies`.
 
@@ -138,7 +131,7 @@ def one_hot_switches(
     """
     if constraints is None:
         return set()
-    groups = constraints.by_index(names).one_hot
+    groups = constraints.by_index(columns).one_hot
     return {j for group in groups for j in group if _is_bool(table, j)}
 
 
@@ -164,19 +157,26 @@ def in_the_order_of_fit(estimator: Any, X: Any) -> Any:
     return X[list(names)]
 
 
+def bounds_in_order(bounds: Any, columns: Columns) -> Any:
+    """Return both sides of bounds in the order of the columns; what is no pair as it is."""
+    if not isinstance(bounds, tuple | list):
+        return bounds
+    return tuple(map(columns.in_order, bounds))
+
+
 def _check_names_only(
-    columns: list[Any], feature_scale: Any, bounds: Any, mutable: Any, constraints: Any
+    columns: Columns, feature_scale: Any, bounds: Any, mutable: Any, constraints: Any
 ) -> None:
     """Raise if a threat model names columns by place, where X has them in another order."""
     sides = bounds if isinstance(bounds, tuple | list) else ()
-    by_place = {
+    places = {
         "feature_scale": isinstance(feature_scale, DataScale)
-        or (np.ndim(feature_scale) and not has_names(feature_scale, columns)),
-        "bounds": any(np.ndim(side) and not has_names(side, columns) for side in sides),
-        "mutable": mutable is not None and mutable_by_name(mutable, columns) is mutable,
+        or (np.ndim(feature_scale) and not columns.are_index_of(feature_scale)),
+        "bounds": any(np.ndim(side) and not columns.are_index_of(side) for side in sides),
+        "mutable": by_place(mutable),
         "constraints": constraints is not None and constraints.has_places,
     }
-    said = [name for name, is_by_place in by_place.items() if is_by_place]
+    said = [name for name, is_by_place in places.items() if is_by_place]
     if said:
         raise ValueError(
             f"Got {' and '.join(said)} by place and X with other columns, or in another order, "
@@ -188,10 +188,10 @@ def _check_names_only(
 def stuck(
     attack: Attack,
     X: Tensor,
+    columns: Columns,
     *,
     integer: Sequence[int] = (),
     unread: Sequence[int] = (),
-    names: Sequence[Any] | None = None,
 ) -> str:
     """Say, if so, that nothing can change at this radius, or some columns by too little.
 
@@ -199,12 +199,11 @@ def stuck(
     ----------
     attack : Attack
     X : Tensor of shape (n_samples, *features)
+    columns : Columns
     integer : sequence of int
         Columns that are whole numbers by their type alone.
     unread : sequence of int
         Columns that do not matter.
-    names : sequence, optional
-        Of the columns.
     """
     if attack.eps_is_zero or len(X) == 0:
         return ""
@@ -217,13 +216,13 @@ def stuck(
         )
     if few := [j for j in integer if lost.flatten()[j]]:
         return (
-            f"at which columns of an integer type ({shown_names(few, names)}) cannot change, or by "
+            f"at which columns of an integer type ({columns.shown(few)}) cannot change, or by "
             "less than two thirds of eps·feature_scale: whole numbers change by whole numbers. "
             "Cast them to float if they can take any value."
         )
     if rounded := [j for j in _rounded(attack, X) if j not in unread]:
         return (
-            f"at which columns ({shown_names(rounded, names)}) cannot change, or by clearly less "
+            f"at which columns ({columns.shown(rounded)}) cannot change, or by clearly less "
             f"than eps·feature_scale: beside their numbers it is lost in the rounding of "
             f"{X.dtype}. Cast them to a wider type, or subtract an offset."
         )
@@ -250,14 +249,3 @@ def _rounded(attack: Attack, X: Tensor) -> list[int]:
     lost = unit * X.abs() > 0.1 * reach
     mostly = lost.sum(0) > 0.5 * (~X.isnan()).sum(0)
     return ((reach > 0) & mostly).flatten().nonzero().flatten().tolist()
-
-
-def _names_of(columns: Sequence[int], names: Sequence[Any] | None) -> list[Any]:
-    """Return the names of columns, or their indices where they have none."""
-    return list(columns) if names is None else [names[j] for j in columns]
-
-
-def shown_names(columns: Sequence[int], names: Sequence[Any] | None) -> str:
-    """Return the names of columns, not too many of them, for a message."""
-    shown = list(map(str, _names_of(columns, names)))
-    return ", ".join(shown[:10]) + (", …" if shown[10:] else "")

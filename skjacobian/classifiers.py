@@ -9,7 +9,8 @@ import torch
 from sklearn.utils._param_validation import RealNotInt, StrOptions
 from torch import Tensor
 
-from skjacobian._attacked_columns import held_fixed, one_hot_switches, shown_names, stuck
+from skjacobian._attacked_columns import bounds_in_order, held_fixed, one_hot_switches, stuck
+from skjacobian._columns import Columns
 from skjacobian._estimator import TRAINING_CONSTRAINTS, RobustClassifier
 from skjacobian._table import Table
 from skjacobian._validation import ScalarInterval, reject, unwrap_scalar
@@ -26,7 +27,7 @@ from skjacobian.objectives import (
     JacobianRegularization,
     Objective,
 )
-from skjacobian.threat_model import bounds_by_name, fit_feature_scale, values_by_name
+from skjacobian.threat_model import fit_feature_scale
 
 
 class JacobianRegularizedClassifier(RobustClassifier):
@@ -530,12 +531,12 @@ class AdversarialClassifier(RobustClassifier):
     def _make_attack(self, X: Tensor) -> Attack:
         """Return the inner attack in the units of `X`, which must lie inside the bounds."""
         check_constraints(self.constraints, self.feature_scale, self.bounds)
-        names = self._names(X)
+        columns = self._columns(X)
         shared = {
             "norm": self.norm,
             "eps": float(unwrap_scalar(self.eps)),
-            "feature_scale": fit_feature_scale(values_by_name(self.feature_scale, names), X),
-            "bounds": bounds_by_name(self.bounds, names),
+            "feature_scale": fit_feature_scale(columns.in_order(self.feature_scale), X),
+            "bounds": bounds_in_order(self.bounds, columns),
             "constraints": self._fitted_constraints(X),
             "random_start": self.random_start,
             "loss": "cross_entropy",
@@ -546,7 +547,7 @@ class AdversarialClassifier(RobustClassifier):
             n_steps = int(unwrap_scalar(self.n_steps))
             attack = PGD(**shared, n_steps=n_steps, step_size=self.step_size)
         attack.check_clean(X)
-        if held := self._unsaid_held(names):
+        if held := self._unsaid_held(columns):
             warnings.warn(held_fixed(held), AttackWarning, stacklevel=6)
         if cannot := self._stuck(attack, X.cpu()):
             warnings.warn(f"Got eps={self.eps!r}, {cannot}", AttackWarning, stacklevel=6)
@@ -566,7 +567,9 @@ class AdversarialClassifier(RobustClassifier):
         if hasattr(X, "columns"):  # what scorers make of the types of a DataFrame's columns
             check_constraints(self.constraints, self.feature_scale, self.bounds)
             table = Table(X)
-            switches = one_hot_switches(table, self.constraints, table.columns or [])
+            switches = one_hot_switches(
+                table, self.constraints, Columns(table.tensor.shape[1:], table.columns)
+            )
             held = sorted(set(table.categories) - switches)
             self._by_type = {"immutable": held, "integer": table.integer}
         return super()._validate_training_data(X, y, reset=reset)
@@ -579,24 +582,25 @@ class AdversarialClassifier(RobustClassifier):
         if self.constraints is None and not any(self._by_type.values()):
             return None
         said: FeatureConstraints = self.constraints or FeatureConstraints()
-        constraints = said.by_index(self._names(X), **self._by_type)
+        constraints = said.by_index(self._columns(X), **self._by_type)
         return constraints if hasattr(constraints, "low_") else constraints.fit(X.cpu().numpy())
 
-    def _names(self, X: Tensor) -> list[Any]:
-        return list(getattr(self, "feature_names_in_", range(X.shape[1:].numel())))
+    def _columns(self, X: Tensor) -> Columns:
+        names = getattr(self, "feature_names_in_", None)
+        return Columns(X.shape[1:], None if names is None else names.tolist())
 
-    def _unsaid_held(self, names: list[Any]) -> str:
+    def _unsaid_held(self, columns: Columns) -> str:
         """Return the names of the columns held fixed although nobody said that they are."""
-        said = self.constraints.by_index(names).immutable if self.constraints else []
+        said = self.constraints.by_index(columns).immutable if self.constraints else []
         unsaid = [j for j in self._by_type.get("immutable", []) if j not in said]
-        return shown_names(unsaid, names)
+        return columns.shown(unsaid)
 
     def _stuck(self, attack: Attack, X: Tensor) -> str:
         """Say, if so, what cannot change at this radius although nobody said that it cannot."""
-        names = self._names(X)
-        said = self.constraints.by_index(names).integer if self.constraints else []
+        columns = self._columns(X)
+        said = self.constraints.by_index(columns).integer if self.constraints else []
         integer = [j for j in self._by_type.get("integer", []) if j not in said]
-        return stuck(attack, X, integer=integer, names=names)
+        return stuck(attack, X, columns, integer=integer)
 
 
 def _penalized(lam: Any, norm: str, **options: Any) -> Objective:

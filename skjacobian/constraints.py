@@ -12,9 +12,10 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
+from skjacobian._columns import Columns, by_place
 from skjacobian._table import Table
-from skjacobian._validation import check_option, did_you_mean, reject
-from skjacobian.threat_model import NAMES_NEED, inward
+from skjacobian._validation import check_option, reject
+from skjacobian.threat_model import inward
 from skjacobian.validity import Rules
 
 COLUMNS = ("immutable", "integer", "increasing", "decreasing")
@@ -24,20 +25,20 @@ LEARNED_SCALES = ("std", "range")
 class FeatureConstraints(BaseEstimator):
     """What an adversary cannot do to the columns of a table.
 
-    Columns are named by the names of a DataFrame, by indices (of any column names) or by a
-    mask. Whatever an attack tries and returns obeys all constraints, exactly. Missing values
-    (NaN) are left alone, with or without constraints.
+    Columns are said as in scikit-learn: one or several, all by the names of a DataFrame or all
+    by index, or a boolean mask. Whatever an attack tries and returns obeys all constraints,
+    exactly. Missing values (NaN) are left alone, with or without constraints.
 
     Parameters
     ----------
-    immutable : sequence of str or int, optional
+    immutable : str, int, or array-like of str, int or bool, optional
         Columns that cannot change.
-    integer : sequence of str or int, optional
+    integer : str, int, or array-like of str, int or bool, optional
         Columns of whole numbers. `RobustScorer` and the like take the columns of a DataFrame
         that have an integer type for such anyway.
-    increasing, decreasing : sequence of str or int, optional
+    increasing, decreasing : str, int, or array-like of str, int or bool, optional
         Columns that can only grow, or only fall: age, years left.
-    one_hot : sequence of sequences of str or int, optional
+    one_hot : sequence of array-like of str, int or bool, optional
         Groups of columns of which exactly one is 1 and the others are 0. Another category is
         a perturbation of two columns by 1.
     scale : "std", "range", or mapping of column to number, "std" or "range", optional
@@ -118,14 +119,11 @@ class FeatureConstraints(BaseEstimator):
             if isinstance(self.scale, str):
                 self.scale_ = known[self.scale]
             else:
-                index = _indices("scale", list(self.scale), self._names())
-                for j, scale in zip(index, self.scale.values(), strict=True):
+                names = list(X.columns) if hasattr(X, "columns") else None
+                seen = Columns((len(columns),), names)
+                for j, scale in seen.by_index("scale", self.scale).items():
                     self.scale_[j] = known[scale][j] if isinstance(scale, str) else scale
         return self
-
-    def _names(self) -> Sequence[Any]:
-        """Return the names of the columns that `fit` saw, or their indices."""
-        return list(getattr(self, "feature_names_in_", range(self.n_features_in_)))
 
     @property
     def _scale_is_learned(self) -> bool:
@@ -154,28 +152,35 @@ class FeatureConstraints(BaseEstimator):
         # them, where a search copies the scorer that holds them.
         return copy.copy(self)
 
-    def by_index(self, names: Sequence[Any], **more: Sequence[int]) -> "FeatureConstraints":
+    def by_index(self, columns: Columns, **more: Sequence[int]) -> "FeatureConstraints":
         """Return the same constraints with indices in the place of column names.
 
         Parameters
         ----------
-        names : sequence
-            The names of all columns, in order.
+        columns : Columns
+            All columns of X, in order.
         **more : sequence of int
             Further columns that are `immutable`, `integer`, `increasing` or `decreasing`.
         """
         self._check_values()
         indexed = copy.copy(self)
         for name in COLUMNS:
-            given = _indices(name, getattr(self, name), names)
-            setattr(indexed, name, sorted({*given, *more.get(name, ())}))
-        indexed.one_hot = [_indices("one_hot", group, names) for group in self.one_hot or ()]
+            said = columns.indices(name, getattr(self, name))
+            setattr(indexed, name, sorted({*said, *more.get(name, ())}))
+        indexed.one_hot = [columns.indices("one_hot", group) for group in self._groups]
         for name in ("scale", "bounds"):
             value = getattr(self, name)
             if isinstance(value, Mapping):
-                index = _indices(name, list(value), names)
-                setattr(indexed, name, dict(zip(index, value.values(), strict=True)))
-        return indexed._in_the_order_of(names)
+                setattr(indexed, name, columns.by_index(name, value))
+        return indexed._in_the_order_of(columns.names or ())
+
+    @property
+    def _groups(self) -> list[Any]:
+        """The one-hot groups, each as columns are said."""
+        groups = () if self.one_hot is None else self.one_hot
+        if not (_is_group(groups) and all(map(_is_group, groups))):
+            reject("one_hot", self.one_hot, "groups of columns, as in [['red', 'green', 'blue']]")
+        return list(groups)
 
     def narrowed(self, low: np.ndarray, high: np.ndarray) -> "FeatureConstraints":
         """Return constraints, said by index and with bounds, whose bounds lie in a range too."""
@@ -199,12 +204,10 @@ class FeatureConstraints(BaseEstimator):
     @property
     def has_places(self) -> bool:
         """Whether columns are said by index or by mask, or were learned without names."""
-        said = [column for name in COLUMNS for column in _listed(getattr(self, name))]
-        said += [column for group in self.one_hot or () for column in _listed(group)]
-        for value in (self.scale, self.bounds):
-            said += list(value) if isinstance(value, Mapping) else []
+        said = [getattr(self, name) for name in COLUMNS] + self._groups
+        said += [value for value in (self.scale, self.bounds) if isinstance(value, Mapping)]
         learned = hasattr(self, "n_features_in_") and not hasattr(self, "feature_names_in_")
-        return learned or not all(isinstance(column, str) for column in said)
+        return learned or any(map(by_place, said))
 
     def _in_the_order_of(self, names: Sequence[Any]) -> "FeatureConstraints":
         """Put what `fit` learned by name in the order of the columns, and forget their names."""
@@ -236,15 +239,11 @@ class FeatureConstraints(BaseEstimator):
                 "FeatureConstraints was fitted on."
             )
         self._check_values()
-        names = range(n_features)
-        groups = [_indices("one_hot", group, names) for group in self.one_hot or ()]
-        masks = {}
-        for name in COLUMNS:
-            mask = torch.zeros(n_features, dtype=torch.bool)
-            mask[_indices(name, getattr(self, name), names)] = True
-            masks[name] = mask.reshape(X.shape[1:]).to(X.device)
+        columns = Columns(X.shape[1:])
+        masks = {name: columns.mask(name, getattr(self, name)) for name in COLUMNS}
+        groups = [columns.indices("one_hot", group) for group in self._groups]
         return Rules(
-            **masks,
+            **{name: torch.from_numpy(mask).to(X.device) for name, mask in masks.items()},
             groups=tuple(torch.tensor(group, device=X.device) for group in groups),
             scale=self._scale(X),
             bounds=self._range(X),
@@ -269,7 +268,8 @@ class FeatureConstraints(BaseEstimator):
             check_is_fitted(self, "scale_")
             return self.scale_
         scales = np.ones(n_features)
-        scales[_indices("scale", list(self.scale), range(n_features))] = list(self.scale.values())
+        for j, scale in Columns((n_features,)).by_index("scale", self.scale).items():
+            scales[j] = scale
         return scales
 
     def _bounds(self, n_features: int, side: int) -> np.ndarray | None:
@@ -281,8 +281,8 @@ class FeatureConstraints(BaseEstimator):
             check_is_fitted(self, "low_")
             return np.nan_to_num((self.low_, self.high_)[side], nan=infinite)
         bounds = np.full(n_features, infinite)
-        index = _indices("bounds", list(self.bounds), range(n_features))
-        bounds[index] = [pair[side] for pair in self.bounds.values()]
+        for j, pair in Columns((n_features,)).by_index("bounds", self.bounds).items():
+            bounds[j] = pair[side]
         return bounds
 
 
@@ -328,34 +328,5 @@ def _is_range(pair: Any) -> bool:
     return low <= high
 
 
-def _listed(columns: Any) -> list[Any]:
-    return list(columns) if hasattr(columns, "__iter__") else []
-
-
-def _indices(name: str, columns: Any, names: Sequence[Any]) -> list[int]:
-    """Return the indices of columns given by name, by index or by a mask, or raise."""
-    expected = f"names or indices of the {len(names)} columns"
-    if columns is None:
-        return []
-    if isinstance(columns, str) or not hasattr(columns, "__iter__"):
-        reject(name, columns, f"a sequence of {expected}")
-    columns = list(columns)
-    if len(columns) == len(names) and all(isinstance(c, bool | np.bool_) for c in columns):
-        return [int(j) for j in np.flatnonzero(columns)]
-    places = {n: j for j, n in reversed([*enumerate(names)]) if isinstance(n, str)}
-    indices = [_index(name, column, places, len(names), expected) for column in columns]
-    if len(set(indices)) < len(indices):  # zeros and ones are no mask
-        reject(name, columns, f"a sequence of {expected}, each once, or a mask of booleans")
-    return indices
-
-
-def _index(name: str, column: Any, places: dict[str, int], n_columns: int, expected: str) -> int:
-    is_number = isinstance(column, int | np.integer) and not isinstance(column, bool)
-    if is_number and -n_columns <= column < n_columns:
-        return int(column) % n_columns
-    if isinstance(column, str) and column in places:
-        return places[column]
-    hint = did_you_mean(column, places)
-    if isinstance(column, str) and not places:
-        hint = f"; {NAMES_NEED}"
-    reject(name, column, f"{expected}{hint}")
+def _is_group(columns: Any) -> bool:
+    return hasattr(columns, "__iter__") and not isinstance(columns, str)

@@ -72,8 +72,8 @@ def adversarial_distances(
     bounds : (low, high), optional
         Range of valid features, numbers or one value per feature. None is unbounded; there
         is no implicit clip.
-    mutable : array of bool, of int or of str, optional
-        Features that may change: a mask, indices, or the column names of a DataFrame. None
+    mutable : str, int, or array-like of str, int or bool, optional
+        Features that may change: column names of a DataFrame, indices, or a boolean mask. None
         is all.
     constraints : FeatureConstraints, optional
         What else makes a sample valid: immutable, whole, one-directional and one-hot columns,

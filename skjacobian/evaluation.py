@@ -58,8 +58,8 @@ def evaluate_robustness(
         Unit of each feature; "std" and "range" are those of X.
     bounds : (low, high), optional
         Range of valid features, numbers or one value per feature. None is unbounded.
-    mutable : array of bool, of int or of str, optional
-        Features that may change: a mask, indices, or the column names of a DataFrame. None
+    mutable : str, int, or array-like of str, int or bool, optional
+        Features that may change: column names of a DataFrame, indices, or a boolean mask. None
         is all.
     constraints : FeatureConstraints, optional
         What else makes a sample valid: immutable, whole, one-directional and one-hot columns,

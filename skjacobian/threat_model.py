@@ -1,6 +1,5 @@
 """What an adversary may change, as users say it: feature scale, mutable features, bounds."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,12 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skjacobian._validation import check_option, did_you_mean, reject
-
-NAMES_NEED = (
-    "names need a DataFrame, which a step of a pipeline gets from the one before it by "
-    "set_output(transform='pandas')"
-)
+from skjacobian._columns import Columns
+from skjacobian._validation import check_option, reject
 
 # A clean sample may exceed its bounds by this many units in the last place: scalers
 # return 1.0000000000000002 for 1.
@@ -59,7 +54,7 @@ def resolve_feature_scale(feature_scale: Any, X: Tensor, mutable: Any = None) ->
         "std" and "range" are those of `X`; a feature that is constant in `X` then gets
         scale 0 and is held fixed.
     X : Tensor of shape (n_samples, *features)
-    mutable : None, mask or indices, default=None
+    mutable : None, int, or array-like of int or bool, default=None
         The features that may change, as `resolve_mutable` takes them; all others get scale
         0 and are held fixed.
 
@@ -112,16 +107,16 @@ def _range(X: Tensor) -> Tensor:
     return (high.amax(0) - low.amin(0)).clamp_(min=0.0)
 
 
-def resolve_mutable(mutable: Any, X: Tensor) -> Tensor | None:
+def resolve_mutable(mutable: Any, X: Tensor, names: list[Any] | None = None) -> Tensor | None:
     """Turn `mutable` into a mask of the shape of one sample, or None for all features.
 
     Parameters
     ----------
-    mutable : None, mask or indices
-        The features that an adversary may change. A boolean mask with one value per feature
-        (in the shape of a sample or flat), or integer indices of flattened features, from
-        the end where negative.
+    mutable : None, str, int, or array-like of str, int or bool
+        The features that an adversary may change, as `Columns` takes them.
     X : Tensor of shape (n_samples, *features)
+    names : list, optional
+        Of the columns.
 
     Returns
     -------
@@ -137,103 +132,15 @@ def resolve_mutable(mutable: Any, X: Tensor) -> Tensor | None:
     >>> import torch
     >>> resolve_mutable([0, -1], torch.zeros(5, 3))
     tensor([ True, False,  True])
+    >>> resolve_mutable("age", torch.zeros(5, 2), ["sex", "age"])
+    tensor([False,  True])
     """
     if mutable is None:
         return None
-    n_features = X.shape[1:].numel()
-    expected = (
-        f"None, a boolean mask of the {n_features} features or integer indices from "
-        f"{-n_features} to {n_features - 1}, at least one"
-    )
-    values = _mutable_array(mutable, expected)
-    if values.dtype == bool:
-        if values.size != n_features or values.shape not in (values.ravel().shape, X.shape[1:]):
-            reject("mutable", mutable, expected)
-        mask = values.ravel()
-    elif np.issubdtype(values.dtype, np.integer) and values.ndim == 1:
-        if not ((-n_features <= values) & (values < n_features)).all():
-            reject("mutable", mutable, expected)
-        mask = np.zeros(n_features, dtype=bool)
-        mask[values] = True
-        if mask.sum() < len(values):  # zeros and ones are no mask
-            reject("mutable", mutable, f"{expected}, each index once")
-    else:
-        reject("mutable", mutable, expected)
+    mask = Columns(X.shape[1:], names).mask("mutable", mutable)
     if not mask.any():
-        reject("mutable", mutable, expected)
-    return torch.from_numpy(mask.copy()).reshape(X.shape[1:]).to(X.device)
-
-
-def _mutable_array(mutable: Any, expected: str) -> np.ndarray:
-    """Return `mutable` as an array, if it holds no names."""
-    try:
-        values = np.asarray(mutable.cpu() if isinstance(mutable, Tensor) else mutable)
-    except (TypeError, ValueError):
-        reject("mutable", mutable, expected)
-    if values.dtype.kind in "UST" or any(isinstance(value, str) for value in values.flat):
-        reject("mutable", mutable, f"{expected}; {NAMES_NEED}")
-    return values
-
-
-def mutable_by_name(mutable: Any, columns: Sequence[str]) -> Any:
-    """Turn a list of column names into their indices; return anything else as it is.
-
-    Parameters
-    ----------
-    mutable : list of str, or what `resolve_mutable` takes
-    columns : sequence of str
-        The names of the features, in order.
-
-    Raises
-    ------
-    ValueError
-        For a name that no column has, with the closest one.
-
-    Examples
-    --------
-    >>> mutable_by_name(["age", "income"], ["income", "sex", "age"])
-    [2, 0]
-    """
-    names = [mutable] if isinstance(mutable, str) else mutable
-    if not hasattr(names, "__iter__") or not any(isinstance(name, str) for name in names):
-        return mutable
-    columns = list(columns)
-    for name in names:
-        if name not in columns:
-            suggestion = did_you_mean(name, columns)
-            reject("mutable", mutable, f"names of columns, and {name!r} is none{suggestion}")
-    return [columns.index(name) for name in names]
-
-
-def has_names(values: Any, columns: Sequence[Any]) -> bool:
-    """Tell whether values are a pandas Series with a value for each of these columns.
-
-    Examples
-    --------
-    >>> import pandas as pd
-    >>> has_names(pd.Series({"age": 3.0, "sex": 1.0}), ["sex", "age"])
-    True
-    """
-    return hasattr(values, "reindex") and set(columns) <= set(values.index)
-
-
-def values_by_name(values: Any, columns: Sequence[Any]) -> Any:
-    """Return the values of a pandas Series in the order of the columns; anything else as it is.
-
-    Examples
-    --------
-    >>> import pandas as pd
-    >>> values_by_name(pd.Series({"age": 3.0, "sex": 1.0}), ["sex", "age"])
-    array([1., 3.])
-    """
-    return values.loc[list(columns)].to_numpy() if has_names(values, columns) else values
-
-
-def bounds_by_name(bounds: Any, columns: Sequence[Any]) -> Any:
-    """Return both sides of bounds in the order of the columns, as `values_by_name` does."""
-    if not isinstance(bounds, tuple | list):
-        return bounds
-    return tuple(values_by_name(side, columns) for side in bounds)
+        reject("mutable", mutable, "at least one column of X, or None for all")
+    return torch.from_numpy(mask).to(X.device)
 
 
 def resolve_bounds(bounds: Any, X: Tensor) -> tuple[Tensor, Tensor] | None:

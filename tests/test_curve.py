@@ -382,7 +382,7 @@ def test_the_search_is_that_of_fmn_by_default():
         ({"n_restarts": 1.5}, "Got n_restarts=1.5, but expected an integer of at least 1."),
         ({"batch_size": 0}, "Got batch_size=0, but expected an integer of at least 1"),
         ({"feature_scale": "sd"}, "Got feature_scale='sd', but expected one of 'std', 'range'"),
-        ({"mutable": [9]}, "Got mutable=[9], but expected None, a boolean mask of the 4 features"),
+        ({"mutable": [9]}, "Got mutable=[9], but expected columns of X: indices from -4 to 3"),
         ({"bounds": (5, 0)}, "Got bounds=(5, 0), but expected None or a tuple (low, high)"),
         ({"bounds": (0, 1)}, "Got X with 100 of 100 samples outside bounds=(0.0, 1.0)"),
         ({"eps": -1.0}, "Got eps=-1.0, but expected "),

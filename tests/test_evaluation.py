@@ -734,7 +734,7 @@ BAD_PARAMS = [
     ),
     ({"bounds": (1, 0)}, r"Got bounds=\(1, 0\), but expected None or a tuple"),
     ({"feature_scale": "sdt"}, "Got feature_scale='sdt', .*did you mean 'std'"),
-    ({"mutable": [4]}, r"Got mutable=\[4\], but expected None, a boolean mask of the 4 features"),
+    ({"mutable": [4]}, r"Got mutable=\[4\], but expected columns of X: .*; 4 is none"),
     ({"mutable": ["petal width"]}, "Got mutable=.*; names need a DataFrame"),
 ]
 

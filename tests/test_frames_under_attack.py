@@ -156,7 +156,7 @@ def test_labels_of_another_kind_are_an_error(ask):
 
 
 def test_a_mask_of_zeros_and_ones_is_not_taken_for_indices():
-    with pytest.raises(ValueError, match=r"Got mutable=\[0, 0, 1, 1\].*each index once"):
+    with pytest.raises(ValueError, match=r"Got mutable=\[0, 0, 1, 1\].*each once"):
         RobustScorer(mutable=[0, 0, 1, 1])(MODEL, X, y)
 
 

@@ -43,8 +43,8 @@ class RayS(Attack):
         Unit of each feature; None is 1, "std" and "range" are those of the X attacked.
     bounds : (low, high), optional
         Numbers or one value per feature. None means unbounded; there is no implicit clip.
-    mutable : array of bool or of int, optional
-        Mask or indices of the features that may change, one per feature; None is all.
+    mutable : int, or array-like of int or bool, optional
+        Features that may change: indices, or a boolean mask. None is all.
     constraints : FeatureConstraints, optional
         What else makes a sample valid, columns given by index.
     n_queries : int, default=1000

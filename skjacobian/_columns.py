@@ -1,0 +1,167 @@
+"""Columns of X as users say them: by name, by index or by a mask; and values of columns by name."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NoReturn
+
+import numpy as np
+from torch import Tensor
+
+from skjacobian._validation import did_you_mean, reject
+
+_NAMES_NEED = (
+    "names need a DataFrame, which a step of a pipeline gets from the one before it by "
+    "set_output(transform='pandas')"
+)
+_KINDS = {"names": str, "mask": bool | np.bool_, "indices": int | np.integer}
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of X, the features of its samples where it is no table.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        That of a sample. Indices are those of the flattened one.
+    names : list, optional
+        Of the columns of a DataFrame. Those that are no strings name nothing, as in
+        scikit-learn: numbers are indices.
+
+    Examples
+    --------
+    >>> columns = Columns((3,), ["age", "sex", "income"])
+    >>> columns.indices("immutable", "sex")
+    [1]
+    >>> columns.indices("immutable", [-1, 0])
+    [2, 0]
+    >>> columns.indices("immutable", [True, False, True])
+    [0, 2]
+    """
+
+    shape: tuple[int, ...]
+    names: list[Any] | None = None
+
+    def __len__(self) -> int:
+        return math.prod(self.shape)
+
+    def indices(self, parameter: str, said: Any) -> list[int]:
+        """Return the indices of columns, in the order in which a parameter says them, or raise.
+
+        Parameters
+        ----------
+        parameter : str
+            Its name, for the error.
+        said : str, int, or array-like of str, int or bool; None for no columns
+            A mask has the shape of a sample, or is flat.
+        """
+        values = _array(said)
+        kind = _kind(values)
+        if values.size == 0:
+            return []
+        if kind == "mask" and values.shape in (self.shape, (len(self),)):
+            return np.flatnonzero(values).tolist()
+        if kind == "names" and not self._places:
+            self._reject(parameter, said, f"; {_NAMES_NEED}")
+        if kind not in ("names", "indices") or values.ndim > 1:
+            self._reject(parameter, said, ", all of one kind")
+        found = [self._index(parameter, said, value) for value in values.tolist()]
+        if len(set(found)) < len(found):  # zeros and ones are no mask
+            self._reject(parameter, said, ", each once")
+        return found
+
+    def mask(self, parameter: str, said: Any) -> np.ndarray:
+        """Return a mask of columns in the shape of a sample."""
+        mask = np.zeros(len(self), dtype=bool)
+        mask[self.indices(parameter, said)] = True
+        return mask.reshape(self.shape)
+
+    def by_index(self, parameter: str, values: Mapping[Any, Any]) -> dict[int, Any]:
+        """Return a mapping of columns with their indices as its keys."""
+        return dict(zip(self.indices(parameter, values), values.values(), strict=True))
+
+    def are_index_of(self, values: Any) -> bool:
+        """Tell whether values are a pandas Series with one for the name of each column."""
+        return (
+            self.names is not None
+            and hasattr(values, "reindex")
+            and set(self.names) <= set(values.index)
+        )
+
+    def in_order(self, values: Any) -> Any:
+        """Return a Series of values by name as an array, in this order; others as they are.
+
+        Examples
+        --------
+        >>> import pandas as pd
+        >>> Columns((2,), ["sex", "age"]).in_order(pd.Series({"age": 3.0, "sex": 1.0}))
+        array([1., 3.])
+        """
+        return values.loc[self.names].to_numpy() if self.are_index_of(values) else values
+
+    def labels(self, indices: Sequence[int]) -> list[Any]:
+        """Return the names of columns, or their indices where they have none."""
+        return list(indices) if self.names is None else [self.names[j] for j in indices]
+
+    def shown(self, indices: Sequence[int]) -> str:
+        """Return the names of columns, not too many of them, for a message."""
+        shown = list(map(str, self.labels(indices)))
+        return ", ".join(shown[:10]) + (", …" if shown[10:] else "")
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        """Where the names stand; the first of those that are equal."""
+        named = reversed([*enumerate(self.names or ())])
+        return {name: j for j, name in named if isinstance(name, str)}
+
+    def _index(self, parameter: str, said: Any, value: Any) -> int:
+        if value in self._places:
+            return self._places[value]
+        if not isinstance(value, str) and -len(self) <= value < len(self):
+            return int(value) % len(self)
+        self._reject(parameter, said, f"; {value!r} is none{did_you_mean(value, self._places)}")
+
+    def _reject(self, parameter: str, said: Any, but: str) -> NoReturn:
+        names = "names, " if self._places else ""
+        reject(
+            parameter,
+            said,
+            f"columns of X: {names}indices from {-len(self)} to {len(self) - 1} or a boolean mask "
+            f"of shape {tuple(self.shape)}{but}",
+        )
+
+
+def by_place(said: Any) -> bool:
+    """Tell whether columns are said by index or by a mask, which depend on their order.
+
+    Examples
+    --------
+    >>> by_place(["age", "sex"]), by_place([0, 1]), by_place(None)
+    (False, True, False)
+    """
+    values = _array(said)
+    return values.size > 0 and _kind(values) != "names"
+
+
+def _array(said: Any) -> np.ndarray:
+    """Return what was said of columns as an array, whose types are those that were given."""
+    if said is None:
+        said = []
+    if isinstance(said, Tensor):
+        said = said.cpu()
+    if hasattr(said, "__array__"):
+        return np.atleast_1d(np.asarray(said))
+    if hasattr(said, "__iter__") and not isinstance(said, str):
+        said = list(said)
+    return np.atleast_1d(np.array(said, dtype=object))
+
+
+def _kind(values: np.ndarray) -> str | None:
+    """Return "names", "mask" or "indices"; None for anything else, and for a mixture."""
+    kinds = {
+        next((kind for kind, types in _KINDS.items() if issubclass(found, types)), None)
+        for found in set(map(type, values.ravel().tolist()))
+    }
+    return kinds.pop() if len(kinds) == 1 else None
