@@ -1,8 +1,8 @@
-"""The columns of a table under attack, and a threat model as users say it of them."""
+"""What an adversary may change of the columns of X, by their types and as users say it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -17,29 +17,62 @@ from skjacobian.threat_model import DataScale, fit_feature_scale, resolve_mutabl
 
 @dataclass(frozen=True)
 class AttackedColumns:
-    """The columns of a table, of which an adversary may change some.
+    """The columns of X, of which an adversary may change some, in training and in scoring.
 
     Attributes
     ----------
-    table : Table
+    columns : Columns
     categories : list of int
         Columns that hold no numbers or are encoded, so that an adversary cannot change them.
-    encoded : list of int
-        Those that an encoder reads.
+    switches : list of int
+        Those of bool that no encoder reads, as of `pandas.get_dummies`: their codes are the
+        numbers 0 and 1, so that an adversary may choose among them where a one-hot group names
+        them.
+    integer : list of int
+        Columns of an integer type.
     unread : list of int
         Columns that the classifier drops: what cannot change there is no matter.
     is_reordered : bool
         Whether they stand in another order than the user gave them in.
     """
 
-    table: Table
+    columns: Columns
     categories: list[int]
-    encoded: list[int]
+    switches: list[int]
+    integer: list[int]
     unread: list[int]
     is_reordered: bool
 
+    @classmethod
+    def of(
+        cls,
+        table: Table,
+        encoded: Sequence[int] = (),
+        unread: Sequence[int] = (),
+        is_reordered: bool = False,
+    ) -> Self:
+        """Return what the types of the columns of a table say of them.
+
+        Parameters
+        ----------
+        table : Table
+        encoded : sequence of int
+            Columns that an encoder reads.
+        unread, is_reordered
+            As the attributes.
+        """
+        return cls(
+            columns=Columns(table.tensor.shape[1:], table.columns),
+            categories=sorted({*table.categories, *encoded}),
+            switches=[j for j in table.categories if _is_bool(table, j) and j not in encoded],
+            integer=table.integer,
+            unread=list(unread),
+            is_reordered=is_reordered,
+        )
+
     def threat_model(
         self,
+        X: Tensor,
         norm: str,
         eps: float,
         feature_scale: Any,
@@ -50,23 +83,40 @@ class AttackedColumns:
         """Return the parameters of an attack, what depends on the data taken from all of X."""
         check_constraints(constraints, feature_scale, bounds)
         if self.is_reordered:
-            _check_names_only(self._columns, feature_scale, bounds, mutable, constraints)
-        feature_scale = self._columns.in_order(feature_scale)
-        mutable = resolve_mutable(mutable, self.table.tensor, self.table.columns)
+            self._check_names_only(feature_scale, bounds, mutable, constraints)
+        if isinstance(bounds, tuple | list):
+            bounds = tuple(map(self.columns.in_order, bounds))
+        mutable = resolve_mutable(mutable, X, self.columns.names)
         self._check_no_categories(mutable, constraints)
         return {
             "norm": norm,
             "eps": eps,
-            "feature_scale": fit_feature_scale(feature_scale, self.table.tensor),
-            "bounds": bounds_in_order(bounds, self._columns),
+            "feature_scale": fit_feature_scale(self.columns.in_order(feature_scale), X),
+            "bounds": bounds,
             "mutable": mutable,
             "constraints": self._constraints(constraints),
         }
 
-    def _held(self, constraints: FeatureConstraints | None) -> list[int]:
-        """Return the categories, but not the columns of bool that one-hot groups name."""
-        switches = one_hot_switches(self.table, constraints, self._columns)
-        return [j for j in self.categories if j not in switches or j in self.encoded]
+    def _check_names_only(
+        self, feature_scale: Any, bounds: Any, mutable: Any, constraints: Any
+    ) -> None:
+        """Raise if a threat model says columns by place, where X has them in another order."""
+        sides = bounds if isinstance(bounds, tuple | list) else ()
+        labels = self.columns.are_index_of
+        places = {
+            "feature_scale": isinstance(feature_scale, DataScale)
+            or (np.ndim(feature_scale) and not labels(feature_scale)),
+            "bounds": any(np.ndim(side) and not labels(side) for side in sides),
+            "mutable": by_place(mutable),
+            "constraints": constraints is not None and constraints.has_places,
+        }
+        said = [name for name, is_by_place in places.items() if is_by_place]
+        if said:
+            raise ValueError(
+                f"Got {' and '.join(said)} by place and X with other columns, or in another order, "
+                "than the estimator was fitted on, but expected names (a Series for values by "
+                "column), or X[estimator.feature_names_in_]: places would be ambiguous."
+            )
 
     def _check_no_categories(
         self, mutable: Tensor | None, constraints: FeatureConstraints | None
@@ -75,68 +125,79 @@ class AttackedColumns:
             return
         if chosen := [j for j in self._held(constraints) if mutable.flatten()[j]]:
             raise ValueError(
-                f"Got mutable with the columns {self._columns.labels(chosen)}, but expected "
+                f"Got mutable with the columns {self.columns.labels(chosen)}, but expected "
                 "columns of numbers that no encoder reads: others cannot be attacked."
             )
 
     def _constraints(self, constraints: FeatureConstraints | None) -> FeatureConstraints | None:
         """Return the constraints by index, with those that the types of the columns make."""
-        if constraints is None and not self.categories and not self.table.integer:
+        if constraints is None and not self.categories and not self.integer:
             return None
         return (constraints or FeatureConstraints()).by_index(
-            self._columns, immutable=self._held(constraints), integer=self.table.integer
+            self.columns, immutable=self._held(constraints), integer=self.integer
         )
+
+    def _said(self, name: str, constraints: FeatureConstraints | None) -> list[Any]:
+        """Return what the constraints themselves say by one parameter, by index."""
+        return [] if constraints is None else getattr(constraints.by_index(self.columns), name)
+
+    def _held(self, constraints: FeatureConstraints | None) -> list[int]:
+        """Return the categories, but not the columns of bool that one-hot groups name."""
+        grouped = {j for group in self._said("one_hot", constraints) for j in group}
+        free = grouped.intersection(self.switches)
+        return [j for j in self.categories if j not in free]
+
+    def warnings(
+        self, attack: Attack, X: Tensor, mutable: Any, constraints: FeatureConstraints | None
+    ) -> Iterator[str]:
+        """Yield what to warn of before an attack: what it cannot do although nobody said so."""
+        held = self.unsaid_categories(mutable, constraints)
+        if held and not attack.eps_is_zero:
+            yield (
+                f"Got X whose columns ({held}) hold categories and are held fixed: who can change "
+                "them may do better. FeatureConstraints(immutable=[...]) rules that out; "
+                "one_hot=[[...]] makes columns of bool the categories of a group."
+            )
+        if stuck := self.stuck(attack, X, constraints):
+            yield f"Got eps={attack.eps!r}, {stuck}"
 
     def unsaid_categories(self, mutable: Any, constraints: FeatureConstraints | None) -> str:
         """Return the names of the columns held fixed although nobody said that they are."""
         if mutable is not None:
             return ""
-        said = [] if constraints is None else constraints.by_index(self._columns).immutable
-        held = self._held(constraints)
-        unsaid = [j for j in held if j not in said and j not in self.unread]
-        return self._columns.shown(unsaid)
+        said = {*self._said("immutable", constraints), *self.unread}
+        return self.columns.shown([j for j in self._held(constraints) if j not in said])
 
-    def stuck(self, attack: Attack, constraints: FeatureConstraints | None) -> str:
-        """Say, if so, what cannot change at this radius although nobody said that it cannot."""
-        said = [] if constraints is None else constraints.by_index(self._columns).integer
-        unsaid = [j for j in self.table.integer if j not in said]
-        return stuck(
-            attack,
-            self.table.tensor,
-            self._columns,
-            integer=[j for j in unsaid if j not in self.unread],
-            unread=self.unread,
-        )
-
-    @property
-    def _columns(self) -> Columns:
-        return Columns(self.table.tensor.shape[1:], self.table.columns)
-
-
-def held_fixed(columns: str) -> str:
-    """Say that columns are held fixed although nobody said that they are."""
-    return (
-        f"Got X whose columns ({columns}) hold categories and are held fixed: who can change them "
-        "may do better. FeatureConstraints(immutable=[...]) rules that out; one_hot=[[...]] makes "
-        "columns of bool the categories of a group."
-    )
-
-
-def one_hot_switches(
-    table: Table, constraints: FeatureConstraints | None, columns: Columns
-) -> set[int]:
-    """Return the columns of bool that one-hot groups name, as of `pandas.get_dummies`.
-
-    Their codes are the numbers 0 and 1, so that the adversary may choose among the categories.
-    """
-    if constraints is None:
-        return set()
-    groups = constraints.by_index(columns).one_hot
-    return {j for group in groups for j in group if _is_bool(table, j)}
+    def stuck(self, attack: Attack, X: Tensor, constraints: FeatureConstraints | None) -> str:
+        """Say, if so, that nothing can change at this radius, or some columns by too little."""
+        if attack.eps_is_zero or len(X) == 0:
+            return ""
+        moves, lost = _movable(attack, X)
+        if not bool(moves.any()):
+            return (
+                "at which no feature can change: whole numbers (columns of an integer type) do "
+                "where eps·feature_scale is at least 1, immutable ones and those of scale 0 "
+                '(constant ones have it under "std" and "range") never. This is as no attack at '
+                "all."
+            )
+        said = {*self._said("integer", constraints), *self.unread}
+        if few := [j for j in self.integer if lost.flatten()[j] and j not in said]:
+            return (
+                f"at which columns of an integer type ({self.columns.shown(few)}) cannot change, "
+                "or by less than two thirds of eps·feature_scale: whole numbers change by whole "
+                "numbers. Cast them to float if they can take any value."
+            )
+        if rounded := [j for j in _rounded(attack, X) if j not in self.unread]:
+            return (
+                f"at which columns ({self.columns.shown(rounded)}) cannot change, or by clearly "
+                "less than eps·feature_scale: beside their numbers it is lost in the rounding of "
+                f"{X.dtype}. Cast them to a wider type, or subtract an offset."
+            )
+        return ""
 
 
 def _is_bool(table: Table, column: int) -> bool:
-    known = table.categories.get(column)
+    known = table.categories[column]
     return getattr(getattr(known, "dtype", None), "kind", None) == "b"
 
 
@@ -155,78 +216,6 @@ def in_the_order_of_fit(estimator: Any, X: Any) -> Any:
             f"{type(estimator).__name__} was fitted on."
         )
     return X[list(names)]
-
-
-def bounds_in_order(bounds: Any, columns: Columns) -> Any:
-    """Return both sides of bounds in the order of the columns; what is no pair as it is."""
-    if not isinstance(bounds, tuple | list):
-        return bounds
-    return tuple(map(columns.in_order, bounds))
-
-
-def _check_names_only(
-    columns: Columns, feature_scale: Any, bounds: Any, mutable: Any, constraints: Any
-) -> None:
-    """Raise if a threat model names columns by place, where X has them in another order."""
-    sides = bounds if isinstance(bounds, tuple | list) else ()
-    places = {
-        "feature_scale": isinstance(feature_scale, DataScale)
-        or (np.ndim(feature_scale) and not columns.are_index_of(feature_scale)),
-        "bounds": any(np.ndim(side) and not columns.are_index_of(side) for side in sides),
-        "mutable": by_place(mutable),
-        "constraints": constraints is not None and constraints.has_places,
-    }
-    said = [name for name, is_by_place in places.items() if is_by_place]
-    if said:
-        raise ValueError(
-            f"Got {' and '.join(said)} by place and X with other columns, or in another order, "
-            "than the estimator was fitted on, but expected names (a Series for values by "
-            "column), or X[estimator.feature_names_in_]: places would be ambiguous."
-        )
-
-
-def stuck(
-    attack: Attack,
-    X: Tensor,
-    columns: Columns,
-    *,
-    integer: Sequence[int] = (),
-    unread: Sequence[int] = (),
-) -> str:
-    """Say, if so, that nothing can change at this radius, or some columns by too little.
-
-    Parameters
-    ----------
-    attack : Attack
-    X : Tensor of shape (n_samples, *features)
-    columns : Columns
-    integer : sequence of int
-        Columns that are whole numbers by their type alone.
-    unread : sequence of int
-        Columns that do not matter.
-    """
-    if attack.eps_is_zero or len(X) == 0:
-        return ""
-    moves, lost = _movable(attack, X)
-    if not bool(moves.any()):
-        return (
-            "at which no feature can change: whole numbers (columns of an integer type) do where "
-            "eps·feature_scale is at least 1, immutable ones and those of scale 0 (constant ones "
-            'have it under "std" and "range") never. This is as no attack at all.'
-        )
-    if few := [j for j in integer if lost.flatten()[j]]:
-        return (
-            f"at which columns of an integer type ({columns.shown(few)}) cannot change, or by "
-            "less than two thirds of eps·feature_scale: whole numbers change by whole numbers. "
-            "Cast them to float if they can take any value."
-        )
-    if rounded := [j for j in _rounded(attack, X) if j not in unread]:
-        return (
-            f"at which columns ({columns.shown(rounded)}) cannot change, or by clearly less "
-            f"than eps·feature_scale: beside their numbers it is lost in the rounding of "
-            f"{X.dtype}. Cast them to a wider type, or subtract an offset."
-        )
-    return ""
 
 
 def _movable(attack: Attack, X: Tensor) -> tuple[Tensor, Tensor]:

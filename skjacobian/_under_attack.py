@@ -14,7 +14,7 @@ from sklearn.utils import assert_all_finite, check_consistent_length, check_rand
 from sklearn.utils.validation import _check_n_features, check_is_fitted, column_or_1d
 from torch import Tensor, nn
 
-from skjacobian._attacked_columns import AttackedColumns, held_fixed, in_the_order_of_fit
+from skjacobian._attacked_columns import AttackedColumns, in_the_order_of_fit
 from skjacobian._rng import own_entropy
 from skjacobian._table import Table, as_pandas
 from skjacobian._validation import check_count_or_auto
@@ -116,11 +116,9 @@ class UnderAttack:
         _check_kind_of_labels(self.y, estimator.classes_)
         if isinstance(estimator, FittedModule):
             estimator.check_labels(self.y)
-        encoded = encoded_columns(estimator)
-        self.columns = AttackedColumns(
+        self.columns = AttackedColumns.of(
             self.table,
-            categories=sorted({*self.table.categories, *encoded}),
-            encoded=encoded,
+            encoded=encoded_columns(estimator),
             unread=unread_columns(estimator),
             is_reordered=X is not given,
         )
@@ -152,14 +150,12 @@ class UnderAttack:
 
     def arm(self, attack: Attack, **threat_model: Any) -> Attack:
         """Return an attack with a threat model, as users say it, that X obeys."""
-        armed = attack.with_threat(self.columns.threat_model(**threat_model))
+        armed = attack.with_threat(self.columns.threat_model(self.X_tensor, **threat_model))
         armed.check_params()
         armed.check_clean(self.X_tensor)
         said = (threat_model["mutable"], threat_model["constraints"])
-        if not armed.eps_is_zero and (held := self.columns.unsaid_categories(*said)):
-            warnings.warn(held_fixed(held), AttackWarning, stacklevel=3)
-        if stuck := self.columns.stuck(armed, threat_model["constraints"]):
-            warnings.warn(f"Got eps={armed.eps!r}, {stuck}", AttackWarning, stacklevel=3)
+        for message in self.columns.warnings(armed, self.X_tensor, *said):
+            warnings.warn(message, AttackWarning, stacklevel=3)
         return self.where_defined(armed)
 
     def where_defined(self, attack: Attack) -> Attack:

@@ -9,13 +9,12 @@ import torch
 from sklearn.utils._param_validation import RealNotInt, StrOptions
 from torch import Tensor
 
-from skjacobian._attacked_columns import bounds_in_order, held_fixed, one_hot_switches, stuck
-from skjacobian._columns import Columns
+from skjacobian._attacked_columns import AttackedColumns
 from skjacobian._estimator import TRAINING_CONSTRAINTS, RobustClassifier
 from skjacobian._table import Table
 from skjacobian._validation import ScalarInterval, reject, unwrap_scalar
 from skjacobian.attacks import FGSM, PGD, Attack
-from skjacobian.constraints import FeatureConstraints, check_constraints
+from skjacobian.constraints import FeatureConstraints
 from skjacobian.exceptions import AttackWarning
 from skjacobian.geometry import BALL_NORMS
 from skjacobian.jacobian import JACOBIAN_NORMS, OUTPUTS
@@ -27,7 +26,6 @@ from skjacobian.objectives import (
     JacobianRegularization,
     Objective,
 )
-from skjacobian.threat_model import fit_feature_scale
 
 
 class JacobianRegularizedClassifier(RobustClassifier):
@@ -530,27 +528,25 @@ class AdversarialClassifier(RobustClassifier):
 
     def _make_attack(self, X: Tensor) -> Attack:
         """Return the inner attack in the units of `X`, which must lie inside the bounds."""
-        check_constraints(self.constraints, self.feature_scale, self.bounds)
-        columns = self._columns(X)
-        shared = {
-            "norm": self.norm,
-            "eps": float(unwrap_scalar(self.eps)),
-            "feature_scale": fit_feature_scale(columns.in_order(self.feature_scale), X),
-            "bounds": bounds_in_order(self.bounds, columns),
-            "constraints": self._fitted_constraints(X),
-            "random_start": self.random_start,
-            "loss": "cross_entropy",
-        }
+        params = self._columns.threat_model(
+            X,
+            norm=self.norm,
+            eps=float(unwrap_scalar(self.eps)),
+            feature_scale=self.feature_scale,
+            bounds=self.bounds,
+            mutable=None,
+            constraints=self.constraints,
+        )
+        params["constraints"] = _fitted(params["constraints"], X)
+        params |= {"random_start": self.random_start, "loss": "cross_entropy"}
         if self.method == "fgsm":
-            attack: Attack = FGSM(**shared)
+            attack: Attack = FGSM(**params)
         else:
             n_steps = int(unwrap_scalar(self.n_steps))
-            attack = PGD(**shared, n_steps=n_steps, step_size=self.step_size)
+            attack = PGD(**params, n_steps=n_steps, step_size=self.step_size)
         attack.check_clean(X)
-        if held := self._unsaid_held(columns):
-            warnings.warn(held_fixed(held), AttackWarning, stacklevel=6)
-        if cannot := self._stuck(attack, X.cpu()):
-            warnings.warn(f"Got eps={self.eps!r}, {cannot}", AttackWarning, stacklevel=6)
+        for message in self._columns.warnings(attack, X.cpu(), None, self.constraints):
+            warnings.warn(message, AttackWarning, stacklevel=6)
         if self.preprocessor is None:
             return attack
 
@@ -563,44 +559,17 @@ class AdversarialClassifier(RobustClassifier):
     def _validate_training_data(
         self, X: Any, y: Any, *, reset: bool
     ) -> tuple[np.ndarray, np.ndarray]:
-        self._by_type: dict[str, list[int]] = {}
-        if hasattr(X, "columns"):  # what scorers make of the types of a DataFrame's columns
-            check_constraints(self.constraints, self.feature_scale, self.bounds)
-            table = Table(X)
-            switches = one_hot_switches(
-                table, self.constraints, Columns(table.tensor.shape[1:], table.columns)
-            )
-            held = sorted(set(table.categories) - switches)
-            self._by_type = {"immutable": held, "integer": table.integer}
-        return super()._validate_training_data(X, y, reset=reset)
+        values, y = super()._validate_training_data(X, y, reset=reset)
+        # The values of a DataFrame have lost the types of its columns, which scorers see.
+        self._columns = AttackedColumns.of(Table(X if hasattr(X, "columns") else values[:1]))
+        return values, y
 
-    def _fitted_constraints(self, X: Tensor) -> FeatureConstraints | None:
-        """Return the constraints by index, fitted on the training data unless they are.
 
-        With those that the types of the columns of a DataFrame make.
-        """
-        if self.constraints is None and not any(self._by_type.values()):
-            return None
-        said: FeatureConstraints = self.constraints or FeatureConstraints()
-        constraints = said.by_index(self._columns(X), **self._by_type)
-        return constraints if hasattr(constraints, "low_") else constraints.fit(X.cpu().numpy())
-
-    def _columns(self, X: Tensor) -> Columns:
-        names = getattr(self, "feature_names_in_", None)
-        return Columns(X.shape[1:], None if names is None else names.tolist())
-
-    def _unsaid_held(self, columns: Columns) -> str:
-        """Return the names of the columns held fixed although nobody said that they are."""
-        said = self.constraints.by_index(columns).immutable if self.constraints else []
-        unsaid = [j for j in self._by_type.get("immutable", []) if j not in said]
-        return columns.shown(unsaid)
-
-    def _stuck(self, attack: Attack, X: Tensor) -> str:
-        """Say, if so, what cannot change at this radius although nobody said that it cannot."""
-        columns = self._columns(X)
-        said = self.constraints.by_index(columns).integer if self.constraints else []
-        integer = [j for j in self._by_type.get("integer", []) if j not in said]
-        return stuck(attack, X, columns, integer=integer)
+def _fitted(constraints: FeatureConstraints | None, X: Tensor) -> FeatureConstraints | None:
+    """Return constraints, said by index, fitted on the training data unless they are."""
+    if constraints is None or hasattr(constraints, "low_"):
+        return constraints
+    return constraints.fit(X.cpu().numpy())
 
 
 def _penalized(lam: Any, norm: str, **options: Any) -> Objective:

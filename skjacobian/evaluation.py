@@ -115,12 +115,13 @@ def evaluate_robustness(
         random_state=random_state,
         verbose=verbose,
     )
+    columns, samples = subject.columns, subject.X_tensor
     attack = attack.with_threat(
-        subject.columns.threat_model(norm, eps, feature_scale, bounds, mutable, constraints)
+        columns.threat_model(samples, norm, eps, feature_scale, bounds, mutable, constraints)
     )
     attack.check_params()
-    attack.check_valid(subject.X_tensor)
-    inside = ~attack.outside(subject.X_tensor).numpy()
+    attack.check_valid(samples)
+    inside = ~attack.outside(samples).numpy()
     attacked = np.flatnonzero(subject.right & inside)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AttackWarning)  # the flags say it
@@ -128,8 +129,8 @@ def evaluate_robustness(
         perturbed = subject.perturb(attack, attacked)
         flags = Checks(subject, attack, attacked, perturbed).flags(
             inside,
-            subject.columns.unsaid_categories(mutable, constraints),
-            subject.columns.stuck(attack, constraints),
+            columns.unsaid_categories(mutable, constraints),
+            columns.stuck(attack, samples, constraints),
         )
     robust = np.zeros(len(subject.y), dtype=bool)
     robust[attacked] = perturbed.right

@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.base import clone
 from sklearn.compose import make_column_transformer
 from sklearn.datasets import load_iris
 from sklearn.ensemble import HistGradientBoostingClassifier
@@ -208,6 +209,30 @@ def test_training_and_scoring_take_the_types_of_the_columns_alike():
         by_type = model.fit(frame, y).predict_proba(frame)
     by_word = model.set_params(constraints=said).fit(frame, y).predict_proba(frame)
     np.testing.assert_array_equal(by_type, by_word)
+
+
+@pytest.mark.filterwarnings("error")
+def test_without_an_attack_neither_training_nor_scoring_says_what_it_cannot_change():
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"smoker": rng.random(60) < 0.5, "children": rng.integers(0, 4, 60)})
+    y = (frame.children + frame.smoker > 1.5).astype(int)
+    model = AdversarialClassifier(eps=0.0, random_state=0, max_epochs=2).fit(frame, y)
+    assert RobustScorer(eps=0.0)(model, frame, y) == model.score(frame, y)
+
+
+def test_training_reads_values_by_names_that_are_numbers_as_scoring_does():
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(rng.normal(size=(80, 2)) * [10.0, 0.1], columns=[20, 10])
+    y = (frame[20] / 10 + frame[10] * 10 > 0).astype(int)
+    units = pd.Series({10: 0.1, 20: 10.0})
+    model = AdversarialClassifier(eps=0.5, random_state=0, max_epochs=2)
+    by_name, by_place = (
+        clone(model).set_params(feature_scale=scale).fit(frame, y)
+        for scale in (units, units.loc[frame.columns].to_numpy())
+    )
+    np.testing.assert_array_equal(by_name.predict_proba(frame), by_place.predict_proba(frame))
+    scorers = [RobustScorer(eps=0.5, feature_scale=scale) for scale in (units, [10.0, 0.1])]
+    assert scorers[0](by_name, frame, y) == scorers[1](by_name, frame, y)
 
 
 def test_dummies_of_bool_in_a_one_hot_group_are_those_of_numbers():
