@@ -85,13 +85,14 @@ class AttackedColumns:
         if self.is_reordered:
             self._check_names_only(feature_scale, bounds, mutable, constraints)
         if isinstance(bounds, tuple | list):
-            bounds = tuple(map(self.columns.in_order, bounds))
+            bounds = tuple(self.columns.in_order("bounds", side) for side in bounds)
+        feature_scale = self.columns.in_order("feature_scale", feature_scale)
         mutable = resolve_mutable(mutable, X, self.columns.names)
         self._check_no_categories(mutable, constraints)
         return {
             "norm": norm,
             "eps": eps,
-            "feature_scale": fit_feature_scale(self.columns.in_order(feature_scale), X),
+            "feature_scale": fit_feature_scale(feature_scale, X),
             "bounds": bounds,
             "mutable": mutable,
             "constraints": self._constraints(constraints),

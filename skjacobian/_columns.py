@@ -90,15 +90,20 @@ class Columns:
             and set(self.names) <= set(values.index)
         )
 
-    def in_order(self, values: Any) -> Any:
+    def in_order(self, parameter: str, values: Any) -> Any:
         """Return a Series of values by name as an array, in this order; others as they are.
+
+        A Series whose index holds no names is read by place, as an array.
 
         Examples
         --------
         >>> import pandas as pd
-        >>> Columns((2,), ["sex", "age"]).in_order(pd.Series({"age": 3.0, "sex": 1.0}))
+        >>> by_name = pd.Series({"age": 3.0, "sex": 1.0})
+        >>> Columns((2,), ["sex", "age"]).in_order("feature_scale", by_name)
         array([1., 3.])
         """
+        if self._places and hasattr(values, "reindex") and not by_place(values.index):
+            self._check_all_have_values(parameter, values.index)
         return values.loc[self.names].to_numpy() if self.are_index_of(values) else values
 
     def labels(self, indices: Sequence[int]) -> list[Any]:
@@ -109,6 +114,14 @@ class Columns:
         """Return the names of columns, not too many of them, for a message."""
         shown = list(map(str, self.labels(indices)))
         return ", ".join(shown[:10]) + (", …" if shown[10:] else "")
+
+    def _check_all_have_values(self, parameter: str, index: Any) -> None:
+        missing = [name for name in self._places if name not in index]
+        if missing:
+            raise ValueError(
+                f"Got {parameter} without values for {missing}, but expected one for each column "
+                f"of X{did_you_mean(missing[0], index)}."
+            )
 
     @cached_property
     def _places(self) -> dict[str, int]:

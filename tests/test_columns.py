@@ -205,6 +205,30 @@ def test_masks_of_images_have_the_shape_of_a_sample_or_are_flat():
         FeatureConstraints(immutable=mask.T).resolve(X)
 
 
+SERIES = pd.Series({"red": 1.0, "income": 2.0, "agee": 3.0, "blue": 4.0})
+
+
+@pytest.mark.parametrize(
+    "said", [{"feature_scale": SERIES}, {"bounds": (-SERIES - 9, 9.0)}, {"bounds": (-9, SERIES)}]
+)
+def test_a_series_has_a_value_for_each_column(said):
+    message = re.escape(
+        f"Got {next(iter(said))} without values for ['age'], but expected one for each column of X "
+        "(did you mean 'agee'?)."
+    )
+    with pytest.raises(ValueError, match=message):
+        RobustScorer(**said)(LogisticRegression().fit(FRAME, Y), FRAME, Y)
+    with pytest.raises(ValueError, match=message):
+        AdversarialClassifier(**said).fit(FRAME, Y)
+
+
+def test_a_series_is_read_by_place_where_the_columns_have_no_names():
+    X = FRAME.to_numpy()
+    model = LogisticRegression().fit(X, Y)
+    scores = [RobustScorer(feature_scale=s)(model, X, Y) for s in (SERIES, SERIES.to_numpy())]
+    assert scores[0] == scores[1]
+
+
 def test_names_that_are_no_strings_name_nothing():
     columns = Columns((3,), [2, "age", "age"])
     assert columns.indices("immutable", [2]) == [2]
