@@ -1,5 +1,6 @@
 """What both classifiers share besides prediction: parameters, checks, fitting."""
 
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,12 @@ from skjacobian._net import (
     predict_logits,
     train,
 )
+from skjacobian._net_params import (
+    OptimizerClass,
+    check_callbacks,
+    check_iterators,
+    check_optimizer,
+)
 from skjacobian._prediction import NetClassifier
 from skjacobian._preprocessing import TransformerInstance, fit_preprocessor
 from skjacobian._rng import own_entropy
@@ -48,7 +55,7 @@ TRAINING_CONSTRAINTS: dict[str, list[Any]] = {
     "lr": [ScalarInterval(Real, 0, None, closed="neither")],
     "max_epochs": [StrOptions({"auto"}), ScalarInterval(Integral, 1, None, closed="left")],
     "batch_size": [StrOptions({"auto"}), ScalarInterval(Integral, 1, None, closed="left")],
-    "optimizer": [StrOptions(set(OPTIMIZERS)), type],
+    "optimizer": [StrOptions(set(OPTIMIZERS)), OptimizerClass()],
     "weight_decay": [ScalarInterval(Real, 0, None, closed="left")],
     "lr_schedule": [StrOptions(set(LR_SCHEDULES))],
     "class_weight": [dict, StrOptions({"balanced"}), None],
@@ -253,6 +260,7 @@ class RobustClassifier(NetClassifier):
     ) -> Self:
         if not fresh:
             self._check_same_net()
+        self._check_net_params()
         values, y = self._validate_training_data(X, y, reset=fresh)
         weight, rows = training_weights(values, sample_weight)
         self._learn_classes(y, rows, classes, fresh)
@@ -284,6 +292,20 @@ class RobustClassifier(NetClassifier):
         if not partial:
             self._warn_of_a_constant(samples.X)
         return self
+
+    def _check_net_params(self) -> None:
+        """Raise for what skorch or torch would refuse in words of their own, or an epoch later."""
+        optimizer = OPTIMIZERS.get(self.optimizer, self.optimizer)
+        check_optimizer(optimizer, float(unwrap_scalar(self.lr)), self._nested)
+        check_iterators(self._nested)
+        recorded = ["epoch", "dur", "train_loss", "train_loss_best", "train_penalty"]
+        if self.lr_schedule == "cosine":
+            recorded.append("lr")
+        if self.early_stopping:
+            recorded += ["valid_loss", "valid_loss_best", "valid_accuracy"]
+        if self.early_stopping and self.scoring is not None:
+            recorded.append("valid_score")
+        check_callbacks(self.callbacks or [], self._nested, recorded=recorded)
 
     def _warn_of_a_constant(self, X: Tensor) -> None:
         """Warn if the net answers all of the samples alike, as where training went wrong."""
@@ -367,6 +389,8 @@ class RobustClassifier(NetClassifier):
         labels = np.unique(y)
         if fresh:
             self.classes_ = labels if classes is None else np.unique(np.asarray(classes))
+            if len(self.classes_) < 2 and classes is not None:
+                reject("classes", classes, "an array of at least 2 labels")
             trained = np.unique(y[rows]) if classes is None else self.classes_
             if len(trained) < 2:
                 raise ValueError(
@@ -414,6 +438,8 @@ class RobustClassifier(NetClassifier):
         """Return the callbacks that score the held-out rows and stop early."""
         if len(rows) == 0:
             return []
+        if isinstance(self.scoring, type):
+            reject("scoring", self.scoring, f"an instance of it, {self.scoring.__name__}(...)")
         X, y = _safe_indexing(X, rows), y[rows]
         weight = None if weight is None else weight[rows]
         scorer = None if self.scoring is None else check_scoring(self, self.scoring)
@@ -425,19 +451,26 @@ class RobustClassifier(NetClassifier):
             if scorer is not None:
                 try:
                     value = scorer(self, X, y, **weighted)
-                except ValueError as error:
+                except (TypeError, ValueError) as error:
                     raise ValueError(
                         f"Got scoring={self.scoring!r}, but expected a scorer of the samples that "
                         f"early stopping holds out: {error}"
                     ) from error
-                if isinstance(value, dict):
-                    reject("scoring", self.scoring, "a scorer that returns one number")
-                scores["valid_score"] = value
+                scores["valid_score"] = self._one_number(value)
             return {name: float(value) for name, value in scores.items()}
 
         monitor = "valid_accuracy" if self.scoring is None else "valid_score"
         patience = int(unwrap_scalar(self.n_iter_no_change))
         return [("valid_scores", ValidationScores(score)), early_stopping(monitor, patience)]
+
+    def _one_number(self, score: Any) -> float:
+        """Return what a scorer returned, if early stopping can follow it."""
+        number = unwrap_scalar(score)
+        if not isinstance(number, Real) or math.isnan(number):
+            returned = "several" if isinstance(score, dict) else repr(score)
+            expected = f"a scorer that returns one number; it returned {returned}"
+            reject("scoring", self.scoring, expected)
+        return float(number)
 
 
 def _is_nested(name: str) -> bool:

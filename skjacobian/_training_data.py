@@ -6,22 +6,18 @@ import numpy as np
 import torch
 from sklearn.utils import assert_all_finite
 from sklearn.utils.class_weight import compute_class_weight
-from sklearn.utils.validation import _check_sample_weight
 from torch import Tensor
 
 from skjacobian._batches import Samples
-from skjacobian._validation import reject
+from skjacobian._validation import check_weights, reject
 
 
 def training_weights(X: np.ndarray, sample_weight: Any) -> tuple[np.ndarray | None, np.ndarray]:
     """Return the weights, or None, and the indices of the rows whose weight is not zero."""
     if sample_weight is None:
         return None, np.arange(len(X))
-    weight = _check_sample_weight(sample_weight, X, ensure_non_negative=True)
-    kept = np.flatnonzero(weight)
-    if len(kept) == 0:  # scikit-learn before 1.9 lets it pass
-        raise ValueError("Got sample_weight of zeros, but expected a weight that is not zero.")
-    return weight, kept
+    weight = check_weights(sample_weight, X)
+    return weight, np.flatnonzero(weight)
 
 
 def apply_class_weight(
@@ -37,7 +33,11 @@ def apply_class_weight(
             class_weight, classes=classes[present], y=y, sample_weight=weight
         )
     else:  # a dict is about all classes
-        factors = compute_class_weight(class_weight, classes=classes, y=classes)
+        try:
+            factors = compute_class_weight(class_weight, classes=classes, y=classes)
+        except (TypeError, ValueError) as error:
+            expected = f"weights of labels among {classes.tolist()} ({error})"
+            reject("class_weight", class_weight, expected)
         if not (np.isfinite(factors) & (factors >= 0)).all() or not factors[target].any():
             expected = "non-negative finite numbers, not 0 for all classes of the samples"
             reject("class_weight", class_weight, expected)

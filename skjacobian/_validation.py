@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 from sklearn.utils._param_validation import Interval
+from sklearn.utils.validation import _check_sample_weight
 
 
 def reject(name: str, value: object, expected: str) -> NoReturn:
@@ -64,11 +65,55 @@ def check_count_or_auto(name: str, value: Any) -> int | None:
     return int(check_number(name, value, lambda v: v >= 1, expected, integer=True))
 
 
+def check_flag(name: str, value: Any) -> bool:
+    """Return `value` as a bool, or raise: "no" and "False" would be taken for True."""
+    flag = unwrap_scalar(value)
+    if not isinstance(flag, bool | np.bool_):
+        reject(name, value, "True or False")
+    return bool(flag)
+
+
 def check_labels(y: np.ndarray, classes: np.ndarray, expected: str) -> None:
     """Raise a ValueError that names the labels of `y` that are not among `classes`."""
     unknown = np.setdiff1d(y, classes)
     if len(unknown):
         raise ValueError(f"Got y with labels {unknown.tolist()}, but expected {expected}.")
+
+
+def check_weights(sample_weight: Any, X: Any) -> np.ndarray:
+    """Return weights as an array, one for each sample of `X`, not all zero; or raise."""
+    try:
+        np.asarray(sample_weight, dtype=float)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"Got sample_weight of type {type(sample_weight).__name__}, but expected a number for "
+            f"each sample: {error}"
+        ) from error
+    weight: np.ndarray = _check_sample_weight(
+        unwrap_scalar(sample_weight), X, ensure_non_negative=True
+    )
+    # What scikit-learn lets pass: one number of any kind, before 1.9 zeros.
+    if not np.isfinite(weight).all() or not weight.any():
+        raise ValueError(
+            f"Got sample_weight from {weight.min():g} to {weight.max():g}, but expected finite "
+            "numbers, and a weight that is not zero."
+        )
+    return weight
+
+
+def check_array_of_numbers(name: str, values: Any) -> np.ndarray:
+    """Return `values` as an array of floats, or raise."""
+    try:
+        return np.asarray(values, dtype=float)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"Got {name} that are no array of numbers: {error}.") from error
+
+
+def check_axes(ax: Any) -> None:
+    """Raise unless `ax` is one matplotlib Axes, or None for new ones."""
+    if ax is not None and not hasattr(ax, "plot"):
+        expected = "one matplotlib Axes or None"
+        raise TypeError(f"Got ax of type {type(ax).__name__}, but expected {expected}.")
 
 
 def check_tensor(name: str, value: Any, instead: str) -> None:
@@ -96,8 +141,9 @@ def did_you_mean(word: object, options: Iterable[str]) -> str:
 
 
 class ScalarInterval(Interval):
-    """scikit-learn's `Interval` that also accepts 0-d arrays, as a grid may pass them."""
+    """scikit-learn's `Interval` that accepts 0-d arrays, as a grid may pass them, and no bool."""
 
     def is_satisfied_by(self, val: Any) -> bool:
         """Tell whether `val`, or the number in it, lies in the interval."""
-        return bool(super().is_satisfied_by(unwrap_scalar(val)))
+        number = unwrap_scalar(val)
+        return not isinstance(number, bool) and bool(super().is_satisfied_by(number))

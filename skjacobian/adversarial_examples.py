@@ -1,6 +1,7 @@
 """Drawing what an attack does to images."""
 
 import math
+import operator
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, Self
 
@@ -227,8 +228,11 @@ def _image_shape(features: tuple[int, ...], image_shape: Any) -> tuple[int, ...]
     n_pixels = math.prod(features)
     expected = "(H, W), (1, H, W) or (3, H, W)"
     if image_shape is not None:
-        shape = tuple(image_shape)
-        if not _is_image(shape) or math.prod(shape) != n_pixels:
+        try:
+            shape = tuple(map(operator.index, image_shape))
+        except TypeError:  # no sequence of integers
+            shape = ()
+        if not _is_image(shape) or min(shape) < 1 or math.prod(shape) != n_pixels:
             reject("image_shape", image_shape, f"{expected} of the {n_pixels} features")
     elif _is_image(features):
         shape = features

@@ -5,11 +5,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.utils import check_consistent_length
-from sklearn.utils.validation import _check_sample_weight
 
 from skjacobian._under_attack import UnderAttack, warn_of_disagreement
-from skjacobian._validation import check_count, reject
+from skjacobian._validation import check_array_of_numbers, check_count, check_weights, reject
 from skjacobian.attacks import FMN, Attack, RayS
 from skjacobian.constraints import FeatureConstraints
 from skjacobian.exceptions import AttackWarning
@@ -286,8 +284,8 @@ random_state, verbose
     >>> bool((robust_accuracy[1:] <= robust_accuracy[:-1]).all())
     True
     """
-    if np.ndim(sample_weight):
-        check_consistent_length(X, sample_weight)
+    if sample_weight is not None:
+        check_weights(sample_weight, X)
     distances = adversarial_distances(
         estimator,
         X,
@@ -335,7 +333,9 @@ def curve_of_distances(
     distances = _check_distances(distances)
     finite = distances[np.isfinite(distances)]
     eps = np.unique([0.0, *finite]) if eps is None else check_radii(eps)
-    weight = _check_sample_weight(sample_weight, distances, dtype=float)
+    weight = np.ones(len(distances))
+    if sample_weight is not None:
+        weight = check_weights(sample_weight, distances).astype(float)
     order = np.argsort(distances)
     # What the samples up to each place weigh; with no weights these are counts, so exact.
     up_to = np.concatenate([[0.0], np.cumsum(weight[order])])
@@ -344,7 +344,7 @@ def curve_of_distances(
 
 
 def _check_distances(distances: Any) -> np.ndarray:
-    array = np.asarray(distances, dtype=float)
+    array = check_array_of_numbers("distances", distances)
     if array.ndim != 1 or len(array) == 0:
         raise ValueError(f"Got distances of shape {array.shape}, but expected (n_samples,).")
     if not (array >= 0).all():

@@ -10,7 +10,7 @@ from sklearn.utils._optional_dependencies import check_matplotlib_support
 
 from skjacobian._attacked_columns import in_the_order_of_fit
 from skjacobian._table import Table, as_pandas
-from skjacobian._validation import check_option, reject
+from skjacobian._validation import check_axes, check_option, check_weights, reject
 from skjacobian.constraints import FeatureConstraints
 from skjacobian.curve import (
     adversarial_distances,
@@ -19,7 +19,7 @@ from skjacobian.curve import (
     search_radius,
 )
 from skjacobian.geometry import BALL_NORMS
-from skjacobian.intervals import wilson_interval
+from skjacobian.intervals import effective_n_samples, wilson_interval
 from skjacobian.threat_model import fit_feature_scale
 
 SEARCH_PARAMS = ("n_steps", "n_restarts", "n_queries", "batch_size", "random_state", "verbose")
@@ -122,9 +122,9 @@ class RobustnessCurveDisplay:
         """
         check_matplotlib_support(f"{cls.__name__}.from_estimator")
         _check_search_params(search_params)
-        _check_plot_params(1, eps, name, confidence, curve_kwargs)
-        if np.ndim(sample_weight):
-            check_consistent_length(X, sample_weight)
+        _check_plot_params(1, eps, name, ax, confidence, curve_kwargs)
+        if sample_weight is not None:
+            check_weights(sample_weight, X)
         distances = adversarial_distances(
             estimator,
             X,
@@ -186,8 +186,7 @@ class RobustnessCurveDisplay:
         radii, accuracy = curve_of_distances(distances, eps=eps, sample_weight=sample_weight)
         n_samples: float = len(distances)
         if np.ndim(sample_weight):
-            weight = np.asarray(sample_weight, dtype=float)
-            n_samples = weight.sum() ** 2 / (weight**2).sum()
+            n_samples = effective_n_samples(sample_weight)
         display = cls(radii, accuracy, n_samples=n_samples, norm=norm, name=name)
         return display.plot(ax, confidence=confidence, curve_kwargs=curve_kwargs)
 
@@ -241,7 +240,7 @@ class RobustnessCurveDisplay:
         check_matplotlib_support(f"{cls.__name__}.from_cv_results")
         _check_search_params(search_params)
         _check_cv_results(cv_results, X, y)
-        _check_plot_params(len(cv_results["estimator"]), eps, name, confidence, curve_kwargs)
+        _check_plot_params(len(cv_results["estimator"]), eps, name, ax, confidence, curve_kwargs)
         X = in_the_order_of_fit(cv_results["estimator"][0], as_pandas(X))
         scale = fit_feature_scale(feature_scale, Table(X).tensor)
         curves = []
@@ -293,6 +292,7 @@ class RobustnessCurveDisplay:
         """
         check_matplotlib_support(f"{type(self).__name__}.plot")
         check_option("norm", self.norm, BALL_NORMS)
+        check_axes(ax)
         curves = self._checked_curves()
         bands = [_band(accuracy, n, confidence) for _, accuracy, n in curves]
         styles = _styles(len(curves), self.name if name is None else name, curve_kwargs)
@@ -391,9 +391,10 @@ def _styles(n_curves: int, name: Any, curve_kwargs: Any) -> list[dict[str, Any]]
 
 
 def _check_plot_params(
-    n_curves: int, eps: Any, name: Any, confidence: float | None, curve_kwargs: Any
+    n_curves: int, eps: Any, name: Any, ax: Any, confidence: float | None, curve_kwargs: Any
 ) -> None:
     """Raise for what the plot would reject, before the search."""
+    check_axes(ax)
     if eps is not None:
         check_radii(eps)
     if confidence is not None:

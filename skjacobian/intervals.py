@@ -8,6 +8,28 @@ from scipy.special import ndtri
 from skjacobian._validation import check_number, reject
 
 
+def effective_n_samples(sample_weight: Any) -> float:
+    """Return (Σw)²/Σw², of how many equal samples a weighted mean says as much (Kish).
+
+    Parameters
+    ----------
+    sample_weight : array-like of shape (n_samples,)
+        Not negative, not all zero.
+
+    References
+    ----------
+    L. Kish, Survey Sampling, Wiley 1965, section 11.7.
+
+    Examples
+    --------
+    >>> from skjacobian.intervals import effective_n_samples
+    >>> effective_n_samples([2.0, 2.0, 0.0])
+    2.0
+    """
+    weight = np.asarray(sample_weight, dtype=float)
+    return max(1.0, float(weight.sum() ** 2 / (weight**2).sum()))
+
+
 def wilson_interval(n_right: Any, n_samples: Any, confidence: float = 0.95) -> tuple[Any, Any]:
     """Return Wilson's score interval of an accuracy.
 

@@ -12,7 +12,7 @@ from sklearn.utils._optional_dependencies import check_matplotlib_support
 from sklearn.utils.validation import check_is_fitted, column_or_1d
 
 from skjacobian._estimator import RobustClassifier
-from skjacobian._validation import check_option, reject
+from skjacobian._validation import check_array_of_numbers, check_axes, check_option, reject
 from skjacobian.losses import margin
 
 KINDS = ("distribution", "margin")
@@ -110,6 +110,7 @@ class JacobianNormDisplay:
         """
         check_matplotlib_support(f"{cls.__name__}.from_estimator")
         check_option("kind", kind, KINDS)
+        check_axes(ax)
         classifier, X = _final_classifier(estimator, X)
         norms = classifier.jacobian_norm(X, y, norm=norm, output=output)
         margins = _margins(classifier, X, y)
@@ -169,6 +170,7 @@ class JacobianNormDisplay:
         check_option("kind", kind, KINDS)
         check_option("output", self.output, FORMULAS)
         check_option("norm", self.norm, FORMULAS[self.output])
+        check_axes(ax)
         norms, y, margins = self._checked_arrays(kind)
         if ax is None:
             import matplotlib.pyplot as plt
@@ -215,7 +217,7 @@ class JacobianNormDisplay:
 
 def _finite(name: str, values: Any) -> np.ndarray:
     """Return `values` as an array of shape (n_samples,) of finite floats."""
-    array = np.asarray(values, dtype=float)
+    array = check_array_of_numbers(name, values)
     if array.ndim != 1 or len(array) == 0:
         raise ValueError(f"Got {name} of shape {array.shape}, but expected (n_samples,).")
     if n_bad := int((~np.isfinite(array)).sum()):

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator
-from sklearn.utils.validation import _check_sample_weight
 
 from skjacobian._under_attack import (
     UnderAttack,
@@ -16,6 +15,7 @@ from skjacobian._validation import (
     check_count_or_auto,
     check_non_negative,
     check_option,
+    check_weights,
     reject,
     unwrap_scalar,
 )
@@ -202,9 +202,7 @@ class RobustScorer(BaseEstimator):
             random_state=self.random_state,
             verbose=self.verbose,
         )
-        weight = None
-        if sample_weight is not None:
-            weight = _check_sample_weight(sample_weight, subject.y)
+        weight = None if sample_weight is None else check_weights(sample_weight, subject.y)
         own = {name: getattr(self, name) for name in Attack.THREAT_MODEL}
         attacks = {eps: subject.arm(attack, **{**own, "eps": eps}) for eps in sorted(radii)}
         right = subject.right.copy()
@@ -329,7 +327,8 @@ def _key(eps: float) -> str:
 
 
 def _is_sequence(eps: Any) -> bool:
-    return not isinstance(eps, str) and np.ndim(eps) > 0
+    # A list of whatever is one: numpy refuses what is ragged.
+    return isinstance(eps, list | tuple) or (not isinstance(eps, str) and np.ndim(eps) > 0)
 
 
 def class_accuracies(right: np.ndarray, y: np.ndarray, weight: Any = None) -> dict[Any, float]:

@@ -214,7 +214,10 @@ def module_params(
             "function that makes a module, so that each fit can start from new weights."
         )
     factory = _factory(module)
-    accepted = inspect.signature(factory).parameters
+    try:
+        accepted = inspect.signature(factory).parameters
+    except ValueError:  # of classes written in C
+        reject("module", module, "a class or a function that makes an nn.Module")
     sizes = {
         "n_features": math.prod(input_shape),
         "n_classes": n_classes,

@@ -172,7 +172,7 @@ def surrogate_gap(
     check_option("norm", norm, TERMS)
     eps = check_non_negative("eps", eps)
     attack = PGD(norm=norm, eps=eps, bounds=bounds, n_steps=check_count("n_steps", n_steps))
-    check_count("n_restarts", n_restarts)
+    n_restarts = check_count("n_restarts", n_restarts)
     subject = UnderAttack(
         estimator, X, y, needs="gradients", batch_size=batch_size, random_state=random_state
     )

@@ -203,10 +203,12 @@ def test_features_that_are_no_image_are_an_error(features):
     assert plt.get_fignums() == []
 
 
-@pytest.mark.parametrize("image_shape", [(8, 9), (64,), (2, 4, 8)])
+@pytest.mark.parametrize(
+    "image_shape", [(8, 9), (64,), (2, 4, 8), 64, (8.0, 8.0), (-8, -8), "8x8", ()], ids=repr
+)
 def test_an_image_shape_that_does_not_fit_is_an_error(image_shape, model):
     message = (
-        f"Got image_shape={image_shape}, but expected (H, W), (1, H, W) or (3, H, W) of the 64 "
+        f"Got image_shape={image_shape!r}, but expected (H, W), (1, H, W) or (3, H, W) of the 64 "
         "features."
     )
     with pytest.raises(ValueError, match=re.escape(message)):

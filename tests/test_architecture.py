@@ -50,6 +50,7 @@ LAYERS = {
     "_batches": 4,
     "_net": 4,
     "_net_owner": 4,
+    "_net_params": 4,
     "_optimizer": 4,
     "_preprocessing": 4,
     "_training_data": 4,

@@ -1,4 +1,5 @@
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -946,6 +947,42 @@ def test_a_scorer_of_several_numbers_cannot_stop_early():
     )
     with pytest.raises(ValueError, match=r"Got scoring=.*, but expected a scorer that returns one"):
         model.fit(X_SMALL, Y_SMALL)
+
+
+@pytest.mark.parametrize(
+    ("scoring", "expected"),
+    [
+        (RobustScorer, r"an instance of it, RobustScorer\(...\)."),
+        (lambda: 3, "a scorer of the samples that early stopping holds out: .* 0 positional arg"),
+        (lambda *_: None, "a scorer that returns one number; it returned None."),
+        (lambda *_: "good", "a scorer that returns one number; it returned 'good'."),
+        (lambda *_: np.nan, "a scorer that returns one number; it returned nan."),
+    ],
+)
+def test_what_is_no_scorer_cannot_stop_early(scoring, expected):
+    model = JacobianRegularizedClassifier(
+        early_stopping=True, validation_fraction=0.4, scoring=scoring, max_epochs=1
+    )
+    with pytest.raises(ValueError, match=f"Got scoring=.*, but expected {expected}"):
+        model.fit(X_SMALL, Y_SMALL)
+
+
+@pytest.mark.parametrize("classes", [[], [0], "typo"])
+def test_classes_are_at_least_two_labels(classes):
+    message = f"Got classes={classes!r}, but expected an array of at least 2 labels."
+    with pytest.raises(ValueError, match=re.escape(message)):
+        JacobianRegularizedClassifier().partial_fit(X_SMALL, Y_SMALL, classes=classes)
+
+
+@pytest.mark.parametrize("name", ["lam", "lr", "max_epochs", "batch_size", "penalty_samples"])
+def test_a_truth_is_no_number(name):
+    with pytest.raises(ValueError, match=f"'{name}' parameter .* Got True instead"):
+        JacobianRegularizedClassifier(**{name: True}).fit(X_SMALL, Y_SMALL)
+
+
+def test_a_class_without_a_signature_is_no_module():
+    with pytest.raises(ValueError, match=r"Got module=<class 'dict'>, but expected a class or a f"):
+        JacobianRegularizedClassifier(dict).fit(X_SMALL, Y_SMALL)
 
 
 def test_divergence_names_the_epoch_and_keeps_the_last_good_weights(iris):

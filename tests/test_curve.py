@@ -336,6 +336,12 @@ def test_curves_of_distances_are_shares_counted_one_by_one():
     np.testing.assert_array_equal(curve_of_distances(distances)[0], [0, 0.5, 1, 1.5])
 
 
+@pytest.mark.parametrize("weight", [-np.ones(len(X)), np.ones(3), "many"])
+def test_bad_weights_are_found_before_anything_is_computed(weight):
+    with pytest.raises(ValueError, match="sample_weight"):
+        robustness_curve(None, X, y, sample_weight=weight)
+
+
 def test_a_weight_is_a_repetition(network):
     weight = np.random.default_rng(0).integers(0, 4, size=len(X))
     eps = [0.0, 0.2, 0.5]
@@ -405,6 +411,7 @@ def test_bad_radii_are_found_before_anything_is_computed(eps):
 @pytest.mark.parametrize(
     ("distances", "message"),
     [
+        ("a", "Got distances that are no array of numbers: could not convert string to float"),
         ([], "Got distances of shape (0,), but expected (n_samples,)."),
         ([[1.0]], "Got distances of shape (1, 1), but expected (n_samples,)."),
         ([-1.0, np.nan, 1], "Got distances with 2 NaN or negative, but expected 0, positive"),

@@ -208,7 +208,7 @@ def test_weights_of_samples_count_in_the_curve_and_its_band(model, iris):
         for weight in (None, np.full(5, 0.5))
     )
     assert plain.n_samples == equal.n_samples == 5
-    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+    with pytest.raises(ValueError, match=r"sample_weight\.shape == \(149,\), expected \(150,\)"):
         RobustnessCurveDisplay.from_estimator(model, X, y, sample_weight=weight[:-1])
 
 
@@ -346,6 +346,15 @@ def test_what_a_plot_would_reject_is_rejected_before_the_search(
     source = model if method == "from_estimator" else cv_results
     with pytest.raises(ValueError, match=message):
         getattr(RobustnessCurveDisplay, method)(source, *iris, verbose=True, **params)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("method", ["from_estimator", "from_cv_results"])
+def test_what_is_no_axes_is_rejected_before_the_search(method, model, cv_results, iris, capsys):
+    source = model if method == "from_estimator" else cv_results
+    axes = plt.subplots(1, 2)[1]
+    with pytest.raises(TypeError, match="Got ax of type ndarray, but expected one matplotlib Axes"):
+        getattr(RobustnessCurveDisplay, method)(source, *iris, verbose=True, ax=axes)
     assert capsys.readouterr().out == ""
 
 

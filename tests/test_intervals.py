@@ -7,7 +7,7 @@ import pytest
 from scipy.optimize import brentq
 from scipy.stats import binom, binomtest
 
-from skjacobian.intervals import wilson_interval
+from skjacobian.intervals import effective_n_samples, wilson_interval
 
 
 @pytest.mark.parametrize(
@@ -83,3 +83,19 @@ def test_numbers_give_numbers_and_arrays_arrays():
 def test_errors_say_what_was_got_and_what_was_expected(args, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         wilson_interval(*args)
+
+
+def test_the_effective_number_of_samples_is_that_of_the_variance_of_a_weighted_mean():
+    rng = np.random.default_rng(0)
+    weight = rng.exponential(size=50)
+    means = rng.normal(size=(20_000, 50)) @ (weight / weight.sum())
+    assert effective_n_samples(weight) == pytest.approx(1 / means.var(), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("weight", "n_samples"),
+    [([0.1] * 7, 7.0), ([0, 3, 3], 2.0), ([0.1], 1.0), ([1, 1e-17, 1e-17], 1.0)],
+)
+def test_equal_weights_count_in_full_and_none_count_as_one(weight, n_samples):
+    assert effective_n_samples(weight) == pytest.approx(n_samples)
+    assert effective_n_samples(weight) >= 1

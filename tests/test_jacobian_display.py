@@ -319,6 +319,7 @@ def test_unfitted_estimators_say_so(estimator, iris):
         ({"norms": []}, None, "Got norms of shape (0,), but expected (n_samples,)."),
         ({"norm": "l22"}, None, "but expected one of 'l2', 'l1', 'l21', 'spectral', 'cross_lip"),
         ({"output": "loss", "norm": "l21"}, None, "Got norm='l21', but expected one of 'l2', 'l1'"),
+        ({"norms": ["a"]}, None, "Got norms that are no array of numbers: could not convert"),
         ({"output": "x"}, None, "Got output='x', but expected one of 'logits', 'loss'."),
     ],
 )
@@ -327,6 +328,13 @@ def test_errors_say_what_was_got_and_what_was_expected(given, kind, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         JacobianNormDisplay.from_predictions(**options)
     assert plt.get_fignums() == []  # no empty figure is left behind
+
+
+def test_what_is_no_axes_is_found_before_anything_is_computed():
+    with pytest.raises(TypeError, match="Got ax of type str, but expected one matplotlib Axes"):
+        JacobianNormDisplay.from_estimator(None, None, ax="ax")
+    with pytest.raises(TypeError, match="Got ax of type list, but expected one matplotlib Axes"):
+        JacobianNormDisplay.from_predictions(NORMS, ax=[])
 
 
 def test_an_unknown_kind_is_found_before_anything_is_computed():

@@ -988,6 +988,7 @@ BAD_PARAMS = [
     ({"eps": None}, "Got eps=None, but expected a non-negative"),
     ({"eps": True}, "Got eps=True, but expected a non-negative"),
     ({"eps": []}, r"Got eps=\[\], but expected at least one radius"),
+    ({"eps": [[0.1, 0.2], [0.3]]}, r"Got eps=\[0.1, 0.2\], but expected a non-negative"),
     ({"eps": [0.1, -2]}, "Got eps=-2, but expected a non-negative"),
     ({"norm": "l3"}, "Got norm='l3', but expected one of 'l2', 'linf', 'l1'"),
     ({"norm": "inf"}, "Got norm='inf', .*did you mean 'linf'"),
@@ -1046,8 +1047,10 @@ def test_a_bad_parameter_is_named_also_where_nothing_is_to_be_attacked(params, m
         (CORNERS[:0], CORNERS_Y[:0], None, r"Found array with 0 sample\(s\)"),
         (CORNERS, np.column_stack([CORNERS_Y] * 2), None, "y should be a 1d array"),
         (CORNERS, CORNERS_Y, [1.0, 2.0], r"sample_weight\.shape == \(2,\), expected \(4,\)"),
+        (CORNERS, CORNERS_Y, [1.0, 2.0, 3.0, -1.0], "Negative values in .* `sample_weight`"),
+        (CORNERS, CORNERS_Y, np.nan, "Got sample_weight from nan to nan, but expected finite"),
     ],
-    ids=["infinity", "lengths", "empty", "2-d y", "weights"],
+    ids=["infinity", "lengths", "empty", "2-d y", "weights", "negative", "nan"],
 )
 def test_bad_data_is_rejected_before_anything_is_computed(X, y, weight, match):
     with pytest.raises(ValueError, match=match):

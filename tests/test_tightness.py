@@ -110,7 +110,7 @@ def test_bounds_hold_the_attack_and_more_restarts_find_no_less(model, iris):
     free = surrogate_gap(model, X, y, eps=1.0)
     held = surrogate_gap(model, X, y, eps=1.0, bounds=(X.min(), X.max()))
     assert held.increase.mean() <= free.increase.mean() + 1e-9
-    more = surrogate_gap(model, X, y, eps=1.0, n_restarts=2)
+    more = surrogate_gap(model, X, y, eps=1.0, n_restarts=np.array(2))
     assert (more.increase >= free.increase).all()
 
 

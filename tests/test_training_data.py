@@ -57,9 +57,18 @@ def test_without_class_weights_the_sample_weights_are_left_alone(weight):
     assert apply_class_weight(None, CLASSES, TARGET, weight) is weight
 
 
-def test_a_class_weight_for_an_unknown_label_is_rejected_as_scikit_learn_does():
-    with pytest.raises(ValueError, match="are not in class_weight"):
-        apply_class_weight({"elm": 2.0, "ash": 1.0}, CLASSES, TARGET, None)
+@pytest.mark.parametrize(
+    ("class_weight", "why"),
+    [
+        ({"elm": 2.0, "ash": 1.0}, "The classes, .* are not in class_weight"),
+        ({"ash": "heavy"}, "could not convert string to float: 'heavy'"),
+        ({"ash": [1, 2]}, "setting an array element with a sequence"),
+    ],
+)
+def test_class_weights_that_scikit_learn_rejects_are_named(class_weight, why):
+    expected = rf"Got class_weight={{.*}}, but expected weights of labels among \['ash'.* \({why}"
+    with pytest.raises(ValueError, match=expected):
+        apply_class_weight(class_weight, CLASSES, TARGET, None)
 
 
 def test_without_weights_every_row_is_kept():
@@ -84,7 +93,7 @@ def test_one_number_as_weight_is_that_of_every_row():
 @pytest.mark.parametrize(
     ("weight", "match"),
     [
-        (np.zeros(10), "at least one non-zero number|expected a weight that is not zero"),
+        (np.zeros(10), "at least one non-zero number|and a weight that is not zero"),
         (-np.ones(10), "Negative values in data passed to `sample_weight`"),
         (np.ones(9), r"sample_weight\.shape == \(9,\), expected \(10,\)"),
         ([np.nan] * 10, "sample_weight contains NaN"),

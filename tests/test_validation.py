@@ -8,11 +8,15 @@ import torch
 
 from skjacobian._validation import (
     ScalarInterval,
+    check_array_of_numbers,
+    check_axes,
     check_count,
+    check_flag,
     check_non_negative,
     check_number,
     check_option,
     check_positive,
+    check_weights,
     did_you_mean,
     reject,
     unwrap_scalar,
@@ -125,5 +129,54 @@ def test_a_scalar_interval_looks_inside_0d_arrays():
     interval = ScalarInterval(Real, 0, None, closed="left")
     for value in (0, 0.5, np.float32(1), np.array(0.5)):
         assert interval.is_satisfied_by(value)
-    for value in (-1, np.array(-1.0), "1", np.ones(1)):
+    for value in (-1, np.array(-1.0), "1", np.ones(1), True, np.array(True), np.bool_(True)):
         assert not interval.is_satisfied_by(value)
+
+
+@pytest.mark.parametrize("value", [True, np.bool_(True), np.array(True), torch.tensor(True)])
+def test_a_flag_is_any_kind_of_bool(value):
+    assert check_flag("minimal", value) is True
+
+
+@pytest.mark.parametrize("value", ["False", 0, 1, None, [], np.ones(2, dtype=bool)], ids=repr)
+def test_what_is_no_bool_is_no_flag(value):
+    message = f"Got minimal={value!r}, but expected True or False."
+    with pytest.raises(ValueError, match=re.escape(message)):
+        check_flag("minimal", value)
+
+
+@pytest.mark.parametrize("given", [2.0, [2, 2, 2], np.full(3, 2.0), np.array(2.0)], ids=repr)
+def test_weights_are_one_for_each_sample(given):
+    np.testing.assert_array_equal(check_weights(given, np.zeros((3, 1))), [2.0, 2.0, 2.0])
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        ("typo", "Got sample_weight of type str, but expected a number for each sample"),
+        ({}, "Got sample_weight of type dict, but expected a number for each sample"),
+        ([[1, 2], [3]], "Got sample_weight of type list, but expected a number for each sample"),
+        (np.nan, "Got sample_weight from nan to nan, but expected finite numbers"),
+        (np.inf, "Got sample_weight from inf to inf, but expected finite numbers"),
+        (-1, "Negative values in data passed to `sample_weight`"),
+        ([1, np.nan, 1], "sample_weight contains NaN"),
+        ([1, 1], r"sample_weight\.shape == \(2,\), expected \(3,\)"),
+    ],
+)
+def test_what_is_no_weight_is_rejected(weight, message):
+    with pytest.raises(ValueError, match=message):
+        check_weights(weight, np.zeros((3, 1)))
+
+
+@pytest.mark.parametrize("values", ["a", {}, [[1], [1, 2]], [None, object()]], ids=repr)
+def test_what_is_no_array_of_numbers_is_named(values):
+    with pytest.raises(ValueError, match="Got norms that are no array of numbers: "):
+        check_array_of_numbers("norms", values)
+    np.testing.assert_array_equal(check_array_of_numbers("norms", [1, "2"]), [1.0, 2.0])
+
+
+@pytest.mark.parametrize("ax", ["a", 3, [], np.empty((2, 2), dtype=object)])
+def test_what_is_no_axes_is_named(ax):
+    message = f"Got ax of type {type(ax).__name__}, but expected one matplotlib Axes or None."
+    with pytest.raises(TypeError, match=re.escape(message)):
+        check_axes(ax)

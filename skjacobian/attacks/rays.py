@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from skjacobian._validation import check_count
+from skjacobian._validation import check_count, check_flag
 from skjacobian.attacks._base import Attack
 from skjacobian.attacks._rays import Rays
 from skjacobian.attacks._search import Search
@@ -92,6 +92,7 @@ class RayS(Attack):
         """Raise a ValueError that names the first parameter with a bad value."""
         super().check_params()
         check_count("n_queries", self.n_queries)
+        check_flag("minimal", self.minimal)
 
     def _search(self, search: Search, generator: torch.Generator) -> None:
         if not search.restart():

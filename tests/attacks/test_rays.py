@@ -273,3 +273,8 @@ def test_bad_parameters_are_rejected(n_queries):
     message = f"^Got n_queries={n_queries!r}, but expected an integer of at least 1"
     with pytest.raises(ValueError, match=message):
         RayS(n_queries=n_queries)(net, X, y)
+
+
+def test_the_smallest_radius_is_wanted_or_not():
+    with pytest.raises(ValueError, match="Got minimal='no', but expected True or False"):
+        RayS(minimal="no").check_params()
