@@ -12,9 +12,11 @@ from sklearn.base import BaseEstimator, clone
 from sklearn.datasets import load_digits, load_iris
 from sklearn.decomposition import PCA
 from sklearn.exceptions import NotFittedError
+from sklearn.experimental import enable_halving_search_cv  # noqa: F401
 from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import (
     GridSearchCV,
+    HalvingGridSearchCV,
     StratifiedKFold,
     cross_val_score,
     cross_validate,
@@ -815,6 +817,17 @@ def test_a_search_takes_the_dict_of_several_radii():
         ("robust_accuracy_eps0.1", "robust_accuracy_eps0.3"),
     ):
         assert (results[f"mean_test_{high}"] <= results[f"mean_test_{low}"]).all()
+
+
+def test_what_compares_by_one_number_takes_one_radius():
+    params = {"param_grid": GRID, "cv": CV, "random_state": 0}
+    one = RobustScorer(eps=0.3, n_steps=5)
+    search = HalvingGridSearchCV(small(max_epochs=3), scoring=one, **params).fit(X, y)
+    assert search.best_score_ == search.cv_results_["mean_test_score"][search.best_index_]
+    several = RobustScorer(eps=[0.1, 0.3], n_steps=5)
+    assert several(search, X, y)["robust_accuracy_eps0.3"] <= search.score(X, y)
+    with pytest.raises(ValueError, match=r"scoring must return a number, got .'accuracy'"):
+        cross_val_score(small(max_epochs=3), X, y, scoring=several, cv=CV, error_score="raise")
 
 
 def test_workers_find_what_one_process_finds(scorer):
