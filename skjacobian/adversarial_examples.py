@@ -17,6 +17,9 @@ from skjacobian.threat_model import resolve_bounds
 
 ROWS = ("clean", "perturbation", "adversarial")
 
+# Fewer flat features are those of a table rather than of a square image.
+SMALLEST_SIDE = 8
+
 
 @dataclass(eq=False, repr=False)
 class AdversarialExamplesDisplay:
@@ -34,7 +37,7 @@ class AdversarialExamplesDisplay:
         Predicted labels of both.
     image_shape : tuple of int, optional
         (H, W), (1, H, W) or (3, H, W). None takes that of the features, or a square for flat
-        ones.
+        ones of 64 pixels or more: fewer are taken for a table, which is no image.
     limits : (float, float), optional
         Values that are drawn black and white. None takes the least and the largest drawn.
 
@@ -49,7 +52,7 @@ class AdversarialExamplesDisplay:
     --------
     >>> import numpy as np
     >>> from skjacobian.adversarial_examples import AdversarialExamplesDisplay
-    >>> X = np.array([[0.0, 1.0, 0.5, 1.0]])
+    >>> X = np.array([[[0.0, 1.0], [0.5, 1.0]]])
     >>> display = AdversarialExamplesDisplay(X, X + 0.1, y=["a"], y_clean=["a"], y_adv=["b"])
     >>> display.plot().axes_.shape
     (3, 1)
@@ -150,7 +153,7 @@ def plot_adversarial_examples(
         How many to draw: the first that are classified right.
     image_shape : tuple of int, optional
         (H, W), (1, H, W) or (3, H, W). None takes that of the features, or a square for flat
-        ones.
+        ones of 64 pixels or more: fewer are taken for a table, which is no image.
     axes : array of matplotlib Axes of shape (3, n_samples), optional
         Where to draw; None makes a new figure.
     random_state : int, RandomState instance or None, default=0
@@ -238,10 +241,11 @@ def _image_shape(features: tuple[int, ...], image_shape: Any) -> tuple[int, ...]
         shape = features
     else:
         side = math.isqrt(n_pixels)
-        if len(features) != 1 or side**2 != n_pixels:
+        if len(features) != 1 or side**2 != n_pixels or side < SMALLEST_SIDE:
             raise ValueError(
                 f"Got X with features of shape {features}, but expected images: {expected}, or a "
-                "square number of pixels. Set image_shape for other flat images."
+                f"square number of pixels, {SMALLEST_SIDE**2} at least. Set image_shape for other "
+                "flat images. Of tables, evaluate_robustness(...).X_adv has the samples."
             )
         shape = (side, side)
     return shape if len(shape) == 3 else (1, *shape)

@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_digits, load_iris
+from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
@@ -160,7 +161,7 @@ def test_data_frames_and_fewer_images_than_asked_for(model):
 @pytest.mark.parametrize(
     ("features", "image_shape", "drawn"),
     [
-        ((36,), None, (6, 6)),
+        ((64,), None, (8, 8)),
         ((4, 9), None, (4, 9)),
         ((1, 4, 9), None, (4, 9)),
         ((3, 4, 9), None, (4, 9, 3)),
@@ -192,15 +193,27 @@ def test_colour_perturbations_are_grey_where_nothing_was_added():
     np.testing.assert_allclose(pixels(display, 0), 0.5)
 
 
-@pytest.mark.parametrize("features", [(13,), (2, 4, 4), (4, 4, 3), (3, 1, 2, 2)])
+@pytest.mark.parametrize("features", [(4,), (49,), (65,), (2, 4, 4), (4, 4, 3), (3, 1, 2, 2)])
 def test_features_that_are_no_image_are_an_error(features):
     message = (
         f"Got X with features of shape {features}, but expected images: (H, W), (1, H, W) or "
-        "(3, H, W), or a square number of pixels. Set image_shape for other flat images."
+        "(3, H, W), or a square number of pixels, 64 at least. Set image_shape for other flat "
+        "images. Of tables, evaluate_robustness(...).X_adv has the samples."
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         of_images(np.zeros((1, *features))).plot()
     assert plt.get_fignums() == []
+
+
+def test_a_table_is_no_image_unless_it_is_said_to_be_one():
+    iris, species = load_iris(return_X_y=True)
+    model = LogisticRegression(max_iter=1000).fit(iris, species)
+    with pytest.raises(
+        ValueError, match=r"Got X with features of shape \(4,\), but expected images"
+    ):
+        plot_adversarial_examples(model, pd.DataFrame(iris), species)
+    display = plot_adversarial_examples(model, iris, species, image_shape=(2, 2), n_samples=1)
+    assert pixels(display, 0).shape == (1, 2, 2)
 
 
 @pytest.mark.parametrize(
