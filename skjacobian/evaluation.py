@@ -2,6 +2,7 @@
 
 import time
 import warnings
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from skjacobian._checks import Checks
 from skjacobian._under_attack import Perturbed, UnderAttack
-from skjacobian._validation import check_non_negative, check_option, reject
+from skjacobian._validation import check_non_negative, check_option, check_weights, reject
 from skjacobian.attacks import Attack, Cascade
 from skjacobian.attacks._named import make_attack
 from skjacobian.constraints import FeatureConstraints
@@ -35,6 +36,7 @@ def evaluate_robustness(
     batch_size: int | str = "auto",
     random_state: Any = 0,
     verbose: bool = False,
+    sample_weight: Any = None,
 ) -> RobustnessReport:
     """Measure the accuracy of a classifier under attack, and look for reasons to doubt it.
 
@@ -74,6 +76,9 @@ def evaluate_robustness(
         Seed of the random starts.
     verbose : bool, default=False
         Print a line for each batch.
+    sample_weight : array-like of shape (n_samples,), optional
+        Weights of the samples in all accuracies. The confidence interval is that of (Σw)²/Σw²
+        samples, as many as say as much of a mean (Kish). Flags look at the samples without.
 
     Returns
     -------
@@ -115,6 +120,7 @@ def evaluate_robustness(
         random_state=random_state,
         verbose=verbose,
     )
+    weight = None if sample_weight is None else check_weights(sample_weight, subject.y)
     columns, samples = subject.columns, subject.X_tensor
     attack = attack.with_threat(
         columns.threat_model(samples, norm, eps, feature_scale, bounds, mutable, constraints)
@@ -143,10 +149,11 @@ def evaluate_robustness(
         right=subject.right,
         robust=robust,
         X_adv=subject.with_rows(attacked, perturbed.found.X_adv),
-        stages=_stages(attack, subject, inside, perturbed),
+        stages=_stages(attack, attacked, perturbed, robust, weight),
         flags=flags,
         seconds=time.perf_counter() - start,
         view=subject.view_name,
+        sample_weight=weight,
     )
     _warn_of_flags(report)
     return report
@@ -164,29 +171,35 @@ def _attack(attack: str | Attack, **budgets: Any) -> Attack:
 
 
 def _stages(
-    attack: Attack, subject: UnderAttack, inside: np.ndarray, perturbed: Perturbed
+    attack: Attack,
+    attacked: np.ndarray,
+    perturbed: Perturbed,
+    robust: np.ndarray,
+    weight: np.ndarray | None,
 ) -> tuple[StageResult, ...]:
     """Return what each stage left standing, judged by the search, and by predict at the end."""
-    n_samples = len(subject.y)
-    n_standing = int((subject.right & inside).sum())
-    clean = StageResult("clean", n_standing / n_samples, n_samples - n_standing, 1.0, 0.0)
-    results = [clean]
-    for stage in perturbed.found.stages[1:]:
-        n_fooled = int(stage.fooled.sum())
-        n_standing -= n_fooled
-        n_queries = _mean_of_asked(stage.n_queries)
-        results.append(
-            StageResult(stage.name, n_standing / n_samples, n_fooled, n_queries, stage.seconds)
+    found = perturbed.found
+    standing = np.zeros(len(robust), dtype=bool)
+    standing[attacked] = True
+    rows = [("clean", standing, 1.0, 0.0)]
+    for stage in found.stages[1:]:
+        standing = standing.copy()
+        standing[attacked[stage.fooled.numpy()]] = False
+        rows.append((stage.name, standing, _mean_of_asked(stage.n_queries), stage.seconds))
+    if len(rows) == 1:
+        n_queries = _mean_of_asked(found.n_queries)
+        rows.append((type(attack).__name__, robust, n_queries, perturbed.seconds))
+    elif not np.array_equal(standing, robust):
+        rows.append(("judged by predict", robust, 0.0, 0.0))
+    counts = [len(robust), *(int(standing.sum()) for _, standing, *_ in rows)]
+    return tuple(
+        StageResult(
+            name, float(np.average(standing, weights=weight)), before - after, n_queries, seconds
         )
-    robust_accuracy = perturbed.right.sum() / n_samples
-    n_fooled = n_standing - int(perturbed.right.sum())
-    if len(results) == 1:
-        n_queries = _mean_of_asked(perturbed.found.n_queries)
-        name, seconds = type(attack).__name__, perturbed.seconds
-        results.append(StageResult(name, float(robust_accuracy), n_fooled, n_queries, seconds))
-    elif n_fooled:
-        results.append(StageResult("judged by predict", float(robust_accuracy), n_fooled, 0.0, 0.0))
-    return tuple(results)
+        for (name, standing, n_queries, seconds), (before, after) in zip(
+            rows, pairwise(counts), strict=True
+        )
+    )
 
 
 def _mean_of_asked(n_queries: Tensor) -> float:

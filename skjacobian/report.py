@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from skjacobian.intervals import wilson_interval
+from skjacobian.intervals import effective_n_samples, wilson_interval
+from skjacobian.metrics import class_accuracies
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,8 @@ class RobustnessReport:
     seconds : float
     view : str
         What was attacked: "torch view", or "black box" and the method that was asked.
+    sample_weight : array of shape (n_samples,) or None
+        Weights of the samples in all accuracies; flags and numbers of samples are without.
     """
 
     estimator_name: str
@@ -91,6 +94,7 @@ class RobustnessReport:
     flags: tuple[Flag, ...]
     seconds: float
     view: str = "torch view"
+    sample_weight: np.ndarray | None = None
 
     @property
     def n_samples(self) -> int:
@@ -100,17 +104,22 @@ class RobustnessReport:
     @property
     def accuracy(self) -> float:
         """Share of the clean samples that are classified correctly."""
-        return float(self.right.mean())
+        return float(np.average(self.right, weights=self.sample_weight))
 
     @property
     def robust_accuracy(self) -> float:
         """Share of the samples that no attack fooled; an upper bound on the true one."""
-        return float(self.robust.mean())
+        return float(np.average(self.robust, weights=self.sample_weight))
 
     @property
     def confidence_interval(self) -> tuple[float, float]:
-        """95 % Wilson interval of `robust_accuracy`, for the choice of the samples alone."""
-        low, high = wilson_interval(int(self.robust.sum()), self.n_samples)
+        """95 % Wilson interval of `robust_accuracy`, for the choice of the samples alone.
+
+        With weights, that of (Σw)²/Σw² samples, as many as say as much of a mean (Kish).
+        """
+        weight = self.sample_weight
+        n_samples = self.n_samples if weight is None else effective_n_samples(weight)
+        low, high = wilson_interval(self.robust_accuracy * n_samples, n_samples)
         return float(low), float(high)
 
     @property
@@ -120,13 +129,16 @@ class RobustnessReport:
 
     @property
     def class_accuracies(self) -> dict[Any, tuple[int, float, float]]:
-        """For each class its number of samples, its accuracy and its robust accuracy."""
-        accuracies = {}
-        for label in np.unique(self.y):
-            of_class = self.y == label
-            right, robust = self.right[of_class].mean(), self.robust[of_class].mean()
-            accuracies[label] = int(of_class.sum()), float(right), float(robust)
-        return accuracies
+        """For each class its number of samples, its accuracy and its robust accuracy.
+
+        Without those whose samples have no weight.
+        """
+        clean, robust = (
+            class_accuracies(of, self.y, self.sample_weight) for of in (self.right, self.robust)
+        )
+        return {
+            label: (int((self.y == label).sum()), clean[label], robust[label]) for label in clean
+        }
 
     def to_frame(self) -> Any:
         """Return the stages as a DataFrame, indexed by their name. Needs pandas."""
@@ -170,8 +182,10 @@ class RobustnessReport:
 
     def _title(self) -> str:
         low, high = self.confidence_interval
+        weighted = "" if self.sample_weight is None else "weighted "
         return (
-            f"{self.estimator_name}, {self.norm} eps={self.eps:g}, {self.n_samples} samples: "
+            f"{self.estimator_name}, {self.norm} eps={self.eps:g}, "
+            f"{self.n_samples} {weighted}samples: "
             f"accuracy {self.accuracy:.3f}, robust accuracy {self.robust_accuracy:.3f} "
             f"(95 % interval {low:.3f} to {high:.3f})"
         )

@@ -540,6 +540,33 @@ def test_what_the_stages_fooled_adds_up(model):
     assert report.seconds > sum(stage.seconds for stage in report.stages) > 0
 
 
+@pytest.mark.parametrize("attack", ["strong", "pgd"])
+def test_a_weight_is_a_repetition(attack, model):
+    weight = np.arange(len(X)) % 3
+    options = {"attack": attack, "random_state": 0}
+    weighted = evaluate(model, sample_weight=weight, **options)
+    repeated = evaluate(model, np.repeat(X, weight, 0), np.repeat(y, weight), **options)
+    assert weighted.accuracy == pytest.approx(repeated.accuracy)
+    assert weighted.robust_accuracy == pytest.approx(repeated.robust_accuracy)
+    assert [stage.robust_accuracy for stage in weighted.stages] == pytest.approx(
+        [stage.robust_accuracy for stage in repeated.stages]
+    )
+    for label, (_, clean, robust) in repeated.class_accuracies.items():
+        assert weighted.class_accuracies[label][1:] == pytest.approx((clean, robust))
+    low, high = weighted.confidence_interval
+    assert low < weighted.robust_accuracy < high
+    assert weighted.stages[-1].robust_accuracy == weighted.robust_accuracy
+    # It knows no more samples than there are, however heavy they are.
+    assert high - low > np.diff(repeated.confidence_interval)
+
+
+@pytest.mark.parametrize("weight", [-1.0, np.nan, [1.0, 2.0], "heavy"])
+def test_bad_weights_are_rejected_before_the_attack(weight, model, capsys):
+    with pytest.raises(ValueError, match="sample_weight"):
+        evaluate(model, sample_weight=weight, verbose=True)
+    assert capsys.readouterr().out == ""
+
+
 def test_the_interval_holds_the_accuracies_that_do_not_contradict_it(model):
     report = evaluate(model)
     p, n = report.robust_accuracy, report.n_samples

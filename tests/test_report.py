@@ -77,6 +77,27 @@ def test_the_figures_are_shares_of_the_samples():
     }
 
 
+def test_weights_count_in_every_accuracy_and_in_the_interval():
+    report = make_report(sample_weight=np.array([1.0, 2.0, 3.0, 0.0, 4.0]))
+    assert (report.accuracy, report.robust_accuracy) == (0.6, 0.3)
+    n_effective = 10**2 / (1 + 4 + 9 + 16)
+    assert report.confidence_interval == pytest.approx(
+        wilson_interval(0.3 * n_effective, n_effective)
+    )
+    assert report.class_accuracies == {"ash": (3, 1.0, 0.5), "oak": (2, 0.0, 0.0)}
+    assert "5 weighted samples: accuracy 0.600, robust accuracy 0.300" in str(report)
+    without_oak = make_report(sample_weight=np.array([1.0, 1.0, 1.0, 0.0, 0.0]))
+    assert list(without_oak.class_accuracies) == ["ash"]
+
+
+def test_equal_weights_are_none():
+    equal = make_report(sample_weight=np.full(5, 0.1))
+    plain = make_report()
+    assert equal.confidence_interval == pytest.approx(plain.confidence_interval)
+    assert equal.accuracy == pytest.approx(plain.accuracy)
+    assert equal.class_accuracies == plain.class_accuracies
+
+
 def test_the_raised_flags_are_those_that_are_raised():
     assert [flag.name for flag in make_report().raised] == ["gradients", "output"]
     assert make_report(flags=()).raised == ()
