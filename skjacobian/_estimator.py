@@ -191,6 +191,28 @@ class RobustClassifier(NetClassifier):
         Returns
         -------
         self
+
+        Raises
+        ------
+        ValueError
+            For parameters, samples, labels or weights that make no sense or do not go together.
+            A fit that raises leaves the estimator as it was.
+        TypeError
+            If `module` is a module, not what makes one, or lacks a parameter.
+        NotDifferentiableError
+            If no torch view of `preprocessor` is known.
+        TrainingDivergedError
+            If loss or weights become NaN or infinite; the weights of the epoch before are kept.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If the network answers all samples alike.
+        AttackWarning
+            If columns that `AdversarialClassifier` attacks cannot change.
+        UserWarning
+            If images look like channels last, outputs of `module` like probabilities, or the score
+            that early stopping watched did not change.
         """
         going_on = self.warm_start and hasattr(self, "net_")
         with self._as_before_on_error():
@@ -212,6 +234,18 @@ class RobustClassifier(NetClassifier):
         Returns
         -------
         self
+
+        Raises
+        ------
+        ValueError, TypeError, NotDifferentiableError, TrainingDivergedError
+            As `fit` does; and a ValueError with `early_stopping`, ``class_weight="balanced"`` and
+            whatever else would be learned from a part of the data, and for labels that are not
+            among `classes_`.
+
+        Warns
+        -----
+        AttackWarning, UserWarning
+            As `fit` does.
         """
         self._check_partial_fit()
         fresh = not hasattr(self, "net_")

@@ -81,6 +81,11 @@ class AdversarialExamplesDisplay:
         Returns
         -------
         self
+
+        Raises
+        ------
+        ValueError
+            If the samples are no images, or `axes` has another shape.
         """
         check_matplotlib_support(f"{type(self).__name__}.plot")
         X, X_adv = np.asarray(self.X, dtype=float), np.asarray(self.X_adv, dtype=float)
@@ -163,6 +168,22 @@ def plot_adversarial_examples(
     -------
     AdversarialExamplesDisplay
         With `X`, `X_adv`, `y`, `y_adv`, `figure_` and `axes_`.
+
+    Raises
+    ------
+    ValueError
+        For parameters, samples or labels that make no sense or do not go together, and for clean
+        samples outside `bounds` or `constraints`; if X holds no images, or none of them is
+        classified right.
+    TypeError
+        If `estimator` is no classifier: without `predict` or `classes_`.
+    NotDifferentiableError
+        If it has no torch view and the attack needs gradients, as "pgd" does.
+
+    Warns
+    -----
+    AttackWarning
+        As `RobustScorer` does of gradients and of columns that cannot change.
 
     Examples
     --------

@@ -90,6 +90,14 @@ def adversarial_distances(
         ‖(X_adv - X) / feature_scale‖; 0 where `predict` is wrong about the clean sample, inf
         where no perturbation was found.
 
+    Raises
+    ------
+    ValueError
+        For parameters, samples or labels that make no sense or do not go together, and for clean
+        samples outside `bounds` or `constraints`.
+    TypeError
+        If `estimator` is no classifier: without `predict` or `classes_`.
+
     Warns
     -----
     AttackWarning
@@ -262,6 +270,11 @@ random_state, verbose
         Share of samples that no perturbation found of norm at most `eps` fools; at 0 the
         clean accuracy.
 
+    Raises
+    ------
+    ValueError, TypeError
+        As `adversarial_distances` does, and for radii or weights that make no sense.
+
     Warns
     -----
     AttackWarning
@@ -322,6 +335,11 @@ def curve_of_distances(
     Returns
     -------
     eps, robust_accuracy : arrays of shape (n_radii,)
+
+    Raises
+    ------
+    ValueError
+        For distances, radii or weights that make no sense.
 
     Examples
     --------

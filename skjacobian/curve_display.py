@@ -119,6 +119,16 @@ class RobustnessCurveDisplay:
         Returns
         -------
         RobustnessCurveDisplay
+
+        Raises
+        ------
+        ValueError, TypeError
+            As `robustness_curve` and `plot` do, before the search.
+
+        Warns
+        -----
+        AttackWarning
+            As `robustness_curve` does.
         """
         check_matplotlib_support(f"{cls.__name__}.from_estimator")
         _check_search_params(search_params)
@@ -181,6 +191,13 @@ class RobustnessCurveDisplay:
         Returns
         -------
         RobustnessCurveDisplay
+
+        Raises
+        ------
+        ValueError
+            For distances, radii or weights that make no sense.
+        ValueError, TypeError
+            As `plot` does.
         """
         check_matplotlib_support(f"{cls.__name__}.from_predictions")
         radii, accuracy = curve_of_distances(distances, eps=eps, sample_weight=sample_weight)
@@ -236,6 +253,17 @@ class RobustnessCurveDisplay:
         Returns
         -------
         RobustnessCurveDisplay
+
+        Raises
+        ------
+        ValueError, TypeError
+            As `from_estimator` does; and a ValueError if `cv_results` lack the estimators or the
+            indices, or are those of more samples.
+
+        Warns
+        -----
+        AttackWarning
+            As `robustness_curve` does.
         """
         check_matplotlib_support(f"{cls.__name__}.from_cv_results")
         _check_search_params(search_params)
@@ -289,6 +317,14 @@ class RobustnessCurveDisplay:
         Returns
         -------
         self
+
+        Raises
+        ------
+        ValueError
+            For curves whose arrays do not go together, a confidence that is not between 0 and 1,
+            and names or keywords of lines that do not fit the curves.
+        TypeError
+            If `ax` is not one Axes.
         """
         check_matplotlib_support(f"{type(self).__name__}.plot")
         check_option("norm", self.norm, BALL_NORMS)

@@ -86,6 +86,16 @@ def evaluate_robustness(
         Print it. It has `robust_accuracy`, `confidence_interval`, `stages`,
         `class_accuracies`, `flags` and `to_frame()`.
 
+    Raises
+    ------
+    ValueError
+        For parameters, samples, labels or weights that make no sense or do not go together, and
+        for clean samples that break `constraints`.
+    TypeError
+        If `estimator` is no classifier: without `predict` or `classes_`.
+    NotDifferentiableError
+        If it has no torch view and the attack needs gradients, as "pgd" does.
+
     Warns
     -----
     AttackWarning

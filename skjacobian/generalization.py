@@ -65,6 +65,11 @@ def generalization_gap(
         By the name of the score: "accuracy" and "robust_accuracy_eps0.1" for a
         `RobustScorer`, the name of the scorer or "score" for others.
 
+    Raises
+    ------
+    ValueError
+        If `confidence` is not between 0 and 1. What the scorer raises comes through.
+
     See Also
     --------
     surrogate_gap : The adversarial loss against the Jacobian norms that bound it.
@@ -91,6 +96,7 @@ def generalization_gap(
     >>> gap.low <= gap.gap <= gap.high
     True
     """
+    wilson_interval(0, 1, confidence)  # raises before the scorer is run
     train = _scores(estimator, X_train, y_train, scorer)
     test = _scores(estimator, X_test, y_test, scorer)
     counted = _counts_samples(scorer)

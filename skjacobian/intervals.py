@@ -50,6 +50,12 @@ def wilson_interval(n_right: Any, n_samples: Any, confidence: float = 0.95) -> t
     low, high : float or array of float
         In the common shape of `n_right` and `n_samples`.
 
+    Raises
+    ------
+    ValueError
+        If `n_samples` is below 1, `n_right` not between 0 and that, or `confidence` not between 0
+        and 1.
+
     References
     ----------
     E. B. Wilson, Probable inference, the law of succession, and statistical inference,

@@ -92,9 +92,8 @@ class JacobianNormDisplay:
         Parameters
         ----------
         estimator : fitted classifier of this package
-            Or a `Pipeline`, search object or `FrozenEstimator` that ends in one; else a
-            TypeError. The norm is in the units of what the classifier itself receives:
-            behind a scaler, scaled units.
+            Or a `Pipeline`, search object or `FrozenEstimator` that ends in one. The norm is in
+            the units of what the classifier itself receives: behind a scaler, scaled units.
         X : array-like of shape (n_samples, *features)
         y : array-like of shape (n_samples,), optional
             True labels. None draws all samples as one, and takes the predicted labels where
@@ -107,6 +106,13 @@ class JacobianNormDisplay:
         Returns
         -------
         JacobianNormDisplay
+
+        Raises
+        ------
+        TypeError
+            If the estimator does not end in a classifier of this package, or `ax` is not one Axes.
+        ValueError
+            As `jacobian_norm` of the classifier and `plot` do.
         """
         check_matplotlib_support(f"{cls.__name__}.from_estimator")
         check_option("kind", kind, KINDS)
@@ -144,6 +150,11 @@ class JacobianNormDisplay:
         Returns
         -------
         JacobianNormDisplay
+
+        Raises
+        ------
+        ValueError, TypeError
+            As `plot` does.
         """
         return cls(
             norms, y=y, margins=margins, norm=norm, output=output, estimator_name=estimator_name
@@ -165,6 +176,14 @@ class JacobianNormDisplay:
         Returns
         -------
         self
+
+        Raises
+        ------
+        ValueError
+            If the arrays are of different lengths or not finite, margins are missing with
+            ``kind="margin"``, or a name is unknown.
+        TypeError
+            If `ax` is not one Axes.
         """
         check_matplotlib_support(f"{type(self).__name__}.plot")
         check_option("kind", kind, KINDS)

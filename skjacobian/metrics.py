@@ -98,6 +98,16 @@ class RobustScorer(BaseEstimator):
         is "mean" ("worst_class_accuracy"), and what fools at a smaller radius counts at the
         larger ones.
 
+    Raises
+    ------
+    ValueError
+        For parameters, samples, labels or weights that make no sense or do not go together, and
+        for clean samples outside `bounds` or `constraints`.
+    TypeError
+        If `estimator` is no classifier: without `predict` or `classes_`.
+    NotDifferentiableError
+        If it has no torch view and the attack needs gradients, as "pgd" does.
+
     Warns
     -----
     AttackWarning
@@ -292,6 +302,16 @@ constraints, average, batch_size, random_state, verbose
     Returns
     -------
     float, or dict of float when `eps` is a sequence
+
+    Raises
+    ------
+    ValueError, TypeError, NotDifferentiableError
+        As `RobustScorer` does.
+
+    Warns
+    -----
+    AttackWarning
+        As `RobustScorer` does.
 
     Examples
     --------

@@ -153,6 +153,16 @@ def surrogate_gap(
         Print it. It has the arrays `loss`, `increase`, `linear` and `terms`, and the
         summaries `second_order_share`, `ratios`, `exceeded` and `to_frame()`.
 
+    Raises
+    ------
+    ValueError
+        For parameters that make no sense, samples with categories or missing values or outside
+        `bounds`, and labels that the classifier does not know.
+    TypeError
+        If `estimator` is no classifier: without `predict` or `classes_`.
+    NotDifferentiableError
+        If no torch view of it is known.
+
     See Also
     --------
     generalization_gap : Training against test score, clean and under attack.

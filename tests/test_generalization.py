@@ -85,3 +85,10 @@ def test_scores_that_are_no_share_of_samples_have_no_interval(model, split, scor
 def test_the_interval_is_newcombes(x_1, n_1, x_2, n_2, low, high):
     interval = difference_interval(x_1 / n_1, n_1, x_2 / n_2, n_2)
     assert interval == pytest.approx((low, high), abs=5e-5)
+
+
+@pytest.mark.parametrize("confidence", [0, 1.5, "0.95", None])
+def test_a_bad_confidence_is_found_before_anything_is_scored(confidence):
+    message = f"Got confidence={confidence!r}, but expected a number between 0 and 1."
+    with pytest.raises(ValueError, match=message):
+        generalization_gap(None, None, None, None, None, confidence=confidence)

@@ -108,6 +108,22 @@ class Attack(BaseEstimator):
             For each sample the first perturbation found that fools the model, or else
             the point of largest margin max_{k != y} z_k - z_y at which a search for it
             ended. Exactly inside ball and box; `X` itself where eps=0.
+
+        Raises
+        ------
+        ValueError
+            For parameters, samples or labels that make no sense or do not go together, and clean
+            samples outside `bounds` or `constraints`.
+        TypeError
+            If X or y is no tensor, or the model does not return a row of logits for each sample.
+        NoGradientError
+            If the attack needs gradients and the model has none; a ValueError.
+
+        Warns
+        -----
+        AttackWarning
+            If first gradients are zero or not finite, or the model returns NaN where the attack
+            goes.
         """
         return self.search(predict_logits, X, y, generator=generator).X_adv
 
@@ -126,6 +142,16 @@ class Attack(BaseEstimator):
         Found
             With `X_adv`, `fooled`, `n_queries`, and `no_gradient`: where gradients gave nothing
             to follow.
+
+        Raises
+        ------
+        ValueError, TypeError, NoGradientError
+            As `__call__` does.
+
+        Warns
+        -----
+        AttackWarning
+            As `__call__` does.
         """
         return self._run(self._search, predict_logits, X, y, generator)
 

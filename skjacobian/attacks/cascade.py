@@ -215,6 +215,17 @@ class Cascade(Attack):
         -------
         Found
             With `stages` and `complete`.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As `__call__` does; and a ValueError if `resume` is of samples of another shape.
+
+        Warns
+        -----
+        AttackWarning
+            As `__call__` does; and if the model has no gradients, so that only searches by scores
+            or decisions were run.
         """
         if resume is not None and resume.X_adv.shape != X.shape:
             reject("resume", resume.X_adv.shape, f"what was found for an X of {X.shape}")

@@ -120,7 +120,10 @@ def jacobian_norm(
     Raises
     ------
     ValueError
-        For parameters that are unknown or do not go together, and a missing `y`.
+        For parameters that are unknown or do not go together, a missing `y`, and logits that do
+        not depend on X differentiably.
+    TypeError
+        If X or y is no tensor, or the model does not return a row of logits for each sample.
 
     Examples
     --------

@@ -51,7 +51,15 @@ class AdversarialTraining(Objective):
         *,
         generator: torch.Generator,
     ) -> ObjectiveValue:
-        """Return the objective of each perturbed sample."""
+        """Return the objective of each perturbed sample.
+
+        Raises
+        ------
+        TypeError
+            If `attack` is not `PGD` or `FGSM`.
+        ValueError
+            If it searches more than once.
+        """
         if self.attack.eps_is_zero:
             return self.objective(predict_logits, X, y, generator=generator)
         attack = inner(self.attack)

@@ -102,7 +102,13 @@ class JacobianRegularization(Objective):
         *,
         generator: torch.Generator,
     ) -> ObjectiveValue:
-        """Return the regularized cross-entropy of each sample."""
+        """Return the regularized cross-entropy of each sample.
+
+        Raises
+        ------
+        ValueError
+            If parameters of the norm are unknown or do not go together.
+        """
         sizes = sizes_of(predict_logits, X) if self.penalty_samples == "auto" else None
         norm, part = self._plan(len(X), sizes, X.is_cuda)
         if part.every > 1 and int(torch.randint(part.every, (1,), generator=generator)) > 0:

@@ -55,7 +55,15 @@ class TRADES(Objective):
         *,
         generator: torch.Generator,
     ) -> ObjectiveValue:
-        """Return the clean objective plus the divergence of each sample."""
+        """Return the clean objective plus the divergence of each sample.
+
+        Raises
+        ------
+        TypeError
+            If `attack` is not `PGD` or `FGSM`.
+        ValueError
+            If it searches more than once.
+        """
         if self.attack.eps_is_zero:
             return self.objective(predict_logits, X, y, generator=generator)
         attack = inner(self.attack)
