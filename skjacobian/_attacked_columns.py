@@ -62,7 +62,7 @@ class AttackedColumns:
             As the attributes.
         """
         return cls(
-            columns=Columns(table.tensor.shape[1:], table.columns),
+            columns=Columns(tuple(table.tensor.shape[1:]), table.columns),
             categories=sorted({*table.categories, *encoded}),
             switches=[j for j in table.categories if _is_bool(table, j) and j not in encoded],
             integer=table.integer,

@@ -39,23 +39,21 @@ def project_l2_box(Z: Tensor, eps: float | Tensor, low: Tensor, high: Tensor) ->
     # costs ten times as much, here and below.
     b2 = (Z * (torch.finfo(Z.dtype).max / 2)).clamp_(low, high).square_()
     z2 = Z.square()
-    total = z2.sum(1, keepdim=True)
+    tiny = torch.finfo(Z.dtype).tiny
     budget = torch.as_tensor(eps, dtype=Z.dtype, device=Z.device).square()
-    s = (budget / total.clamp(min=torch.finfo(Z.dtype).tiny)).clamp(max=1.0)
-    tolerance = 1 + 4 * torch.finfo(Z.dtype).eps
+    s = (budget / z2.sum(1, keepdim=True).clamp_(min=tiny)).clamp_(max=1.0)
+    tolerance = 16 * torch.finfo(Z.dtype).eps * budget
+    scaled, work = torch.empty_like(z2), torch.empty_like(z2)
     for _ in range(16 if Z.is_cuda else Z.shape[1] + 1):
-        scaled = s * z2
-        room = budget - torch.minimum(scaled, b2).sum(1, keepdim=True)
-        slope = (b2 - scaled).sign_().relu_().mul_(z2).sum(1, keepdim=True)  # Σ unclipped z_j²
-        climbed = s + room.clamp(min=0.0) / slope.clamp(min=torch.finfo(Z.dtype).tiny)
-        climbed = climbed.clamp(max=1.0)
+        torch.mul(s, z2, out=scaled)
+        room = budget - torch.minimum(scaled, b2, out=work).sum(1, keepdim=True)
         # Waiting for an accelerator to tell whether all rows have converged costs more
         # than the remaining steps, so only the CPU looks.
-        converged = not Z.is_cuda and bool((climbed <= s * tolerance).all())
-        s = climbed
-        if converged:
+        if not Z.is_cuda and bool(((room <= tolerance) | (s >= 1)).all()):
             break
-    return (s.sqrt() * Z).clamp_(low, high)
+        slope = torch.mul(scaled.lt_(b2), z2, out=work).sum(1, keepdim=True)  # Σ unclipped z_j²
+        s = (s + room.clamp_(min=0.0) / slope.clamp_(min=tiny)).clamp_(max=1.0)
+    return torch.mul(s.sqrt_(), Z, out=work).clamp_(low, high)
 
 
 def project_l1(Z: Tensor, eps: float | Tensor) -> Tensor:
