@@ -460,7 +460,7 @@ class Ball:
     def _stepped_and_projected(
         self, X_adv: Tensor, gradient: Tensor, step_size: float | Tensor
     ) -> Tensor:
-        return self._projected(X_adv + step_size * self.steepest(gradient))
+        return self._projected(self.steepest(gradient).mul_(step_size).add_(X_adv))
 
     def _projected(self, X_adv: Tensor) -> Tensor:
         u, eps = self.to_scaled(X_adv - self.X), self._eps_within_rounding()

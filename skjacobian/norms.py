@@ -32,4 +32,4 @@ def unit_rows(G: Tensor) -> Tensor:
     largest = flat.abs().amax(1, keepdim=True)
     flat = flat / largest.where(largest > 0, 1.0)
     length = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
-    return (flat / length.where(length > 0, 1.0)).reshape(G.shape)
+    return flat.mul_(length.where(length > 0, 1.0).reciprocal_()).reshape(G.shape)

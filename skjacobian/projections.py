@@ -11,11 +11,11 @@ from torch import Tensor
 def project_l2_box(Z: Tensor, eps: float | Tensor, low: Tensor, high: Tensor) -> Tensor:
     """Project the rows of `Z` on {u : ‖u‖₂ <= eps, low <= u <= high}, exactly.
 
-    By the KKT conditions the projection is clip(t Z, low, high) with the largest t in
-    [0, 1] that keeps the norm within eps. With s = t², the squared norm
-    f(s) = Σ_j min(s z_j², b_j²), where b_j is the bound on z_j's side, is concave and
-    piecewise linear, so Newton's method from the left climbs to the root in finitely
-    many steps (two or three in practice) and every iterate is feasible.
+    By the KKT conditions the projection is u = clip(t Z, low, high) with the largest t in
+    [0, 1] that keeps the norm within eps. As a function of s = t² the squared norm of u is
+    concave and piecewise linear, with the slope Σ z_j² over the features that are not clipped.
+    So Newton's method from the left climbs to the root in finitely many steps (two or three
+    in practice) and every iterate is feasible.
 
     Parameters
     ----------
@@ -35,25 +35,31 @@ def project_l2_box(Z: Tensor, eps: float | Tensor, low: Tensor, high: Tensor) ->
     >>> project_l2_box(torch.tensor([[3.0, 4.0]]), 1.25, -one, one)
     tensor([[0.7500, 1.0000]])
     """
-    # b_j: far along z_j's side, clipped. Arithmetic, because on the CPU a boolean mask
-    # costs ten times as much, here and below.
-    b2 = (Z * (torch.finfo(Z.dtype).max / 2)).clamp_(low, high).square_()
-    z2 = Z.square()
     tiny = torch.finfo(Z.dtype).tiny
     budget = torch.as_tensor(eps, dtype=Z.dtype, device=Z.device).square()
-    s = (budget / z2.sum(1, keepdim=True).clamp_(min=tiny)).clamp_(max=1.0)
     tolerance = 16 * torch.finfo(Z.dtype).eps * budget
-    scaled, work = torch.empty_like(z2), torch.empty_like(z2)
+    s = (budget / _squared_length(Z).clamp_(min=tiny)).clamp_(max=1.0)
+    u, scaled = torch.empty_like(Z), torch.empty_like(Z)
     for _ in range(16 if Z.is_cuda else Z.shape[1] + 1):
-        torch.mul(s, z2, out=scaled)
-        room = budget - torch.minimum(scaled, b2, out=work).sum(1, keepdim=True)
+        torch.mul(s.sqrt(), Z, out=scaled)
+        torch.clamp(scaled, low, high, out=u)
+        room = budget - _squared_length(u)
         # Waiting for an accelerator to tell whether all rows have converged costs more
         # than the remaining steps, so only the CPU looks.
         if not Z.is_cuda and bool(((room <= tolerance) | (s >= 1)).all()):
             break
-        slope = torch.mul(scaled.lt_(b2), z2, out=work).sum(1, keepdim=True)  # Σ unclipped z_j²
-        s = (s + room.clamp_(min=0.0) / slope.clamp_(min=tiny)).clamp_(max=1.0)
-    return torch.mul(s.sqrt_(), Z, out=work).clamp_(low, high)
+        free = scaled.eq_(u)  # 1 where nothing is clipped, else 0
+        s = (s + room.clamp_(min=0.0) / _squared_length(free.mul_(Z)).clamp_(min=tiny)).clamp_(
+            max=1
+        )
+    return u
+
+
+def _squared_length(Z: Tensor) -> Tensor:
+    """Return Σ_j z_j² of each row, to a few units in the last place."""
+    if Z.shape[1] > 4096:  # where a norm, which adds up one by one, loses twenty
+        return Z.square().sum(1, keepdim=True)
+    return torch.linalg.vector_norm(Z, dim=1, keepdim=True).square_()
 
 
 def project_l1(Z: Tensor, eps: float | Tensor) -> Tensor:
