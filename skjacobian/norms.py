@@ -27,9 +27,22 @@ def vector_norm(X: Tensor, norm: str) -> Tensor:
 
 
 def unit_rows(G: Tensor) -> Tensor:
-    """Divide each row by its l2 norm, safely for tiny rows; a zero row stays zero."""
+    """Divide each row by its l2 norm, safely for tiny and huge rows; a zero row stays zero."""
     flat = G.flatten(1)
+    if G.is_cuda:  # which would wait to be asked
+        return _unit_by_largest(flat).reshape(G.shape)
+    length = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
+    unit = flat * length.reciprocal()
+    limits = torch.finfo(G.dtype)
+    rounded = (length * limits.eps < limits.tiny**0.5) | ~(length < limits.eps * limits.max**0.5)
+    if bool(rounded.any()):
+        unit = torch.where(rounded, _unit_by_largest(flat), unit)
+    return unit.reshape(G.shape)
+
+
+def _unit_by_largest(flat: Tensor) -> Tensor:
+    """Divide by the largest entry first: squares of tiny ones vanish, of huge ones overflow."""
     largest = flat.abs().amax(1, keepdim=True)
     flat = flat / largest.where(largest > 0, 1.0)
     length = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
-    return flat.mul_(length.where(length > 0, 1.0).reciprocal_()).reshape(G.shape)
+    return flat.mul_(length.where(length > 0, 1.0).reciprocal_())

@@ -31,6 +31,13 @@ def test_unit_rows_have_length_one_however_small_or_large_they_were(size, genera
     torch.testing.assert_close(vector_norm(unit_rows(G), "l2"), torch.ones(5))
 
 
+def test_unit_rows_do_not_depend_on_the_rows_beside_them(generator):
+    sizes = torch.tensor([[1e-42], [1e-13], [1e-12], [1.0], [1e11], [1e30], [0.0]])
+    G = rand((7, 5), generator, torch.float32) * sizes
+    alone = torch.cat([unit_rows(row) for row in G.split(1)])
+    assert torch.equal(unit_rows(G), alone)
+
+
 def test_a_zero_row_has_no_direction():
     assert torch.equal(unit_rows(torch.zeros(2, 3)), torch.zeros(2, 3))
 
