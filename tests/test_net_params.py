@@ -181,7 +181,12 @@ def test_callbacks_watch_what_is_recorded(scoring, monitor):
     callbacks = [
         EpochScoring("f1_macro", lower_is_better=False),
         EpochScoring("accuracy", on_train=True, name="train_accuracy"),
-        ("f1_best", Checkpoint("f1_macro_best", f_params=None, f_optimizer=None, f_history=None)),
+        (
+            "f1_best",
+            Checkpoint(
+                "f1_macro_best", f_params=None, f_optimizer=None, f_criterion=None, f_history=None
+            ),
+        ),
         ("absent", None),
         EarlyStopping(monitor=monitor),
     ]

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from skjacobian._validation import check_count, check_option
+from skjacobian._validation import check_count, check_flag, check_option, unwrap_scalar
 from skjacobian.attacks._base import Attack
 from skjacobian.attacks._search import Search
 from skjacobian.geometry import Ball
@@ -90,6 +90,11 @@ class GradientAscent(LossAttack):
     SHARE_OF_STEPS = 0.5
     STEEPER = 5.0
 
+    def check_params(self) -> None:
+        """Raise a ValueError that names the first parameter with a bad value."""
+        super().check_params()
+        check_flag("random_start", self.random_start)
+
     def _start(self, ball: Ball, generator: torch.Generator, restart: int = 0) -> Tensor:
         """Return the first iterate."""
         at_random = self.random_start or restart > 0
@@ -128,7 +133,8 @@ class GradientAscent(LossAttack):
             return gradient
         length = rows(vector_norm(gradient, "l1"), gradient)
         unit = gradient / length.where(length > 0, 1.0)
-        return unit if velocity is None else velocity.mul_(self.momentum).add_(unit)
+        momentum = float(unwrap_scalar(self.momentum))
+        return unit if velocity is None else velocity.mul_(momentum).add_(unit)
 
     def _direction(self, velocity: Tensor) -> Tensor:
         return velocity if self.momentum == 0 else velocity.clone()

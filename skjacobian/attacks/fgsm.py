@@ -4,7 +4,6 @@ from typing import Any
 
 from torch import Tensor
 
-from skjacobian._validation import check_flag
 from skjacobian.attacks._ascent import GradientAscent
 from skjacobian.constraints import FeatureConstraints
 from skjacobian.geometry import Ball
@@ -70,11 +69,6 @@ class FGSM(GradientAscent):
         self.constraints = constraints
         self.random_start = random_start
         self.loss = loss
-
-    def check_params(self) -> None:
-        """Raise a ValueError that names the first parameter with a bad value."""
-        super().check_params()
-        check_flag("random_start", self.random_start)
 
     def _n_steps(self) -> int:
         return 1

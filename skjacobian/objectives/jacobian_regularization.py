@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from skjacobian._rng import replayed_rng
+from skjacobian._validation import check_non_negative
 from skjacobian.jacobian._chosen import Index, at, n_chosen, spread
 from skjacobian.jacobian._cost import Sample, Sizes, affordable_sample, sizes_of
 from skjacobian.jacobian._engines import closed_form, linearize
@@ -127,11 +128,7 @@ class JacobianRegularization(Objective):
         else:
             points = interpolated(X, index, self.interpolation, generator)
             logits, penalty = _logits_and_penalty_at(predict_logits, X, points, index, *how)
-        loss, lam = cross_entropy(logits, y), self.lam
-        # With the factor inside: a product of its own is a kernel, and a node for autograd.
-        loss = (
-            loss + lam * penalty if isinstance(lam, Tensor) else loss.add(penalty, alpha=float(lam))
-        )
+        loss = _penalized(cross_entropy(logits, y), penalty, self.lam)
         return ObjectiveValue(loss, penalty.detach(), logits)
 
     def _plan(
@@ -172,6 +169,14 @@ def interpolated(X: Tensor, index: Index, largest: float, generator: torch.Gener
     partner = torch.where(partner == own, (partner + 1) % len(X), partner)
     share = largest * torch.rand(len(start), generator=generator, dtype=X.dtype)
     return torch.lerp(start, X[partner], rows(share.to(X.device), X))
+
+
+def _penalized(loss: Tensor, penalty: Tensor, lam: Any) -> Tensor:
+    """Return ℓ + λ‖J‖."""
+    if isinstance(lam, Tensor):
+        return loss + lam * penalty
+    # With the factor inside: a product of its own is a kernel, and a node for autograd.
+    return loss.add(penalty, alpha=check_non_negative("lam", lam))
 
 
 def _norm(

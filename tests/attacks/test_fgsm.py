@@ -92,10 +92,3 @@ def test_the_margin_is_climbed_where_it_is_asked_for(problem):
     (gradient,) = torch.autograd.grad((others - logits[torch.arange(30), y]).sum(), Z)
     X_adv = FGSM(eps=EPS, loss="margin")(net, X, y)
     torch.testing.assert_close(X_adv, X + EPS * gradient.sign())
-
-
-@pytest.mark.parametrize("random_start", ["False", None, 1])
-def test_a_random_start_is_wanted_or_not(random_start):
-    message = f"Got random_start={random_start!r}, but expected True or False."
-    with pytest.raises(ValueError, match=message):
-        FGSM(random_start=random_start).check_params()

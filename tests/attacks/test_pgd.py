@@ -363,7 +363,7 @@ def test_momentum_of_zero_is_no_momentum(norm):
     torch.testing.assert_close(tiny, plain, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("momentum", [0.5, 1.0])
+@pytest.mark.parametrize("momentum", [0.5, 1.0, np.array(0.5)], ids=repr)
 def test_momentum_follows_the_average_of_its_paper(momentum):
     # g ← μ g + ∇ℓ/‖∇ℓ‖₁, x ← clip(x + α sign g): algorithm 1 of Dong et al.
     net, X, y = make_problem()
@@ -374,7 +374,7 @@ def test_momentum_follows_the_average_of_its_paper(momentum):
     standing = torch.ones(60, dtype=torch.bool)
     for _ in range(5):
         gradient = plain_gradient(net, X_adv, y, "margin")
-        average = momentum * average + gradient / gradient.abs().sum(1, keepdim=True)
+        average = float(momentum) * average + gradient / gradient.abs().sum(1, keepdim=True)
         X_adv = (X_adv + 0.004 * average.sign()).clamp(X - 0.02, X + 0.02)
         standing &= margins(net, X_adv, y) <= 0
     found = attack.search(net, X, y, generator=seeded())
@@ -452,3 +452,11 @@ def test_a_kernel_machine_with_plateaus_is_fooled_as_often_as_by_the_plain_loop(
     to_the_end = attack.search(model, X, y, generator=seeded())
     assert to_the_end.fooled.sum() > 60
     assert torch.equal(found.fooled, to_the_end.fooled)
+
+
+@pytest.mark.parametrize("attack", [PGD, FGSM])
+@pytest.mark.parametrize("random_start", ["False", None, 1])
+def test_a_random_start_is_wanted_or_not(attack, random_start):
+    message = f"Got random_start={random_start!r}, but expected True or False."
+    with pytest.raises(ValueError, match=message):
+        attack(random_start=random_start).check_params()

@@ -725,6 +725,13 @@ def test_parameters_without_a_hash_are_taken_or_named_as_others_are():
         JacobianRegularization(norm=["l2"])(net, X, y, generator=seeded())
 
 
+def test_a_strength_is_not_negative():
+    net, (X, y) = make_net("mlp"), batch()
+    message = "Got lam=-0.1, but expected a non-negative finite number."
+    with pytest.raises(ValueError, match=message):
+        JacobianRegularization(lam=-0.1)(net, X, y, generator=seeded())
+
+
 # --- between samples ----------------------------------------------------------------------
 
 
