@@ -22,7 +22,9 @@ NOTHING_ATTACKED = "not checked: no sample inside the bounds is classified corre
 MEANINGS = {
     "gradients": "Raised if the first gradient is zero or not finite at any sample that stands, or "
     "the model returns NaN where an attack goes. Gradient attacks cannot search there; in the "
-    "first case Square has been tried, for longer.",
+    "first case Square has been tried, for longer. Or if answers depend on features at which the "
+    "gradients of all samples are zero, as where a module rounds or casts some to integers: "
+    "only Square can change these.",
     "scale of the logits": "Raised if PGD on cross-entropy says 2 points more than PGD on the "
     "soft margin. Logits of this scale mislead cross-entropy: it has no gradient where they are "
     "very large, and pushes against all classes at once where they are small. Figures that others "
@@ -122,13 +124,15 @@ class Checks:
         return isinstance(self.attack, Cascade) and not self.perturbed.found.stages_of("PGD")
 
     def gradients(self) -> Flag:
-        """Zero or infinite gradients."""
+        """Gradients that are zero or infinite, or lack some features."""
         found, n_attacked = self.perturbed.found, len(self.perturbed.right)
         n_masked, n_undefined = int(found.no_gradient.sum()), int(found.is_undefined.sum())
         detail = f"{n_masked} of {n_attacked} samples"
         if n_undefined:
             detail += f", at {n_undefined} the model returned NaN"
-        return _flag("gradients", n_masked, detail)
+        if n_blind := int(found.is_blind.sum()):
+            detail += f", {n_blind} depend on features without a gradient"
+        return _flag("gradients", n_masked + n_blind, detail)
 
     def scale_of_the_logits(self) -> Flag:
         """Logits of a scale at which cross-entropy misleads: it saturates, or is spread thin."""

@@ -243,7 +243,7 @@ class UnderAttack:
         """Return what an attack does to no samples, of which models need not be asked."""
         none = np.zeros(0, dtype=int)
         X_adv, false = self.X_tensor[:0], torch.zeros(0, dtype=torch.bool)
-        found = Found(X_adv, false, torch.from_numpy(none), false, false, false)
+        found = Found(X_adv, false, torch.from_numpy(none), false, false, false, false)
         return Perturbed(self.rows(none), false.numpy(), found)
 
 

@@ -1,6 +1,7 @@
 """An evaluation finds the planted failures, and keeps to the closed form where all is sound."""
 
 import math
+import re
 import time
 import warnings
 
@@ -201,6 +202,18 @@ def test_rounding_has_no_gradient_and_square_finds_what_it_hides(model, net, mas
     assert fooled_by(report, "PGD") <= 1
     assert fooled_by(report, "Square, briefly") >= 5
     assert report.robust_accuracy == pytest.approx(evaluate(model).robust_accuracy, abs=0.06)
+
+
+def test_features_that_are_rounded_are_said(net):
+    def rounded(x):
+        return torch.cat([x[:, :3], x[:, 3:].round()], dim=1)
+
+    report = evaluate(Net(Around(net, before=rounded)))
+    assert "gradients" in raised(report)
+    assert re.search(
+        r"^0 of \d+ samples, \d+ depend on features without a gradient$",
+        detail(report, "gradients"),
+    )
 
 
 def test_random_noise_is_said(net):

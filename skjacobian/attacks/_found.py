@@ -51,6 +51,9 @@ class Found:
         Whether the first gradient at a sample was zero, or not finite, while it stood.
     is_undefined : Tensor of bool of shape (n_samples,)
         Whether the model returned NaN where the attack went.
+    is_blind : Tensor of bool of shape (n_samples,)
+        Whether the model's answer depends on features at which the first gradients of all samples
+        were zero.
     stages : tuple of Stage
         What a cascade ran, in order; empty for other attacks.
     """
@@ -61,6 +64,7 @@ class Found:
     is_zero: Tensor
     is_not_finite: Tensor
     is_undefined: Tensor
+    is_blind: Tensor
     stages: tuple[Stage, ...] = ()
 
     @property

@@ -37,6 +37,8 @@ class Search:
 
     # Dropping samples copies the others, so it waits until a few can go.
     DROP_SHARE = 0.02
+    # Of so many samples each feature has a gradient at some, even behind max pooling.
+    MANY_SAMPLES = 32
 
     def __init__(self, model: PredictLogits, ball: Ball, y: Tensor) -> None:
         self.model = model
@@ -47,6 +49,7 @@ class Search:
         self.is_zero = torch.zeros_like(y, dtype=torch.bool)
         self.is_not_finite = torch.zeros_like(y, dtype=torch.bool)
         self.is_undefined = torch.zeros_like(y, dtype=torch.bool)
+        self.is_blind = torch.zeros_like(y, dtype=torch.bool)
         self.eligible = torch.ones_like(y, dtype=torch.bool)
         self.stages: list[Stage] = []
         self.clean = torch.full_like(self.best, torch.nan)
@@ -54,6 +57,7 @@ class Search:
         self.deadline: float | None = None
         self.n_classes = 0  # until the model has been asked
         self.inspected = False
+        self.n_missed_features = 0
         self.output_kind: str | None = None
         self._ranking: Tensor | None = None
 
@@ -218,19 +222,37 @@ class Search:
             self.calls_left = self.deadline = None
             self.active, self.ball, self.y = moved, self.all_balls[moved], self.all_y[moved]
             best = best.index_copy(0, moved, self.margin(enforced[moved]))
-        reasons = (self.is_zero, self.is_not_finite, self.is_undefined)
+        reasons = (self.is_zero, self.is_not_finite, self.is_undefined, self.is_blind)
         return Found(X_adv, best > 0, self.n_queries, *reasons, stages=tuple(self.stages))
 
     def _inspect(self, of_all: Tensor, of_free: Tensor, fooled: Tensor) -> None:
-        """Note the samples whose gradient gives the attack nothing to follow.
+        """Note where the gradient gives the attack nothing to follow.
 
-        Zero at all features: those that may change may well be those that do not matter. Not
-        finite at these.
+        Samples where it is zero at all features: those that may change may well be those that do
+        not matter. Those where it is not finite at these. And features at which it is zero for
+        all samples, of which there are many, although they matter.
         """
         largest, largest_free = (g.abs().flatten(1).amax(1) for g in (of_all, of_free))
         self.is_zero[self.active] = (largest == 0) & ~fooled
         self.is_not_finite[self.active] = ~torch.isfinite(largest_free)
         self.inspected = True
+        if len(of_free) >= self.MANY_SAMPLES and bool((largest > 0).any()):
+            self._inspect_missed((of_free == 0).all(0))
+
+    def _inspect_missed(self, features: Tensor) -> None:
+        """Note the samples that the model answers otherwise with other values of some features.
+
+        These are the values of the sample before, as far as the ball reaches. A model that does
+        not answer the same question alike says nothing.
+        """
+        if not bool(features.any()):
+            return
+        with torch.no_grad():
+            X = self.ball.X
+            changed = self.ball.enforce(torch.where(features, X.roll(1, dims=0), X))
+            here, there, again = (outputs(self.model, self.ball.valid(x)) for x in (X, changed, X))
+        self.is_blind[self.active] = (there != here).any(1) & (again == here).all(1)
+        self.n_missed_features = int(features.sum())
 
     def warn_of_bad_gradients(self) -> None:
         """Warn if first gradients were zero or not finite, a sign of masking, or logits NaN."""
@@ -246,6 +268,18 @@ class Search:
                     AttackWarning,
                     stacklevel=4,
                 )
+        count = int(self.is_blind.sum())
+        if count and self.n_missed_features:
+            warnings.warn(
+                f"The loss gradient was zero at {self.n_missed_features} of "
+                f"{self.all_balls.X.shape[1:].numel()} features for all samples, but the answers "
+                f"to {count} of {len(self.all_y)} samples depend on them, so the attack is "
+                "blind there and robustness may be overstated. Modules that "
+                "round, cast to integers (embeddings) or detach do this. Only black-box attacks "
+                "(Square) can tell.",
+                AttackWarning,
+                stacklevel=4,
+            )
         count = int((self.is_undefined & ~self.is_not_finite).sum())
         if count:
             warnings.warn(

@@ -284,6 +284,7 @@ def _take_up(search: Search, resume: Found) -> None:
     search.is_zero |= resume.is_zero
     search.is_not_finite |= resume.is_not_finite
     search.is_undefined |= resume.is_undefined
+    search.is_blind |= resume.is_blind
     search.stages = [stage for stage in resume.stages if stage.complete]
     # By the first of the stages with gradients, at its first step.
     search.inspected = any(stage.name != CLEAN for stage in search.stages)
