@@ -414,7 +414,7 @@ class Ball:
             d = d if self.scale is None else d.mul_(self.scale)
             return torch.clamp(d.mul_(step_size).add_(X_adv), *self.box, out=d)
         if self.norm == "l2":
-            return self._in_blocks(Ball._stepped_and_projected, X_adv, gradient, step_size)
+            return self.in_blocks(Ball._stepped_and_projected, X_adv, gradient, step_size)
         if sparsity is not None:
             return self.project(X_adv + step_size * self._sparse_sign(X_adv, gradient, sparsity))
         best = self.best_point(gradient)
@@ -455,7 +455,7 @@ class Ball:
         if self.norm == "linf":
             assert self.box is not None
             return torch.clamp(X_adv, *self.box)
-        return self._in_blocks(Ball._projected, X_adv)
+        return self.in_blocks(Ball._projected, X_adv)
 
     def _stepped_and_projected(
         self, X_adv: Tensor, gradient: Tensor, step_size: float | Tensor
@@ -483,7 +483,7 @@ class Ball:
         if self.norm == "linf":
             assert self.box is not None
             return torch.clamp(X_adv, *self.box)
-        return self._in_blocks(Ball._moved_inside, X_adv)
+        return self.in_blocks(Ball._moved_inside, X_adv)
 
     def _moved_inside(self, X_adv: Tensor) -> Tensor:
         delta = X_adv - self.X
@@ -499,7 +499,7 @@ class Ball:
         X_adv = moved.where(length > limit, X_adv)
         return X_adv if self.box is None else X_adv.clamp(*self.box)
 
-    def _in_blocks(self, change: Callable[..., Tensor], X_adv: Tensor, *more: Any) -> Tensor:
+    def in_blocks(self, change: Callable[..., Tensor], X_adv: Tensor, *more: Any) -> Tensor:
         """Change points block by block: of images, on the CPU, in two thirds of the time.
 
         The steps in between are as large as the points, and stay in the caches. Of `more`,

@@ -403,7 +403,7 @@ def _newton(
     radius falls by no more than half, so that a flat margin cannot send it back to 0.
     """
     limits = torch.finfo(length.dtype)
-    slope = ball.dual_length(_free_part(ball, X_adv, gradient))
+    slope = ball.in_blocks(_free_slope, X_adv, gradient)
     radius = torch.maximum(length - found / slope.clamp(min=limits.tiny), length / 2)
     # On a plateau the boundary is nowhere near to first order: do not leave the data for it.
     farthest = FARTHER * torch.maximum(length, FIRST * size)
@@ -414,15 +414,15 @@ def _newton(
     return radius.clamp(max=limits.max**0.5 / 16)
 
 
-def _free_part(ball: Ball, X_adv: Tensor, gradient: Tensor) -> Tensor:
-    """Return the gradient, 0 where the box keeps a feature from following it."""
+def _free_slope(ball: Ball, X_adv: Tensor, gradient: Tensor) -> Tensor:
+    """Return the dual length of gradients over the features that the box lets follow them."""
     if ball.box is None:
-        return gradient
+        return ball.dual_length(gradient)
     room = ball.room(X_adv, gradient)
     if ball.norm != "linf":  # whose iterates reach their bounds exactly
         rounding = (X_adv.abs() + ball.X.abs()).mul_(8 * torch.finfo(gradient.dtype).eps)
         room = room.sub_(rounding).relu_()
-    return room.sign_().mul_(gradient)
+    return ball.dual_length(room.sign_().mul_(gradient))
 
 
 def _ascend(
@@ -430,7 +430,7 @@ def _ascend(
 ) -> Tensor:
     """Return the next iterate, inside the ball of this radius up to rounding."""
     if ball.norm == "linf":
-        return _ascend_linf(ball, X_adv, gradient, radius, step_size)
+        return ball.in_blocks(_ascend_linf, X_adv, gradient, radius, step_size)
     if ball.norm == "l1":  # whose step starts inside
         length = _length(ball, X_adv)
         share = radius / torch.maximum(length, radius).clamp(min=torch.finfo(length.dtype).tiny)
@@ -454,7 +454,7 @@ def _ascend_linf(
 
 def _length(ball: Ball, X_adv: Tensor) -> Tensor:
     """Return ‖(X_adv - X) / scale‖ in the precision of the samples, which is faster."""
-    return _scaled_norm(ball, X_adv - ball.X)
+    return ball.in_blocks(lambda sets, X: _scaled_norm(sets, X - sets.X), X_adv)
 
 
 def _scaled_norm(ball: Ball, delta: Tensor) -> Tensor:
