@@ -1,6 +1,7 @@
 """The two robust classifiers."""
 
 import warnings
+from contextlib import nullcontext
 from numbers import Integral, Real
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from skjacobian._attacked_columns import AttackedColumns
 from skjacobian._estimator import TRAINING_CONSTRAINTS, RobustClassifier
+from skjacobian._net import ObjectiveNet
 from skjacobian._table import Table
 from skjacobian._validation import ScalarInterval, reject, unwrap_scalar
 from skjacobian.attacks import FGSM, PGD, Attack
@@ -19,6 +21,7 @@ from skjacobian.exceptions import AttackWarning
 from skjacobian.geometry import BALL_NORMS
 from skjacobian.jacobian import JACOBIAN_NORMS, OUTPUTS
 from skjacobian.model_modes import frozen
+from skjacobian.model_outputs import check_samples_apart
 from skjacobian.objectives import (
     TRADES,
     AdversarialTraining,
@@ -256,6 +259,8 @@ class JacobianRegularizedClassifier(RobustClassifier):
 
     def _make_objective(self, X: Tensor) -> Objective:
         return _penalized(
+            self.net_,
+            X,
             self.lam,
             self.norm,
             output=self.output,
@@ -504,7 +509,7 @@ class AdversarialClassifier(RobustClassifier):
         self.penalty_norm = penalty_norm
 
     def _make_objective(self, X: Tensor) -> Objective:
-        inner = _penalized(self.lam, self.penalty_norm, penalty_samples="auto")
+        inner = _penalized(self.net_, X, self.lam, self.penalty_norm, penalty_samples="auto")
         attack = self._make_attack(X)
         if self.method == "trades":
             if not self.random_start:
@@ -572,8 +577,12 @@ def _fitted(constraints: FeatureConstraints | None, X: Tensor) -> FeatureConstra
     return constraints.fit(X.cpu().numpy())
 
 
-def _penalized(lam: Any, norm: str, **options: Any) -> Objective:
-    """Return cross-entropy, with a Jacobian penalty unless λ is 0."""
+def _penalized(net: ObjectiveNet, X: Tensor, lam: Any, norm: str, **options: Any) -> Objective:
+    """Return cross-entropy, with a Jacobian penalty unless λ is 0; raise if a net has none."""
     strength = float(unwrap_scalar(lam))
     penalized = JacobianRegularization(lam=strength, norm=norm, **options).checked()
-    return CrossEntropy() if strength == 0 else penalized
+    if strength == 0:
+        return CrossEntropy()
+    with net.stream.borrowed() if net.draws_ else nullcontext():
+        check_samples_apart(net.module_, X[:2].to(net.device))
+    return penalized

@@ -10,7 +10,7 @@ from skjacobian._under_attack import UnderAttack, warn_of_disagreement
 from skjacobian._validation import check_array_of_numbers, check_count, check_weights, reject
 from skjacobian.attacks import FMN, Attack, RayS
 from skjacobian.constraints import FeatureConstraints
-from skjacobian.exceptions import AttackWarning
+from skjacobian.exceptions import AttackWarning, NoGradientError
 from skjacobian.geometry import LARGEST_RADIUS, Ball
 from skjacobian.norms import rows
 
@@ -146,7 +146,13 @@ def adversarial_distances(
     distances = np.zeros(len(subject.y))
     right = np.flatnonzero(subject.right)
     if len(right):
-        distances[right] = _distances_of(subject, attack, right)
+        try:
+            distances[right] = _distances_of(subject, attack, right)
+        except NoGradientError:  # of a module that computes without them
+            _warn_of_decisions(estimator)
+            threat = {**attack.threat_model, "eps": min(eps, LARGEST_RADIUS)}
+            attack = RayS(n_queries=n_queries, minimal=True).with_threat(threat)
+            distances[right] = _distances_of(subject, attack, right)
         if attack.ball(subject.X_tensor[:1]).has_few_features:
             distances[right] = _on_the_way_to_others(subject, attack, right, distances[right])
     return distances

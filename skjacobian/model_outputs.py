@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from skjacobian.exceptions import NoGradientError
-from skjacobian.model_modes import PredictLogits
+from skjacobian.model_modes import PredictLogits, batch_norm_in_eval, frozen
 
 # From samples, or their logits, to one value for each sample.
 SampleLoss = Callable[[Tensor], Tensor]
@@ -49,6 +49,44 @@ def check_output(output: object, X: Tensor) -> None:
         raise TypeError(
             f"Got a model whose output for {len(X)} samples has {got}, but expected a tensor of "
             "logits of shape (n_samples, n_classes)."
+        )
+
+
+def check_class_indices(y: Tensor, n_classes: int) -> None:
+    """Raise a ValueError if a class index is none of the columns of a model's output."""
+    largest = int(y.max()) if len(y) else 0
+    if largest >= n_classes:
+        raise ValueError(
+            f"Got y up to {largest} and a model of {n_classes} classes, but expected class indices "
+            f"from 0 to {n_classes - 1}."
+        )
+
+
+def check_samples_apart(model: PredictLogits, X: Tensor) -> None:
+    """Raise a ValueError if a model's answer to a sample depends on the samples beside it.
+
+    Two samples are asked about side by side, and each beside itself, a module in eval mode. Of a
+    model that answers at random, or takes no batches of two, this says nothing.
+    """
+    if len(X) < 2:
+        return
+    first, second = X[:1].detach(), X[1:2].detach()
+    pairs = [(first, second), (first, second), (first, first), (second, second)]
+    with frozen(model), batch_norm_in_eval(model), torch.no_grad():
+        try:
+            beside, again, of_first, of_second = (outputs(model, torch.cat(p)) for p in pairs)
+        except Exception:
+            return
+    if not torch.equal(beside, again) or not bool(beside.isfinite().all()):
+        return
+    alone = torch.stack([of_first[0], of_second[1]])
+    rounding = torch.finfo(beside.dtype).eps ** 0.5 * beside.abs().amax()
+    if not bool(((beside - alone).abs() <= rounding).all()):
+        raise ValueError(
+            "Got a model whose answer to a sample depends on the samples beside it, but expected "
+            "one that treats each by itself: else a sample has no Jacobian of its own. Statistics "
+            "and sums over the batch do this, and recurrent layers or attention without "
+            "batch_first=True."
         )
 
 

@@ -18,9 +18,16 @@ def vector_norm(X: Tensor, norm: str) -> Tensor:
     >>> vector_norm(torch.tensor([[3.0, -4.0]]), "l2")
     tensor([5.])
     """
+    flat = X.flatten(1)
     if norm == "l2":
-        return torch.linalg.vector_norm(X.flatten(1), dim=1)
-    flat = X.flatten(1)  # on the CPU these are several times as fast as linalg.vector_norm
+        length = torch.linalg.vector_norm(flat, dim=1)
+        rounded = _is_rounded(length)
+        if flat.is_cuda or bool(rounded.any()):  # a card would wait to be asked
+            scaled, largest = _over_largest(flat)
+            exact = torch.linalg.vector_norm(scaled, dim=1) * largest.squeeze(1)
+            length = torch.where(rounded, exact, length)
+        return length
+    # On the CPU these are several times as fast as linalg.vector_norm.
     if norm == "l1":
         return flat.abs().sum(1)
     return torch.maximum(flat.amax(1).abs(), flat.amin(1).abs())
@@ -29,20 +36,24 @@ def vector_norm(X: Tensor, norm: str) -> Tensor:
 def unit_rows(G: Tensor) -> Tensor:
     """Divide each row by its l2 norm, safely for tiny and huge rows; a zero row stays zero."""
     flat = G.flatten(1)
-    if G.is_cuda:  # which would wait to be asked
-        return _unit_by_largest(flat).reshape(G.shape)
     length = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
-    unit = flat * length.reciprocal()
-    limits = torch.finfo(G.dtype)
-    rounded = (length * limits.eps < limits.tiny**0.5) | ~(length < limits.eps * limits.max**0.5)
-    if bool(rounded.any()):
-        unit = torch.where(rounded, _unit_by_largest(flat), unit)
+    unit, rounded = flat * length.reciprocal(), _is_rounded(length)
+    if flat.is_cuda or bool(rounded.any()):
+        scaled, _ = _over_largest(flat)
+        length = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
+        exact = scaled.mul_(length.where(length > 0, 1.0).reciprocal_())
+        unit = torch.where(rounded, exact, unit)
     return unit.reshape(G.shape)
 
 
-def _unit_by_largest(flat: Tensor) -> Tensor:
-    """Divide by the largest entry first: squares of tiny ones vanish, of huge ones overflow."""
+def _is_rounded(length: Tensor) -> Tensor:
+    """Tell which l2 norms are inexact: squares of tiny numbers vanish, of huge ones overflow."""
+    limits = torch.finfo(length.dtype)
+    is_tiny = length * limits.eps < limits.tiny**0.5
+    return is_tiny | ~(length < limits.eps * limits.max**0.5)
+
+
+def _over_largest(flat: Tensor) -> tuple[Tensor, Tensor]:
+    """Return rows over their largest entries, and these, shape (n_samples, 1)."""
     largest = flat.abs().amax(1, keepdim=True)
-    flat = flat / largest.where(largest > 0, 1.0)
-    length = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
-    return flat.mul_(length.where(length > 0, 1.0).reciprocal_())
+    return flat / largest.where(largest > 0, 1.0), largest

@@ -1312,3 +1312,20 @@ class Normalized(nn.Sequential):
         super().__init__(
             nn.Linear(n_features, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, n_classes)
         )
+
+
+class Centred(nn.Module):
+    def __init__(self, n_features, n_classes):
+        super().__init__()
+        self.linear = nn.Linear(n_features, n_classes)
+
+    def forward(self, X):
+        return self.linear(X - X.mean(0))
+
+
+@pytest.mark.parametrize("cls", [JacobianRegularizedClassifier, AdversarialClassifier])
+def test_a_module_that_mixes_samples_has_no_penalty(cls):
+    X, y = load_iris(return_X_y=True)
+    with pytest.raises(ValueError, match="whose answer to a sample depends on the samples beside"):
+        cls(Centred, lam=0.1, max_epochs=1).fit(X, y)
+    assert len(cls(Centred, lam=0, max_epochs=1).fit(X, y).history_) == 1

@@ -21,6 +21,7 @@ from sklearn.preprocessing import MinMaxScaler, StandardScaler
 from sklearn.svm import SVC
 from sklearn.tree import DecisionTreeClassifier
 from torch import nn
+from torch.nn import functional as F
 
 from skjacobian import (
     JacobianRegularizedClassifier,
@@ -555,3 +556,20 @@ def test_distances_by_decisions_are_those_by_gradients(norm):
 def test_a_number_of_queries_must_be_one(function):
     with pytest.raises(ValueError, match="Got n_queries=0, but expected"):
         function(KNeighborsClassifier().fit(X, y), X, y, n_queries=0)
+
+
+@pytest.mark.parametrize("answer", [lambda z: z, lambda z: F.one_hot(z.argmax(1), 2).float()])
+def test_a_module_without_gradients_is_asked_for_its_decisions(answer):
+    class Detached(nn.Module):
+        def __init__(self, net):
+            super().__init__()
+            self.net = net
+
+        def forward(self, X):
+            return answer(self.net(X).detach())
+
+    plane = with_plane(X, y)
+    net, labels = Detached(plane.module_), plane.classes_.searchsorted(y)
+    with pytest.warns(AttackWarning, match="type Detached without gradients, so the smallest"):
+        found = adversarial_distances(net, X, labels)
+    np.testing.assert_allclose(found, closed_form(plane, X, y, "linf"), rtol=0.05, atol=1e-6)

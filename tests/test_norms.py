@@ -18,6 +18,14 @@ def test_vector_norm_is_numpys_norm_of_the_flattened_row(norm, order, generator)
     np.testing.assert_allclose(vector_norm(X, norm), expected)
 
 
+@pytest.mark.parametrize("size", [1e-42, 1e-30, 1e-13, 1e13, 1e30])
+def test_l2_norms_are_exact_however_small_or_large(size, generator):
+    X = rand((4, 3), generator, torch.float32) * size
+    X[1] = 0
+    expected = X.double().square().sum(1).sqrt().float()
+    torch.testing.assert_close(vector_norm(X, "l2"), expected, rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize("norm", ["l1", "l2", "linf"])
 def test_dual_norms_satisfy_hoelders_inequality(norm, generator):
     u, g = rand((200, 5), generator), rand((200, 5), generator)

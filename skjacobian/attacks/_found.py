@@ -1,6 +1,7 @@
 """What a search found, and the stages of a cascade; of several batches, joined."""
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,6 +57,8 @@ class Found:
         were zero.
     stages : tuple of Stage
         What a cascade ran, in order; empty for other attacks.
+    problem : str
+        A hash of samples, labels and threat model, where the search can be taken up again.
     """
 
     X_adv: Tensor
@@ -66,6 +69,7 @@ class Found:
     is_undefined: Tensor
     is_blind: Tensor
     stages: tuple[Stage, ...] = ()
+    problem: str = ""
 
     @property
     def no_gradient(self) -> Tensor:
@@ -88,8 +92,10 @@ def concatenate(found: list[Found]) -> Found:
     def joined(values: list[Tensor]) -> Tensor:
         return torch.cat([value.cpu() for value in values]) if len(values) > 1 else values[0].cpu()
 
-    names = [field.name for field in fields(Found) if field.name != "stages"]
-    tensors = {name: joined([getattr(part, name) for part in found]) for name in names}
+    names = [field.name for field in fields(Found) if field.name not in ("stages", "problem")]
+    tensors: dict[str, Any] = {
+        name: joined([getattr(part, name) for part in found]) for name in names
+    }
     return Found(**tensors, stages=_concatenate_stages(found))
 
 

@@ -13,6 +13,7 @@ from skjacobian.losses import margin
 from skjacobian.model_modes import PredictLogits
 from skjacobian.model_outputs import (
     SampleLoss,
+    check_class_indices,
     input_gradient,
     log_of_probabilities,
     output_kind,
@@ -114,6 +115,8 @@ class Search:
         self._spend()
         self.n_queries[self.active] += 1
         output = outputs(self.model, self.ball.valid(X_adv))
+        if self.n_classes == 0:
+            check_class_indices(self.all_y, output.shape[1])
         self.n_classes = output.shape[1]
         if self.output_kind is None:
             self.output_kind = output_kind(output)

@@ -3,13 +3,15 @@
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
+import joblib
 import torch
 from torch import Tensor
 
-from skjacobian._validation import check_count, check_positive, reject
+from skjacobian._validation import check_count, check_positive
 from skjacobian.attacks._base import Attack
 from skjacobian.attacks._found import Found, Stage
 from skjacobian.attacks._search import BudgetSpentError, Search
@@ -219,7 +221,8 @@ class Cascade(Attack):
         Raises
         ------
         ValueError, TypeError
-            As `__call__` does; and a ValueError if `resume` is of samples of another shape.
+            As `__call__` does; and a ValueError if `resume` is of other samples, other labels or
+            another threat model.
 
         Warns
         -----
@@ -227,9 +230,20 @@ class Cascade(Attack):
             As `__call__` does; and if the model has no gradients, so that only searches by scores
             or decisions were run.
         """
-        if resume is not None and resume.X_adv.shape != X.shape:
-            reject("resume", resume.X_adv.shape, f"what was found for an X of {X.shape}")
-        return self._run(partial(self._search, resume=resume), predict_logits, X, y, generator)
+        problem = self._problem(X, y)
+        if resume is not None and resume.problem != problem:
+            raise ValueError(
+                "Got resume of another search, but expected what a search of the same X and y "
+                "under the same threat model found."
+            )
+        found = self._run(partial(self._search, resume=resume), predict_logits, X, y, generator)
+        return replace(found, problem=problem)
+
+    def _problem(self, X: Any, y: Any) -> str:
+        said: str = joblib.hash(
+            [_as_arrays(value) for value in (X, y, *self.threat_model.values())]
+        )
+        return said
 
     def _search(
         self, search: Search, generator: torch.Generator, resume: Found | None = None
@@ -273,6 +287,13 @@ class Cascade(Attack):
         if not flips_pay(search.all_balls) or not known.startswith("gradients"):
             return plans
         return (plans[0], FLIPS, *plans[1:])
+
+
+def _as_arrays(value: Any) -> Any:
+    """Return tensors as arrays, whose hash is that of their values."""
+    if isinstance(value, tuple | list):
+        return [_as_arrays(part) for part in value]
+    return value.detach().cpu().numpy() if isinstance(value, Tensor) else value
 
 
 def _take_up(search: Search, resume: Found) -> None:

@@ -87,10 +87,13 @@ class AutogradLinearization(Linearization):
         """Return all products in one pass, or None if a function in the model has no such pass."""
         try:
             return self._vjp(cotangents)
-        except RuntimeError:
-            if not self.may_loop:
-                raise
-            return None
+        except RuntimeError as error:
+            if self.may_loop:
+                return None
+            raise ValueError(
+                "Got engine='batched', but expected 'loop' or 'auto' for this model: a function "
+                f"in it cannot be differentiated for all classes at once ({error})"
+            ) from error
 
     def _vjp(self, v: Tensor) -> Tensor:
         product = None

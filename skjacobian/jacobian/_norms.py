@@ -22,6 +22,7 @@ from skjacobian.jacobian._reductions import (
     Reduction,
 )
 from skjacobian.model_modes import PredictLogits
+from skjacobian.model_outputs import check_samples_apart
 
 JACOBIAN_NORMS = ("l1", "l2", "l21", "spectral", "cross_lipschitz")
 OUTPUTS = ("logits", "loss")
@@ -120,8 +121,8 @@ def jacobian_norm(
     Raises
     ------
     ValueError
-        For parameters that are unknown or do not go together, a missing `y`, and logits that do
-        not depend on X differentiably.
+        For parameters that are unknown or do not go together, a missing `y`, logits that do not
+        depend on X differentiably, and a model that mixes the samples of a batch.
     TypeError
         If X or y is no tensor, or the model does not return a row of logits for each sample.
 
@@ -140,6 +141,7 @@ def jacobian_norm(
     measure = checked_norm(norm, output, n_projections, class_samples)
     check_tensor("X", X, "Estimators have a method jacobian_norm, which takes arrays.")
     linearization = linearize(predict_logits, X, engine=engine, create_graph=create_graph)
+    check_samples_apart(predict_logits, X)
     return measure(
         linearization,
         _class_indices(y, linearization.shape) if measure.needs_labels else None,

@@ -702,6 +702,7 @@ def test_where_nothing_may_change_nothing_does(name, norm, generator):
         (torch.zeros(2, 3), torch.tensor([0.0, 0.9]), "Got y of torch.float32, but expected class"),
         (torch.zeros(2, 3), torch.tensor([True, False]), "Got y of torch.bool, but expected class"),
         (torch.zeros(2, 3), torch.tensor([0, -1]), "Got y from -1, but expected class indices"),
+        (torch.zeros(2, 3), torch.tensor([0, 2]), "Got y up to 2 and a model of 2 classes, but"),
     ],
 )
 def test_tensors_of_another_type_are_named(X, y, match):

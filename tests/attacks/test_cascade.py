@@ -506,9 +506,19 @@ def test_what_is_complete_is_resumed_at_the_cost_of_a_look():
 
 def test_resuming_another_search_is_an_error():
     net, X, y = make_problem()
-    found = Cascade(n_queries=5).search(net, X, y)
-    with pytest.raises(ValueError, match="Got resume="):
-        Cascade().search(net, X[:10], y[:10], resume=found)
+    found = Cascade(eps=0.1, n_queries=5).search(net, X, y)
+    message = "Got resume of another search, but expected what a search of the same X and y under"
+    others = [
+        (Cascade(eps=0.1), X[:10], y[:10]),
+        (Cascade(eps=0.1), X.flip(0), y.flip(0)),
+        (Cascade(eps=0.1), X, 1 - y),
+        (Cascade(eps=0.2), X, y),
+        (Cascade(eps=0.1, norm="l2"), X, y),
+        (Cascade(eps=0.1, bounds=(torch.zeros(X.shape[1]), 1.0)), X, y),
+    ]
+    for attack, samples, labels in others:
+        with pytest.raises(ValueError, match=message):
+            attack.search(net, samples, labels, resume=found)
 
 
 # --- the rest ----------------------------------------------------------------------------

@@ -798,3 +798,61 @@ def test_the_spectral_norm_of_a_network_in_half_precision_is_that_of_its_weights
     expected = jacobian_norm(copy.deepcopy(half).float(), X.float(), norm="spectral")
     found = jacobian_norm(half, X, norm="spectral")
     torch.testing.assert_close(found.float(), expected, rtol=0.05, atol=0)
+
+
+class Mixing(nn.Module):
+    """A module whose samples depend on each other."""
+
+    def __init__(self, mixed):
+        super().__init__()
+        self.linear = nn.Linear(6, 3)
+        self.mixed = mixed
+
+    def forward(self, X):
+        return self.linear(self.mixed(X))
+
+
+MIXTURES = {
+    "mean": lambda X: X - X.mean(0),
+    "sum": lambda X: X + X.sum(),
+    "statistics": lambda X: F.batch_norm(X, None, None, training=True),
+}
+
+
+@pytest.mark.parametrize("mixed", MIXTURES.values(), ids=MIXTURES)
+def test_a_model_that_mixes_samples_has_no_jacobian(mixed, generator):
+    X = torch.randn(5, 6, generator=generator)
+    with pytest.raises(ValueError, match="Got a model whose answer to a sample depends on"):
+        jacobian_norm(Mixing(mixed), X)
+
+
+def test_a_model_that_answers_at_random_is_not_taken_for_one_that_mixes(generator):
+    X = torch.randn(5, 6, generator=generator)
+    net = Mixing(lambda X: X + torch.randn(X.shape))
+    with torch.random.fork_rng(devices=[]):
+        norms = jacobian_norm(net, X)
+    expected = net.linear.weight.square().sum()
+    torch.testing.assert_close(norms, expected.expand(5).detach())
+
+
+def test_recurrent_layers_take_samples_for_steps_unless_told_otherwise(generator):
+    class Recurrent(nn.Module):
+        def __init__(self, **how):
+            super().__init__()
+            self.layer = nn.RNN(6, 3, **how)
+
+        def forward(self, X):
+            return self.layer(X)[0].reshape(len(X), -1)
+
+    with pytest.raises(ValueError, match="attention without batch_first=True"):
+        jacobian_norm(Recurrent(), torch.randn(5, 6, generator=generator))
+    X = torch.randn(5, 2, 6, generator=generator)
+    assert jacobian_norm(Recurrent(batch_first=True), X, engine="loop").shape == (5,)
+
+
+def test_a_model_that_cannot_be_batched_is_said_to_want_a_loop(generator):
+    net = nn.Sequential(nn.GroupNorm(2, 4), nn.Flatten(), nn.Linear(144, 3))
+    X = torch.randn(5, 4, 6, 6, generator=generator)
+    with pytest.raises(ValueError, match="Got engine='batched', but expected 'loop' or 'auto'"):
+        jacobian_norm(net, X, engine="batched", create_graph=True)
+    assert jacobian_norm(net, X, create_graph=True).requires_grad
