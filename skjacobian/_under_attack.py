@@ -2,8 +2,9 @@
 
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from typing import Any
 
@@ -18,8 +19,8 @@ from skjacobian._attacked_columns import AttackedColumns, in_the_order_of_fit
 from skjacobian._rng import own_entropy
 from skjacobian._table import Table, as_pandas
 from skjacobian._validation import check_count_or_auto
-from skjacobian.attacks import Attack, Found
-from skjacobian.attacks._found import concatenate
+from skjacobian.attacks import Attack, Cascade, Found
+from skjacobian.attacks._found import Stage, concatenate
 from skjacobian.differentiable import (
     FittedModule,
     TensorFunction,
@@ -213,7 +214,7 @@ class UnderAttack:
         values[index] = X_adv
         return self.table.rows(np.arange(len(values)), values.numpy())
 
-    def perturb(self, attack: Attack, index: np.ndarray) -> Perturbed:
+    def perturb(self, attack: Attack, index: np.ndarray, quietly: bool = False) -> Perturbed:
         """Attack the samples of `index`, whose labels the classifier knows."""
         if len(index) == 0:
             return self._nothing_perturbed()
@@ -224,13 +225,16 @@ class UnderAttack:
             torch.split(X, self.batch_size), torch.split(y, self.batch_size), strict=True
         ):
             share = len(X_batch) / (len(index) - _n_samples(found))
-            search = _in_its_share_of_time(attack, share, time.perf_counter() - start).search
+            limited = _in_its_share_of_time(attack, share, time.perf_counter() - start)
+            search: Callable[..., Found] = limited.search
+            if self.verbose and isinstance(attack, Cascade):
+                search = partial(search, on_stage=partial(_report_stage, attack))
             # The same starts for every batch: the result does not depend on their size.
             generator = torch.Generator().manual_seed(self.seed)
             X_batch, y_batch = X_batch.to(self.device), y_batch.to(self.device)
             result = search(self.logits_view, X_batch, y_batch, generator=generator)
             found.append(concatenate([result]))  # on the CPU: a card need not hold all samples
-            if self.verbose:
+            if self.verbose and not quietly:
                 _report_progress(attack, found, len(index), time.perf_counter() - start)
         whole = concatenate(found)
         if attack.constraints is not None:
@@ -375,10 +379,23 @@ def _in_its_share_of_time(attack: Attack, share: float, elapsed: float) -> Attac
     return clone(attack).set_params(time_limit=max(1e-9, share * (limit - elapsed)))
 
 
+def _report_stage(attack: Attack, stage: Stage) -> None:
+    n_asked, n_fooled = int((stage.n_queries > 0).sum()), int(stage.fooled.sum())
+    print(
+        f"{_name(attack)} {stage.name} fooled {n_fooled} of {n_asked} samples, "
+        f"{stage.seconds:.1f} s",
+        flush=True,
+    )
+
+
 def _report_progress(attack: Attack, found: list[Found], n_samples: int, seconds: float) -> None:
     n_done = _n_samples(found)
     n_fooled = sum(int(part.fooled.sum()) for part in found)
     print(
-        f"[{type(attack).__name__}, {attack.norm} eps={attack.eps:g}] {n_done} of {n_samples} "
-        f"samples, {n_fooled} fooled, {seconds:.1f} s"
+        f"{_name(attack)} {n_done} of {n_samples} samples, {n_fooled} fooled, {seconds:.1f} s",
+        flush=True,
     )
+
+
+def _name(attack: Attack) -> str:
+    return f"[{type(attack).__name__}, {attack.norm} eps={attack.eps:g}]"

@@ -75,7 +75,7 @@ def evaluate_robustness(
     random_state : int, RandomState instance or None, default=0
         Seed of the random starts.
     verbose : bool, default=False
-        Print a line for each batch.
+        Print a line for each batch, and for each stage of a cascade.
     sample_weight : array-like of shape (n_samples,), optional
         Weights of the samples in all accuracies. The confidence interval is that of (Σw)²/Σw²
         samples, as many as say as much of a mean (Kish). Flags look at the samples without.

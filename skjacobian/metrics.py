@@ -88,7 +88,7 @@ class RobustScorer(BaseEstimator):
     random_state : int, RandomState instance or None, default=0
         Seed of the random starts.
     verbose : bool, default=False
-        Print a line for each batch.
+        Print a line for each batch, and for each stage of a cascade.
 
     Returns
     -------

@@ -721,8 +721,11 @@ def test_nothing_is_printed_unless_asked_for(model, capsys):
     evaluate(model, batch_size=30, verbose=True)
     lines = capsys.readouterr().out.splitlines()
     n_attacked = int((model.predict(X) == y).sum())
-    assert lines[0].startswith(f"[Cascade, linf eps=0.2] 30 of {n_attacked} samples, ")
-    assert sum(line.startswith("[Cascade") for line in lines) == math.ceil(n_attacked / 30)
+    assert all(line.startswith("[Cascade, linf eps=0.2] ") for line in lines)  # no checks
+    ends = [i for i, line in enumerate(lines) if f" of {n_attacked} samples, " in line]
+    assert len(ends) == math.ceil(n_attacked / 30)
+    assert re.fullmatch(r".*\] PGD fooled \d+ of 30 samples, \d+\.\d s", lines[1])
+    assert f"] 30 of {n_attacked} samples, " in lines[ends[0]]
 
 
 def test_a_time_limit_is_kept_and_said(monkeypatch):

@@ -2,6 +2,7 @@
 
 import time
 import warnings
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -53,6 +54,7 @@ class Search:
         self.is_blind = torch.zeros_like(y, dtype=torch.bool)
         self.eligible = torch.ones_like(y, dtype=torch.bool)
         self.stages: list[Stage] = []
+        self.on_stage: Callable[[Stage], None] | None = None
         self.clean = torch.full_like(self.best, torch.nan)
         self.calls_left: int | None = None
         self.deadline: float | None = None

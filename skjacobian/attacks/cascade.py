@@ -201,6 +201,7 @@ class Cascade(Attack):
         *,
         generator: torch.Generator | None = None,
         resume: Found | None = None,
+        on_stage: Callable[[Stage], None] | None = None,
     ) -> Found:
         """Search as `__call__` does, and say of each sample what fooled the model.
 
@@ -212,6 +213,8 @@ class Cascade(Attack):
             What a search of the same samples with the same seed found before its budget
             was spent. The stages that it completed are not run again. Two queries tell where
             it stood.
+        on_stage : callable, optional
+            Called with each `Stage` when it has been run.
 
         Returns
         -------
@@ -236,7 +239,8 @@ class Cascade(Attack):
                 "Got resume of another search, but expected what a search of the same X and y "
                 "under the same threat model found."
             )
-        found = self._run(partial(self._search, resume=resume), predict_logits, X, y, generator)
+        search_with = partial(self._search, resume=resume, on_stage=on_stage)
+        found = self._run(search_with, predict_logits, X, y, generator)
         return replace(found, problem=problem)
 
     def _problem(self, X: Any, y: Any) -> str:
@@ -246,9 +250,14 @@ class Cascade(Attack):
         return said
 
     def _search(
-        self, search: Search, generator: torch.Generator, resume: Found | None = None
+        self,
+        search: Search,
+        generator: torch.Generator,
+        resume: Found | None = None,
+        on_stage: Callable[[Stage], None] | None = None,
     ) -> None:
         start = time.perf_counter()
+        search.on_stage = on_stage
         # A seed for each stage, so that what it draws does not depend on those before it.
         longest = max(len(plans) for plans in PLANS.values()) + 1  # and HotFlip
         seeds = torch.randint(2**62, (2, longest), generator=generator).tolist()
@@ -331,6 +340,8 @@ def _run_stage(search: Search, name: str, attack: str, run: Callable[[Search], N
         complete=complete,
     )
     search.stages.append(stage)
+    if search.on_stage is not None:
+        search.on_stage(stage)
     return complete
 
 
