@@ -13,7 +13,7 @@ from sklearn.base import _fit_context
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import accuracy_score, check_scoring
 from sklearn.model_selection import train_test_split
-from sklearn.utils import Tags, _safe_indexing, check_random_state
+from sklearn.utils import Tags, _safe_indexing
 from sklearn.utils._param_validation import RealNotInt, StrOptions
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import column_or_1d, validate_data
@@ -36,7 +36,7 @@ from skjacobian._net_params import (
 )
 from skjacobian._prediction import NetClassifier
 from skjacobian._preprocessing import TransformerInstance, fit_preprocessor
-from skjacobian._rng import own_entropy
+from skjacobian._rng import draw_seed, own_random_state
 from skjacobian._training_data import (
     apply_class_weight,
     make_samples,
@@ -298,8 +298,8 @@ class RobustClassifier(NetClassifier):
         values, y = self._validate_training_data(X, y, reset=fresh)
         weight, rows = training_weights(values, sample_weight)
         self._learn_classes(y, rows, classes, fresh)
-        random_state = check_random_state(own_entropy(self.random_state))
-        seed = int(random_state.randint(2**31 - 1)) if fresh else None
+        random_state = own_random_state(self.random_state)
+        seed = draw_seed(random_state) if fresh else None
         rows, held_out = self._hold_out(rows, y, random_state)
         if seed is not None:
             names = getattr(self, "feature_names_in_", None)
