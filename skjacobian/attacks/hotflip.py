@@ -12,7 +12,6 @@ from skjacobian.attacks._search import Search
 from skjacobian.constraints import FeatureConstraints
 from skjacobian.geometry import Ball
 from skjacobian.losses import soft_margin
-from skjacobian.norms import rows
 
 # Where the ball is cut by a box, a step so many radii long and its projection lead to the best.
 LONG_STEP = 10
@@ -139,9 +138,8 @@ def _keep(search: Search, X_adv: Tensor, found: Tensor) -> None:
 
 def _climb(rest: Ball, gradient: Tensor) -> Tensor:
     """Return the points of the sets that are best to first order."""
-    radius = torch.as_tensor(rest.eps).flatten()
     # A clone: what is overwritten here says which changes to make.
-    return rest.ascend(rest.X, gradient.clone(), rows(LONG_STEP * radius, gradient))
+    return rest.ascend(rest.X, gradient.clone(), LONG_STEP * rest.eps)
 
 
 def flips_pay(ball: Ball) -> bool:
@@ -149,6 +147,12 @@ def flips_pay(ball: Ball) -> bool:
     if ball.rules is None:
         return False
     return bool(ball.rules.groups) or (ball.norm != "linf" and bool(ball.rules.is_whole.any()))
+
+
+def _radii(ball: Ball) -> Tensor:
+    """Return the radius of each sample, in float64."""
+    eps = torch.as_tensor(ball.eps, dtype=torch.float64, device=ball.X.device)
+    return eps.flatten().expand(len(ball.X))
 
 
 class Moves:
@@ -200,22 +204,19 @@ class Moves:
 
     def budget(self, ball: Ball) -> Tensor:
         """Return the radius, to the power that adds up over features."""
-        eps = torch.as_tensor(ball.eps, dtype=torch.float64, device=ball.X.device).flatten()
-        return eps.expand(len(ball.X)).pow(self.power)
+        return _radii(ball).pow(self.power)
 
     def rest(self, ball: Ball, X_adv: Tensor) -> Ball | None:
         """Return the sets that are left for the other features; None if there are none."""
         free = ~self.whole & self.is_free
         if not bool(free.any()):
             return None
-        eps = torch.as_tensor(ball.eps, dtype=torch.float64, device=X_adv.device).flatten()
+        eps = _radii(ball)
         if self.power:
             rounding = 16 * torch.finfo(X_adv.dtype).eps
             left = (1 - rounding) * self.budget(ball) - self.spent(ball, X_adv)
-            left = left.clamp(min=0.0)
-            eps = left.pow(1 / self.power)
+            eps = left.clamp(min=0.0).pow(1 / self.power)
         scale = (self.scale * free).to(X_adv.dtype).reshape(X_adv.shape[1:])
-        eps = eps.expand(len(X_adv)).to(X_adv.dtype)
         return Ball.around(X_adv, norm=ball.norm, eps=eps, scale=scale, bounds=ball.box)
 
     def offers(self, ball: Ball, X_adv: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
