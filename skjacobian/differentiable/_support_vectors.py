@@ -103,15 +103,6 @@ def _dual_coefficients(classifier: Any) -> np.ndarray:
     return coefficients
 
 
-def _support_vectors(classifier: Any) -> ClassifierView:
-    if classifier.break_ties and classifier.decision_function_shape == "ovo":
-        raise NotDifferentiableError(
-            f"Got {type(classifier).__name__}(break_ties=True, decision_function_shape='ovo'), "
-            "but expected one of both: such a classifier cannot predict."
-        )
-    return SupportVectors(classifier)
-
-
 _SETTINGS = (
     *("kernel", "degree", "gamma", "coef0", "shrinking", "probability", "tol", "cache_size"),
     *("class_weight", "verbose", "max_iter", "decision_function_shape", "break_ties"),
@@ -120,10 +111,11 @@ _SETTINGS = (
 
 
 @view_of(SVC, settings=(*_SETTINGS, "C"))
-def _(classifier: SVC) -> ClassifierView:
-    return _support_vectors(classifier)
-
-
 @view_of(NuSVC, settings=(*_SETTINGS, "nu"))
-def _(classifier: NuSVC) -> ClassifierView:
-    return _support_vectors(classifier)
+def _(classifier: SVC | NuSVC) -> ClassifierView:
+    if classifier.break_ties and classifier.decision_function_shape == "ovo":
+        raise NotDifferentiableError(
+            f"Got {type(classifier).__name__}(break_ties=True, decision_function_shape='ovo'), "
+            "but expected one of both: such a classifier cannot predict."
+        )
+    return SupportVectors(classifier)
