@@ -14,7 +14,8 @@ from sklearn.utils import assert_all_finite, check_consistent_length
 from sklearn.utils.validation import _check_n_features, check_is_fitted, column_or_1d
 from torch import Tensor, nn
 
-from skjacobian._attacked_columns import AttackedColumns, in_the_order_of_fit
+from skjacobian._attacked_columns import AttackedColumns
+from skjacobian._columns import in_the_order_of_fit
 from skjacobian._rng import draw_seed
 from skjacobian._table import Table, as_pandas
 from skjacobian._validation import check_count_or_auto

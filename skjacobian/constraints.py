@@ -105,10 +105,11 @@ class FeatureConstraints(BaseEstimator):
         -------
         self
         """
-        columns = _present_numbers(Table(X))
+        table = Table(X)
+        columns = _present_numbers(table)
         self.n_features_in_ = len(columns)
-        if hasattr(X, "columns"):
-            self.feature_names_in_ = np.array(X.columns, dtype=object)
+        if table.columns is not None:
+            self.feature_names_in_ = np.array(table.columns, dtype=object)
         self.low_ = np.array([column.min() if len(column) else np.nan for column in columns])
         self.high_ = np.array([column.max() if len(column) else np.nan for column in columns])
         self._check_values()
@@ -119,8 +120,7 @@ class FeatureConstraints(BaseEstimator):
             if isinstance(self.scale, str):
                 self.scale_ = known[self.scale]
             else:
-                names = list(X.columns) if hasattr(X, "columns") else None
-                seen = Columns((len(columns),), names)
+                seen = Columns((len(columns),), table.columns)
                 for j, scale in seen.by_index("scale", self.scale).items():
                     self.scale_[j] = known[scale][j] if isinstance(scale, str) else scale
         return self
