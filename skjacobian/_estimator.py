@@ -477,28 +477,28 @@ class RobustClassifier(NetClassifier):
         X, y = _safe_indexing(X, rows), y[rows]
         weight = None if weight is None else weight[rows]
         scorer = None if self.scoring is None else check_scoring(self, self.scoring)
-        accepts_weight = getattr(scorer, "_accept_sample_weight", lambda: False)()
-        weighted = {"sample_weight": weight} if weight is not None and accepts_weight else {}
 
         def score() -> dict[str, float]:
-            scores = {"valid_accuracy": accuracy_score(y, self.predict(X), sample_weight=weight)}
-            if scorer is not None:
-                try:
-                    value = scorer(self, X, y, **weighted)
-                except (TypeError, ValueError) as error:
-                    raise ValueError(
-                        f"Got scoring={self.scoring!r}, but expected a scorer of the samples that "
-                        f"early stopping holds out: {error}"
-                    ) from error
-                scores["valid_score"] = self._one_number(value)
-            return {name: float(value) for name, value in scores.items()}
+            accuracy = float(accuracy_score(y, self.predict(X), sample_weight=weight))
+            if scorer is None:
+                return {"valid_accuracy": accuracy}
+            return {"valid_accuracy": accuracy, "valid_score": self._score(scorer, X, y, weight)}
 
         monitor = "valid_accuracy" if self.scoring is None else "valid_score"
         patience = int(unwrap_scalar(self.n_iter_no_change))
         return [("valid_scores", ValidationScores(score)), early_stopping(monitor, patience)]
 
-    def _one_number(self, score: Any) -> float:
-        """Return what a scorer returned, if early stopping can follow it."""
+    def _score(self, scorer: Any, X: Any, y: np.ndarray, weight: np.ndarray | None) -> float:
+        """Return what a scorer says of the held-out samples, if early stopping can follow it."""
+        accepts_weight = getattr(scorer, "_accept_sample_weight", lambda: False)()
+        weighted = {"sample_weight": weight} if weight is not None and accepts_weight else {}
+        try:
+            score = scorer(self, X, y, **weighted)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"Got scoring={self.scoring!r}, but expected a scorer of the samples that early "
+                f"stopping holds out: {error}"
+            ) from error
         number = unwrap_scalar(score)
         if not isinstance(number, Real) or math.isnan(number):
             returned = "several" if isinstance(score, dict) else repr(score)
