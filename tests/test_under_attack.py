@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.datasets import load_digits, load_iris, make_moons
 from sklearn.linear_model import LogisticRegression
 from sklearn.naive_bayes import CategoricalNB
@@ -29,19 +29,13 @@ from skjacobian.attacks.cascade import PLANS
 from skjacobian.differentiable import as_torch
 from skjacobian.exceptions import AttackWarning
 
+pytestmark = pytest.mark.usefixtures("short_last_stages")
+
 RNG = np.random.default_rng(0)
 X = RNG.uniform(size=(50, 3))
 W = np.array([[1.0, -1.0, 0.5], [-0.5, 1.0, 0.0], [0.0, 0.2, -1.0]])
 y = (X @ W.T).argmax(1)
 EVERYONE = np.arange(50)
-
-
-@pytest.fixture(autouse=True)
-def short_last_stage(monkeypatch):
-    for known, plans in PLANS.items():
-        last = plans[-1]
-        attack = clone(last.attack).set_params(n_queries=100)
-        monkeypatch.setitem(PLANS, known, (*plans[:-1], last._replace(attack=attack)))
 
 
 class Net(ClassifierMixin, BaseEstimator):
