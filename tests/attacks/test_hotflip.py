@@ -11,13 +11,10 @@ import torch
 from skjacobian import FeatureConstraints
 from skjacobian.attacks import APGD, FGSM, FMN, PGD, Cascade, HotFlip
 from skjacobian.modules import MLP
+from tests.seeds import seeded
 
 POWER = {"l1": 1, "l2": 2}
 LEVELS = 6  # whole numbers are from 0 to 5
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 class Linear:
