@@ -51,11 +51,7 @@ class SupportVectors(ClassifierView):
         if classifier.kernel == "linear":
             # The machine of each pair is one product with its weights.
             vectors, coefficients = coefficients @ vectors, np.eye(len(coefficients))
-        self.hold(
-            vectors=vectors,
-            coefficients=coefficients,
-            intercept=classifier.intercept_,
-        )
+        self.hold(vectors=vectors, coefficients=coefficients, intercept=classifier.intercept_)
         if self.n_classes > 2:
             self.votes = Votes(self.n_classes)
 
