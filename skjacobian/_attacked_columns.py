@@ -202,23 +202,6 @@ def _is_bool(table: Table, column: int) -> bool:
     return getattr(getattr(known, "dtype", None), "kind", None) == "b"
 
 
-def in_the_order_of_fit(estimator: Any, X: Any) -> Any:
-    """Return a DataFrame with the columns that an estimator was fitted on, in their order.
-
-    What selects columns by name takes them in any order, and others besides them.
-    """
-    names = getattr(estimator, "feature_names_in_", None)
-    if names is None or not hasattr(X, "iloc") or list(X.columns) == list(names):
-        return X
-    missing = [name for name in names if name not in X.columns]
-    if missing:
-        raise ValueError(
-            f"Got X without the columns {missing}, but expected those that "
-            f"{type(estimator).__name__} was fitted on."
-        )
-    return X[list(names)]
-
-
 def _movable(attack: Attack, X: Tensor) -> tuple[Tensor, Tensor]:
     """Return which features can change, and which whole numbers not by 2/3 of their reach."""
     reach = attack.reach_of(X)

@@ -111,9 +111,8 @@ class Columns:
         return list(indices) if self.names is None else [self.names[j] for j in indices]
 
     def shown(self, indices: Sequence[int]) -> str:
-        """Return the names of columns, not too many of them, for a message."""
-        shown = list(map(str, self.labels(indices)))
-        return ", ".join(shown[:10]) + (", …" if shown[10:] else "")
+        """Return the names of columns for a message."""
+        return shown(self.labels(indices))
 
     def _check_all_have_values(self, parameter: str, index: Any) -> None:
         missing = [name for name in self._places if name not in index]
@@ -144,6 +143,28 @@ class Columns:
             f"columns of X: {names}indices from {-len(self)} to {len(self) - 1} or a boolean mask "
             f"of shape {tuple(self.shape)}{but}",
         )
+
+
+def in_the_order_of_fit(estimator: Any, X: Any) -> Any:
+    """Return a DataFrame with the columns that an estimator was fitted on, in their order.
+
+    What selects columns by name takes them in any order, and others besides them.
+    """
+    names = getattr(estimator, "feature_names_in_", None)
+    if names is None or not hasattr(X, "iloc") or list(X.columns) == list(names):
+        return X
+    missing = [name for name in names if name not in X.columns]
+    if missing:
+        raise ValueError(
+            f"Got X without the columns {missing}, but expected those that "
+            f"{type(estimator).__name__} was fitted on."
+        )
+    return X[list(names)]
+
+
+def shown(names: Sequence[Any]) -> str:
+    """Return names, not too many of them, for a message."""
+    return ", ".join(map(str, names[:10])) + (", …" if names[10:] else "")
 
 
 def by_place(said: Any) -> bool:

@@ -13,7 +13,7 @@ from sklearn.base import _fit_context
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import accuracy_score, check_scoring
 from sklearn.model_selection import train_test_split
-from sklearn.utils import Tags, _safe_indexing, check_random_state
+from sklearn.utils import Tags, _safe_indexing
 from sklearn.utils._param_validation import RealNotInt, StrOptions
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import column_or_1d, validate_data
@@ -36,7 +36,7 @@ from skjacobian._net_params import (
 )
 from skjacobian._prediction import NetClassifier
 from skjacobian._preprocessing import TransformerInstance, fit_preprocessor
-from skjacobian._rng import own_entropy
+from skjacobian._rng import draw_seed, own_random_state
 from skjacobian._training_data import (
     apply_class_weight,
     make_samples,
@@ -298,8 +298,8 @@ class RobustClassifier(NetClassifier):
         values, y = self._validate_training_data(X, y, reset=fresh)
         weight, rows = training_weights(values, sample_weight)
         self._learn_classes(y, rows, classes, fresh)
-        random_state = check_random_state(own_entropy(self.random_state))
-        seed = int(random_state.randint(2**31 - 1)) if fresh else None
+        random_state = own_random_state(self.random_state)
+        seed = draw_seed(random_state) if fresh else None
         rows, held_out = self._hold_out(rows, y, random_state)
         if seed is not None:
             names = getattr(self, "feature_names_in_", None)
@@ -477,28 +477,28 @@ class RobustClassifier(NetClassifier):
         X, y = _safe_indexing(X, rows), y[rows]
         weight = None if weight is None else weight[rows]
         scorer = None if self.scoring is None else check_scoring(self, self.scoring)
-        accepts_weight = getattr(scorer, "_accept_sample_weight", lambda: False)()
-        weighted = {"sample_weight": weight} if weight is not None and accepts_weight else {}
 
         def score() -> dict[str, float]:
-            scores = {"valid_accuracy": accuracy_score(y, self.predict(X), sample_weight=weight)}
-            if scorer is not None:
-                try:
-                    value = scorer(self, X, y, **weighted)
-                except (TypeError, ValueError) as error:
-                    raise ValueError(
-                        f"Got scoring={self.scoring!r}, but expected a scorer of the samples that "
-                        f"early stopping holds out: {error}"
-                    ) from error
-                scores["valid_score"] = self._one_number(value)
-            return {name: float(value) for name, value in scores.items()}
+            accuracy = float(accuracy_score(y, self.predict(X), sample_weight=weight))
+            if scorer is None:
+                return {"valid_accuracy": accuracy}
+            return {"valid_accuracy": accuracy, "valid_score": self._score(scorer, X, y, weight)}
 
         monitor = "valid_accuracy" if self.scoring is None else "valid_score"
         patience = int(unwrap_scalar(self.n_iter_no_change))
         return [("valid_scores", ValidationScores(score)), early_stopping(monitor, patience)]
 
-    def _one_number(self, score: Any) -> float:
-        """Return what a scorer returned, if early stopping can follow it."""
+    def _score(self, scorer: Any, X: Any, y: np.ndarray, weight: np.ndarray | None) -> float:
+        """Return what a scorer says of the held-out samples, if early stopping can follow it."""
+        accepts_weight = getattr(scorer, "_accept_sample_weight", lambda: False)()
+        weighted = {"sample_weight": weight} if weight is not None and accepts_weight else {}
+        try:
+            score = scorer(self, X, y, **weighted)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"Got scoring={self.scoring!r}, but expected a scorer of the samples that early "
+                f"stopping holds out: {error}"
+            ) from error
         number = unwrap_scalar(score)
         if not isinstance(number, Real) or math.isnan(number):
             returned = "several" if isinstance(score, dict) else repr(score)

@@ -1,7 +1,6 @@
 """The skorch net that trains on an objective. The only file that imports skorch."""
 
 import copy
-import inspect
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -24,6 +23,7 @@ from skorch.helper import predefined_split
 from torch import Tensor, nn
 
 from skjacobian._batches import Batch, Batches, Samples
+from skjacobian._net_params import VALIDATED, checked_optimizer_params
 from skjacobian._optimizer import Adam
 from skjacobian._rng import RandomStream, numpy_seeded
 from skjacobian._validation import did_you_mean, reject
@@ -38,14 +38,11 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
 }
 LR_SCHEDULES = ("constant", "cosine")
 
-# One fused kernel for all parameters: a fifth of a small network's step on the CPU.
-_FUSED = (Adam, torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
+# One fused kernel for all parameters, as in our own Adam: a fifth of a small network's step.
+_FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
 
 # The key of a group of parameters whose learning rate is not that of the others.
 OWN_LR = "own_lr"
-
-# What is recorded of the data that early stopping holds out.
-VALIDATED = ("valid_loss", "valid_accuracy", "valid_score")
 
 # The name under which other files speak of any skorch net.
 SkorchNet = NeuralNet
@@ -316,18 +313,15 @@ def make_net(
     spelling, `optimizer__betas` and so on.
     """
     optimizer_class = OPTIMIZERS[optimizer] if isinstance(optimizer, str) else optimizer
-    nested = _checked_optimizer_params(optimizer_class, nested)
+    nested = checked_optimizer_params(optimizer_class, nested)
+    groups = nested.get("optimizer__param_groups")
     order = torch.Generator().manual_seed(seed)
     defaults = {"iterator_train__shuffle": True, "iterator_train__generator": order}
     by_loops = nested.get("optimizer__foreach") or nested.get("optimizer__differentiable")
     if optimizer_class in _FUSED and not by_loops:
         defaults["optimizer__fused"] = True
-    if "optimizer__param_groups" in nested:
-        # Some layers may have a learning rate of their own.
-        nested["optimizer__param_groups"] = [
-            (pattern, {**given, OWN_LR: given["lr"]} if "lr" in given else given)
-            for pattern, given in nested["optimizer__param_groups"]
-        ]
+    if groups is not None:
+        nested["optimizer__param_groups"] = _with_own_rates(groups)
     net = ObjectiveNet(
         module,
         stream=RandomStream(seed, device),
@@ -341,37 +335,25 @@ def make_net(
         verbose=0,
         **{**defaults, **nested},
     ).initialize()
-    names = [name for name, _ in net.module_.named_parameters()]
-    for pattern, _ in nested.get("optimizer__param_groups", ()):
-        if not any(fnmatch(name, pattern) for name in names):
-            expected = f"patterns of the names of parameters: {', '.join(names)}"
-            reject("optimizer__param_groups", pattern, expected)
+    _check_patterns(net, groups or [])
     return net
 
 
-def _checked_optimizer_params(
-    optimizer: type[torch.optim.Optimizer], nested: dict[str, Any]
-) -> dict[str, Any]:
-    """Return the parameters, without a weight decay of 0 for an optimizer that has none.
+def _with_own_rates(groups: list[tuple[str, dict[str, Any]]]) -> list[tuple[str, dict[str, Any]]]:
+    """Return groups of parameters in which schedules find the learning rates of their own."""
+    return [
+        (pattern, {**given, OWN_LR: given["lr"]} if "lr" in given else given)
+        for pattern, given in groups
+    ]
 
-    Raise for parameters that it has not, and for one that has another name here.
-    """
-    accepted = inspect.signature(torch.optim.Adam if optimizer is Adam else optimizer).parameters
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
-    options = [name for name in (*accepted, "param_groups") if name not in ("params", "lr")]
-    checked = dict(nested)
-    if "weight_decay" not in options and not takes_any and not nested["optimizer__weight_decay"]:
-        del checked["optimizer__weight_decay"]
-    for parameter, value in checked.items():
-        part, _, name = parameter.partition("__")
-        if part != "optimizer":
-            continue
-        if name == "lr":
-            reject(parameter, value, "the learning rate as lr")
-        if name not in options and not takes_any:
-            hint = did_you_mean(name, options)
-            reject(parameter, value, f"a parameter of {optimizer.__name__}{hint}")
-    return checked
+
+def _check_patterns(net: ObjectiveNet, groups: list[tuple[str, dict[str, Any]]]) -> None:
+    """Raise for a group of parameters that no parameter is in."""
+    names = [name for name, _ in net.module_.named_parameters()]
+    for pattern, _ in groups:
+        if not any(fnmatch(name, pattern) for name in names):
+            expected = f"patterns of the names of parameters: {', '.join(names)}"
+            reject("optimizer__param_groups", pattern, expected)
 
 
 def train(

@@ -43,9 +43,7 @@ class NetOwner(BaseEstimator):
             dtype = str(X.dtype) if device.type == "cpu" else "float32"
         own = {n: v for n, v in self._nested.items() if n.startswith("module__")}
         given = {name.removeprefix("module__"): value for name, value in own.items()}
-        input_shape = (
-            self.input_shape_ if preprocessor is None else output_shape(preprocessor, X[:1])
-        )
+        input_shape = output_shape(preprocessor, X[:1])
         sizes: dict[str, Any] = {"input_shape": input_shape, "n_classes": len(self.classes_)}
         self.preprocessor_ = preprocessor
         self._net_said = self._said_of_the_net()

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from sklearn.utils._param_validation import HasMethods
 
-from skjacobian._net import VALIDATED
-from skjacobian._optimizer import Adam
 from skjacobian._validation import check_count, check_flag, did_you_mean, reject
 
 # The parameters of `Batches` that are a user's.
 _ITERATOR = {"batch_size": check_count, "shuffle": check_flag, "drop_last": check_flag}
+
+# What is recorded of the data that early stopping holds out.
+VALIDATED = ("valid_loss", "valid_accuracy", "valid_score")
 
 
 class OptimizerClass(HasMethods):
@@ -35,18 +36,38 @@ def check_optimizer(
 ) -> None:
     """Raise for values that an optimizer refuses, by making one of a single weight.
 
-    `make_net` raises for the names of parameters that it does not have.
+    `checked_optimizer_params` raises for the names of parameters that it does not have.
     """
     given = _params_of("optimizer", nested)
     groups = _checked_groups(given.pop("param_groups", ()))
-    accepted = inspect.signature(torch.optim.Adam if optimizer is Adam else optimizer).parameters
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
+    accepted, takes_any = _parameters_of(optimizer)
     own = {name: value for name, value in given.items() if takes_any or name in accepted}
     said = ", ".join(f"optimizer__{name}={value!r}" for name, value in own.items())
     _try(optimizer, {"lr": lr, **own}, said or f"optimizer={optimizer.__name__}")
     for group in groups:
         said = f"optimizer__param_groups={nested['optimizer__param_groups']!r}"
         _try(optimizer, {"lr": lr, **own, **group}, said)
+
+
+def checked_optimizer_params(
+    optimizer: type[torch.optim.Optimizer], nested: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the parameters, without a weight decay of 0 for an optimizer that has none.
+
+    Raise for parameters that it has not, and for one that has another name here.
+    """
+    accepted, takes_any = _parameters_of(optimizer)
+    options = [name for name in (*accepted, "param_groups") if name not in ("params", "lr")]
+    checked = dict(nested)
+    if "weight_decay" not in options and not takes_any and not nested["optimizer__weight_decay"]:
+        del checked["optimizer__weight_decay"]
+    for name, value in _params_of("optimizer", checked).items():
+        if name == "lr":
+            reject("optimizer__lr", value, "the learning rate as lr")
+        if name not in options and not takes_any:
+            hint = did_you_mean(name, options)
+            reject(f"optimizer__{name}", value, f"a parameter of {optimizer.__name__}{hint}")
+    return checked
 
 
 def check_iterators(nested: Mapping[str, Any]) -> None:
@@ -73,7 +94,7 @@ def check_callbacks(
         What the history has of each epoch, but for what callbacks record.
     """
     for name, value in _params_of("callbacks", nested).items():
-        if "__" not in name and not _is_callback(value):
+        if "__" not in name and not _has_hooks(value):
             reject(f"callbacks__{name}", value, "a skorch callback")
     made = list(_made(callbacks, nested))
     if "valid_loss" not in recorded:
@@ -84,6 +105,12 @@ def check_callbacks(
         names = {*recorded, *(name for callback in made for name in _recorded_by(callback))}
         for callback in made:
             _check_monitor(callback, sorted(names))
+
+
+def _parameters_of(optimizer: type[torch.optim.Optimizer]) -> tuple[list[str], bool]:
+    """Return the names of the parameters that an optimizer has, and whether it takes others."""
+    parameters = inspect.signature(optimizer).parameters
+    return list(parameters), any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 def _params_of(part: str, nested: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,14 +132,14 @@ def _checked_groups(groups: Any) -> list[dict[str, Any]]:
 def _try(optimizer: type[torch.optim.Optimizer], params: dict[str, Any], said: str) -> None:
     weight = torch.zeros(1, 1, requires_grad=True)
     try:
-        (torch.optim.Adam if optimizer is Adam else optimizer)([weight], **params)
+        optimizer([weight], **params)
     except (AttributeError, IndexError, TypeError, ValueError) as error:
         raise ValueError(
             f"Got {said}, but expected parameters that {optimizer.__name__} takes: {error}"
         ) from error
 
 
-def _is_callback(given: Any) -> bool:
+def _has_hooks(given: Any) -> bool:
     return hasattr(given, "on_train_begin")
 
 
@@ -121,7 +148,7 @@ def _made(callbacks: Sequence[Any], nested: Mapping[str, Any]) -> Iterator[Any]:
     for given in callbacks:
         pair = isinstance(given, tuple | list) and len(given) == 2
         name, callback = given if pair else (None, given)
-        if not _is_callback(callback):  # None, or what `train` refuses
+        if not _has_hooks(callback):  # None, or what `train` refuses
             continue
         made = callback() if isinstance(callback, type) else copy.copy(callback)
         name = type(made).__name__ if name is None else name

@@ -1,5 +1,6 @@
 """Adam at the price of its kernel."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,8 @@ class Adam(torch.optim.Adam):
     **kwargs
         As `torch.optim.Adam` takes them.
     """
+
+    __signature__ = inspect.signature(torch.optim.Adam)
 
     def __init__(self, params: Any, **kwargs: Any) -> None:
         by_loops = kwargs.get("foreach") or kwargs.get("differentiable")

@@ -5,13 +5,13 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.base import ClassifierMixin
-from sklearn.utils import check_consistent_length, check_random_state
+from sklearn.utils import check_consistent_length
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 from torch import Tensor
 
 from skjacobian._net import predict_logits
 from skjacobian._net_owner import NetOwner
-from skjacobian._rng import own_entropy
+from skjacobian._rng import draw_seed
 from skjacobian._training_data import as_tensor
 from skjacobian._validation import check_labels, unwrap_scalar
 from skjacobian.differentiable import Network, TensorFunction, as_torch
@@ -165,9 +165,8 @@ class NetClassifier(ClassifierMixin, NetOwner):
         n_projections, class_samples = unwrap_scalar(n_projections), unwrap_scalar(class_samples)
         measure = checked_norm(norm, output, n_projections, class_samples)
         X = self._prediction_tensor(X)
-        seed = check_random_state(own_entropy(random_state)).randint(2**31 - 1)
         # One for all batches: the errors of estimates in different batches are independent.
-        generator = torch.Generator().manual_seed(int(seed))
+        generator = torch.Generator().manual_seed(draw_seed(random_state))
         order = torch.arange(len(X))
         if class_samples is not None:  # the classes of samples in this order take turns
             order = torch.randperm(len(X), generator=generator)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.utils import check_random_state
 from torch import Tensor
 
 # Two fits in two threads share the one global state, so only one may borrow it at a time.
@@ -24,9 +25,14 @@ def seeded(generator: torch.Generator | None) -> torch.Generator:
     return generator
 
 
-def own_entropy(random_state: Any) -> Any:
-    """Return `random_state`; for None a fresh one, so that numpy's global is untouched."""
-    return np.random.RandomState() if random_state is None else random_state
+def own_random_state(random_state: Any) -> np.random.RandomState:
+    """Return the RandomState that is meant; for None a fresh one, not numpy's global."""
+    return np.random.RandomState() if random_state is None else check_random_state(random_state)
+
+
+def draw_seed(random_state: Any) -> int:
+    """Draw a seed for generators of torch."""
+    return int(own_random_state(random_state).randint(2**31 - 1))
 
 
 class RandomStream:

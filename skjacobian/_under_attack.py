@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.base import clone
-from sklearn.utils import assert_all_finite, check_consistent_length, check_random_state
+from sklearn.utils import assert_all_finite, check_consistent_length
 from sklearn.utils.validation import _check_n_features, check_is_fitted, column_or_1d
 from torch import Tensor, nn
 
-from skjacobian._attacked_columns import AttackedColumns, in_the_order_of_fit
-from skjacobian._rng import own_entropy
+from skjacobian._attacked_columns import AttackedColumns
+from skjacobian._columns import in_the_order_of_fit
+from skjacobian._rng import draw_seed
 from skjacobian._table import Table, as_pandas
 from skjacobian._validation import check_count_or_auto
 from skjacobian.attacks import Attack, Cascade, Found
@@ -126,7 +127,7 @@ class UnderAttack:
         self.device = _device_of(self.view)
         given_size = check_count_or_auto("batch_size", batch_size)
         self.batch_size = given_size or _batch_size(self.X_tensor, self.device)
-        self.seed = int(check_random_state(own_entropy(random_state)).randint(2**31 - 1))
+        self.seed = draw_seed(random_state)
 
     @property
     def is_black_box(self) -> bool:

@@ -101,12 +101,15 @@ def check_weights(sample_weight: Any, X: Any) -> np.ndarray:
     return weight
 
 
-def check_array_of_numbers(name: str, values: Any) -> np.ndarray:
-    """Return `values` as an array of floats, or raise."""
+def check_number_per_sample(name: str, values: Any) -> np.ndarray:
+    """Return `values` as an array of floats of shape (n_samples,), or raise."""
     try:
-        return np.asarray(values, dtype=float)
+        array = np.asarray(values, dtype=float)
     except (TypeError, ValueError) as error:
         raise ValueError(f"Got {name} that are no array of numbers: {error}.") from error
+    if array.ndim != 1 or len(array) == 0:
+        raise ValueError(f"Got {name} of shape {array.shape}, but expected (n_samples,).")
+    return array
 
 
 def check_axes(ax: Any) -> None:

@@ -105,10 +105,11 @@ class FeatureConstraints(BaseEstimator):
         -------
         self
         """
-        columns = _present_numbers(Table(X))
+        table = Table(X)
+        columns = _present_numbers(table)
         self.n_features_in_ = len(columns)
-        if hasattr(X, "columns"):
-            self.feature_names_in_ = np.array(X.columns, dtype=object)
+        if table.columns is not None:
+            self.feature_names_in_ = np.array(table.columns, dtype=object)
         self.low_ = np.array([column.min() if len(column) else np.nan for column in columns])
         self.high_ = np.array([column.max() if len(column) else np.nan for column in columns])
         self._check_values()
@@ -119,8 +120,7 @@ class FeatureConstraints(BaseEstimator):
             if isinstance(self.scale, str):
                 self.scale_ = known[self.scale]
             else:
-                names = list(X.columns) if hasattr(X, "columns") else None
-                seen = Columns((len(columns),), names)
+                seen = Columns((len(columns),), table.columns)
                 for j, scale in seen.by_index("scale", self.scale).items():
                     self.scale_[j] = known[scale][j] if isinstance(scale, str) else scale
         return self
@@ -185,10 +185,9 @@ class FeatureConstraints(BaseEstimator):
     def narrowed(self, low: np.ndarray, high: np.ndarray) -> "FeatureConstraints":
         """Return constraints, said by index and with bounds, whose bounds lie in a range too."""
         narrowed = copy.copy(self)
-        own_low, own_high = (self._bounds(len(low), side) for side in (0, 1))
-        assert own_low is not None
-        assert own_high is not None
-        low, high = np.maximum(own_low, low), np.minimum(own_high, high)
+        own = self._sides(len(low))
+        assert own is not None
+        low, high = np.maximum(own[0], low), np.minimum(own[1], high)
         if isinstance(self.bounds, str):
             narrowed.low_, narrowed.high_ = low, high
         else:
@@ -245,45 +244,41 @@ class FeatureConstraints(BaseEstimator):
         return Rules(
             **{name: torch.from_numpy(mask).to(X.device) for name, mask in masks.items()},
             groups=tuple(torch.tensor(group, device=X.device) for group in groups),
-            scale=self._scale(X),
-            bounds=self._range(X),
+            scale=self._scale_of(X),
+            bounds=self._bounds_of(X),
             extends=isinstance(self.bounds, str),
         )
 
-    def _scale(self, X: Tensor) -> Tensor | None:
-        scales = self._scales(X.shape[1:].numel())
-        return None if scales is None else torch.tensor(scales).to(X).reshape(X.shape[1:])
-
-    def _range(self, X: Tensor) -> tuple[Tensor, Tensor] | None:
-        sides = [self._bounds(X.shape[1:].numel(), side) for side in (0, 1)]
-        if sides[0] is None or sides[1] is None:
-            return None
-        low, high = (torch.tensor(side).reshape(X.shape[1:]) for side in sides)
-        return inward(low, high, X)
-
-    def _scales(self, n_features: int) -> np.ndarray | None:
+    def _scale_of(self, X: Tensor) -> Tensor | None:
         if self.scale is None:
             return None
         if self._scale_is_learned:
             check_is_fitted(self, "scale_")
-            return self.scale_
-        scales = np.ones(n_features)
-        for j, scale in Columns((n_features,)).by_index("scale", self.scale).items():
-            scales[j] = scale
-        return scales
+            scales = self.scale_
+        else:
+            scales = np.ones(X.shape[1:].numel())
+            for j, scale in Columns((len(scales),)).by_index("scale", self.scale).items():
+                scales[j] = scale
+        return torch.tensor(scales).to(X).reshape(X.shape[1:])
 
-    def _bounds(self, n_features: int, side: int) -> np.ndarray | None:
-        """Return the lower or the upper bounds."""
-        infinite = (-np.inf, np.inf)[side]
+    def _bounds_of(self, X: Tensor) -> tuple[Tensor, Tensor] | None:
+        bounds = self._sides(X.shape[1:].numel())
+        if bounds is None:
+            return None
+        low, high = (torch.tensor(side).reshape(X.shape[1:]) for side in bounds)
+        return inward(low, high, X)
+
+    def _sides(self, n_features: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return the lower and the upper bounds, infinite where there are none."""
         if self.bounds is None:
             return None
         if isinstance(self.bounds, str):
             check_is_fitted(self, "low_")
-            return np.nan_to_num((self.low_, self.high_)[side], nan=infinite)
-        bounds = np.full(n_features, infinite)
+            return np.nan_to_num(self.low_, nan=-np.inf), np.nan_to_num(self.high_, nan=np.inf)
+        low, high = np.full(n_features, -np.inf), np.full(n_features, np.inf)
         for j, pair in Columns((n_features,)).by_index("bounds", self.bounds).items():
-            bounds[j] = pair[side]
-        return bounds
+            low[j], high[j] = pair
+        return low, high
 
 
 def check_constraints(constraints: Any, feature_scale: Any, bounds: Any) -> None:

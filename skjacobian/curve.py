@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from skjacobian._under_attack import UnderAttack, warn_of_disagreement
-from skjacobian._validation import check_array_of_numbers, check_count, check_weights, reject
+from skjacobian._validation import check_count, check_number_per_sample, check_weights, reject
 from skjacobian.attacks import FMN, Attack, RayS
 from skjacobian.constraints import FeatureConstraints
 from skjacobian.exceptions import AttackWarning, NoGradientError
@@ -368,11 +368,8 @@ def curve_of_distances(
 
 
 def _check_distances(distances: Any) -> np.ndarray:
-    array = check_array_of_numbers("distances", distances)
-    if array.ndim != 1 or len(array) == 0:
-        raise ValueError(f"Got distances of shape {array.shape}, but expected (n_samples,).")
-    if not (array >= 0).all():
-        n_bad = int((~(array >= 0)).sum())
+    array = check_number_per_sample("distances", distances)
+    if n_bad := int((~(array >= 0)).sum()):
         raise ValueError(
             f"Got distances with {n_bad} NaN or negative, but expected 0, positive numbers or inf."
         )

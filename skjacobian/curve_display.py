@@ -8,7 +8,7 @@ import numpy as np
 from sklearn.utils import _safe_indexing, check_consistent_length
 from sklearn.utils._optional_dependencies import check_matplotlib_support
 
-from skjacobian._attacked_columns import in_the_order_of_fit
+from skjacobian._columns import in_the_order_of_fit
 from skjacobian._table import Table, as_pandas
 from skjacobian._validation import check_axes, check_option, check_weights, reject
 from skjacobian.constraints import FeatureConstraints

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sklearn.utils import check_random_state
 
-from skjacobian._rng import own_entropy
+from skjacobian._rng import own_random_state
 from skjacobian._validation import check_count, check_option, check_positive
 
 DATA_VARIABLE = "SKJACOBIAN_DATA"
@@ -127,11 +126,9 @@ def make_separated(
     >>> np.round(abs(X @ w) / np.abs(w).sum(), 6).tolist()
     [0.5, 0.5, 0.5, 0.5]
     """
-    rng = check_random_state(own_entropy(random_state))
-    n_samples, n_features = (
-        check_count("n_samples", n_samples),
-        check_count("n_features", n_features),
-    )
+    rng = own_random_state(random_state)
+    n_samples = check_count("n_samples", n_samples)
+    n_features = check_count("n_features", n_features)
     order = {"l1": np.inf, "l2": 2, "linf": 1}[check_option("norm", norm, ["l1", "l2", "linf"])]
     w = rng.normal(size=n_features)
     y = np.arange(n_samples) % 2

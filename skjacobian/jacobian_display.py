@@ -12,7 +12,7 @@ from sklearn.utils._optional_dependencies import check_matplotlib_support
 from sklearn.utils.validation import check_is_fitted, column_or_1d
 
 from skjacobian._estimator import RobustClassifier
-from skjacobian._validation import check_array_of_numbers, check_axes, check_option, reject
+from skjacobian._validation import check_axes, check_number_per_sample, check_option, reject
 from skjacobian.losses import margin
 
 KINDS = ("distribution", "margin")
@@ -236,9 +236,7 @@ class JacobianNormDisplay:
 
 def _finite(name: str, values: Any) -> np.ndarray:
     """Return `values` as an array of shape (n_samples,) of finite floats."""
-    array = check_array_of_numbers(name, values)
-    if array.ndim != 1 or len(array) == 0:
-        raise ValueError(f"Got {name} of shape {array.shape}, but expected (n_samples,).")
+    array = check_number_per_sample(name, values)
     if n_bad := int((~np.isfinite(array)).sum()):
         raise ValueError(f"Got {name} with {n_bad} NaN or infinite, but expected finite numbers.")
     return array

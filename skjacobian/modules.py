@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from skjacobian._validation import check_count, check_option, did_you_mean, reject
-from skjacobian.layers import Rescaling
+from skjacobian.layers import BATCH_NORMS, CONVOLUTIONS, Rescaling
 from skjacobian.model_modes import is_changed
 from skjacobian.model_outputs import CHANGES_X, output_kind
 
@@ -134,18 +134,8 @@ class CNN(_Layers):
 
 # Modules whose forward pass is known not to draw random numbers.
 _DETERMINISTIC = (
-    *(
-        MLP,
-        CNN,
-        nn.Sequential,
-        nn.Flatten,
-        nn.Unflatten,
-        nn.Linear,
-        nn.Conv1d,
-        nn.Conv2d,
-        nn.Conv3d,
-    ),
-    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.LayerNorm),
+    *(MLP, CNN, nn.Sequential, nn.Flatten, nn.Unflatten, nn.Linear, *CONVOLUTIONS, *BATCH_NORMS),
+    *(nn.GroupNorm, nn.LayerNorm),
     *(nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool2d),
     *(nn.Identity, Rescaling, nn.LeakyReLU, nn.Sigmoid, *ACTIVATIONS.values()),
 )
@@ -265,20 +255,7 @@ def make_module(
     ValueError
         If the output is not one logit for each class.
     """
-    factory = _factory(module)
-    try:
-        inspect.signature(factory).bind(**params)
-    except TypeError as error:
-        expected = "all of its parameters, each said as module__<parameter>=..."
-        raise TypeError(f"Got module={module!r}, but expected {expected}: {error}.") from error
-    # Copies: training must not change what the user handed over, such as a trained backbone.
-    made = factory(**copy.deepcopy(params))
-    if not isinstance(made, nn.Module):
-        reject("module", module, f"something that makes an nn.Module, not {type(made).__name__}")
-    if any(weight.is_complex() for weight in made.parameters()):
-        reject(
-            "module", module, "one with real weights (torch.view_as_complex makes a complex one)"
-        )
+    made = _made(module, params)
     made.to(dtype).eval()
     probe = torch.zeros(2, *input_shape, dtype=dtype)
     with torch.no_grad():
@@ -292,6 +269,30 @@ def make_module(
     made.train()
     if probe._version:
         raise ValueError(CHANGES_X)
+    _check_logits(module, output, n_classes)
+    return made
+
+
+def _made(module: str | Callable[..., nn.Module], params: dict[str, Any]) -> nn.Module:
+    """Return what a class or function makes, if that is a module of real weights."""
+    factory = _factory(module)
+    try:
+        inspect.signature(factory).bind(**params)
+    except TypeError as error:
+        expected = "all of its parameters, each said as module__<parameter>=..."
+        raise TypeError(f"Got module={module!r}, but expected {expected}: {error}.") from error
+    # Copies: training must not change what the user handed over, such as a trained backbone.
+    made = factory(**copy.deepcopy(params))
+    if not isinstance(made, nn.Module):
+        reject("module", module, f"something that makes an nn.Module, not {type(made).__name__}")
+    if any(weight.is_complex() for weight in made.parameters()):
+        expected = "one with real weights (torch.view_as_complex makes a complex one)"
+        reject("module", module, expected)
+    return made
+
+
+def _check_logits(module: Any, output: Any, n_classes: int) -> None:
+    """Raise unless the output for two samples has their logits; warn of probabilities."""
     shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
     if shape != (2, n_classes):
         raise ValueError(
@@ -303,9 +304,8 @@ def make_module(
             f"Got module={module!r} whose outputs are positive and sum to 1, as probabilities "
             "do, but logits are expected: leave out the softmax.",
             UserWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
-    return made
 
 
 def _factory(module: str | Callable[..., nn.Module]) -> Callable[..., nn.Module]:

@@ -144,11 +144,9 @@ class RobustnessReport:
         """Return the stages as a DataFrame, indexed by their name. Needs pandas."""
         import pandas as pd
 
-        columns = ("robust_accuracy", "n_fooled", "n_queries", "seconds")
+        columns = ["robust_accuracy", "n_fooled", "n_queries", "seconds"]
         rows = {stage.name: [getattr(stage, c) for c in columns] for stage in self.stages}
-        return pd.DataFrame.from_dict(rows, orient="index", columns=list(columns)).rename_axis(
-            "stage"
-        )
+        return pd.DataFrame.from_dict(rows, "index", columns=columns).rename_axis("stage")
 
     def __repr__(self) -> str:
         return (
@@ -157,12 +155,7 @@ class RobustnessReport:
         )
 
     def __str__(self) -> str:
-        lines = [
-            self._title(),
-            self._attacked(),
-            "",
-            *_text_table(*self._stage_table()),
-        ]
+        lines = [self._title(), self._attacked(), "", *_text_table(*self._stage_table())]
         lines += ["", *_text_table(*self._class_table()), "", self._verdict()]
         for flag in self.raised:
             lines += [f"  ! {flag.name}: {flag.detail}", f"    {flag.meaning}"]

@@ -40,9 +40,9 @@ def fit_feature_scale(feature_scale: Any, X: Tensor) -> Any:
     tensor([4., 0., 3.])
     """
     scale = resolve_feature_scale(feature_scale, X)
-    return (
-        DataScale(scale) if scale is not None and isinstance(feature_scale, str) else feature_scale
-    )
+    if scale is not None and isinstance(feature_scale, str):
+        return DataScale(scale)
+    return feature_scale
 
 
 def resolve_feature_scale(feature_scale: Any, X: Tensor, mutable: Any = None) -> Tensor | None:
@@ -175,10 +175,8 @@ def resolve_bounds(bounds: Any, X: Tensor) -> tuple[Tensor, Tensor] | None:
 def inward(low: Tensor, high: Tensor, X: Tensor) -> tuple[Tensor, Tensor]:
     """Return float64 bounds in the dtype of `X`, rounded inward so that they are kept."""
     lower, upper = low.to(X.dtype), high.to(X.dtype)
-    up, down = (
-        lower.nextafter(torch.full_like(lower, torch.inf)),
-        upper.nextafter(torch.full_like(upper, -torch.inf)),
-    )
+    up = lower.nextafter(torch.full_like(lower, torch.inf))
+    down = upper.nextafter(torch.full_like(upper, -torch.inf))
     lower = torch.where(lower.double() < low, up, lower)
     upper = torch.where(upper.double() > high, down, upper)
     return lower.to(X.device), upper.to(X.device)
@@ -191,7 +189,6 @@ def _per_feature(name: str, value: Any, X: Tensor) -> Tensor:
         tensor = torch.tensor(np.asarray(value, dtype=np.float64), dtype=X.dtype)
     except (TypeError, ValueError):
         reject(name, value, "numbers")
-    n_features = X[0].numel() if len(X) else int(np.prod(X.shape[1:]))
     if tensor.numel() == 1:
         return tensor.reshape(())
     shape = X.shape[1:]
@@ -199,11 +196,11 @@ def _per_feature(name: str, value: Any, X: Tensor) -> Tensor:
         n in (1, of) for n, of in zip(tensor.shape, shape, strict=True)
     ):
         return tensor.expand(shape)
-    if tensor.numel() != n_features:
+    if tensor.numel() != shape.numel():
         broadcast = f", or a shape that broadcasts to {tuple(shape)}" if len(shape) > 1 else ""
         raise ValueError(
             f"Got {name} with {tensor.numel()} values, but expected one number or one value "
-            f"for each of the {n_features} features{broadcast}."
+            f"for each of the {shape.numel()} features{broadcast}."
         )
     return tensor.reshape(shape)
 

@@ -1,13 +1,16 @@
-"""Shared set-up: one torch thread, so that two-core machines and reruns agree."""
+"""Shared set-up: one torch thread, so that two-core machines and reruns agree; no windows."""
 
 import os
 
 # scikit-learn's checks of array inputs run only with this, read when scipy is imported.
 os.environ.setdefault("SCIPY_ARRAY_API", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
 
 import pytest
 import torch
+from sklearn.base import clone
 
+from skjacobian.attacks.cascade import PLANS
 from skjacobian.datasets import find_mnist, load_mnist
 
 torch.set_num_threads(1)
@@ -23,6 +26,26 @@ def mnist():
     if find_mnist() is None:
         pytest.skip("MNIST was not found: set SKJACOBIAN_DATA to the folder that holds `mnist`")
     return load_mnist("train"), load_mnist("test", n_samples=1000)
+
+
+@pytest.fixture
+def figures_are_closed():
+    import matplotlib.pyplot as plt
+
+    yield
+    plt.close("all")
+
+
+@pytest.fixture
+def short_last_stages(monkeypatch):
+    """The last stages of "strong" ask a sample thousands of times; tests are too short for it."""
+    for known, plans in PLANS.items():
+        n_first = 0 if known == "scores" else len(plans) - 1
+        last = [
+            plan._replace(attack=clone(plan.attack).set_params(n_queries=100))
+            for plan in plans[n_first:]
+        ]
+        monkeypatch.setitem(PLANS, known, (*plans[:n_first], *last))
 
 
 def pytest_collection_modifyitems(config, items):

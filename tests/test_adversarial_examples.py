@@ -3,10 +3,6 @@
 import re
 import sys
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -25,15 +21,11 @@ from skjacobian.attacks import FGSM
 from skjacobian.differentiable import FittedModule
 from skjacobian.exceptions import AttackWarning
 
+pytestmark = pytest.mark.usefixtures("figures_are_closed")
+
 X, y = (array[:300] for array in load_digits(return_X_y=True))
 NAMES = np.array([f"digit {label}" for label in y])
 THREAT = {"eps": 3.0, "bounds": (0, 16)}
-
-
-@pytest.fixture(autouse=True)
-def figures_are_closed():
-    yield
-    plt.close("all")
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +129,7 @@ def test_every_attack_draws(model, attack):
     assert (display.y_adv != display.y).any()
 
 
-def test_the_strong_attack_needs_no_gradients():
+def test_the_strong_attack_needs_no_gradients(short_last_stages):
     model = KNeighborsClassifier().fit(X, y)
     with pytest.warns(AttackWarning, match="weaker than a gradient attack"):
         display = plot_adversarial_examples(model, X, y, attack="strong", n_samples=1, **THREAT)

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skjacobian._batches import Batches, Samples
+from tests.seeds import seeded
 
 
 def numbered(n_samples, weighted=False, n_features=2):
@@ -13,10 +14,6 @@ def numbered(n_samples, weighted=False, n_features=2):
     number = torch.arange(n_samples)
     X = number.float().unsqueeze(1).repeat(1, n_features)
     return Samples(X, number, number.double() + 0.5 if weighted else None)
-
-
-def seeded(seed):
-    return torch.Generator().manual_seed(seed)
 
 
 def served(batches):

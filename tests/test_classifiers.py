@@ -332,7 +332,7 @@ def test_a_stronger_penalty_gives_a_smaller_jacobian(digits):
 
 def test_adversarial_training_beats_plain_training_under_attack(digits):
     X, y = digits
-    common = {**SMALL, "max_epochs": 60, "module__hidden_units": (64,)}
+    common = {**SMALL, "max_epochs": 30, "module__hidden_units": (64,)}
     scorer = RobustScorer(eps=0.1, bounds=(0, 1), n_steps=10)
     plain = scorer(JacobianRegularizedClassifier(lam=0, **common).fit(X, y), X, y)
     for method in ("fgsm", "pgd", "trades"):

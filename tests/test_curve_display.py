@@ -3,10 +3,6 @@
 import re
 import sys
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -29,15 +25,11 @@ from skjacobian import (
 from skjacobian.curve import curve_of_distances
 from skjacobian.intervals import wilson_interval
 
+pytestmark = pytest.mark.usefixtures("figures_are_closed")
+
 DISTANCES = [0.0, 1.0, 2.0, 2.0, np.inf]
 EPS, ACCURACY = [0.0, 1.0, 2.0], [0.8, 0.6, 0.2]
 SEVERAL = {"eps": [EPS, [0, 1]], "robust_accuracy": [ACCURACY, [0.9, 0.5]], "n_samples": [5, 10]}
-
-
-@pytest.fixture(autouse=True)
-def figures_are_closed():
-    yield
-    plt.close("all")
 
 
 @pytest.fixture(scope="module")

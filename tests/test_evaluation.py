@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.datasets import load_iris, make_blobs
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.exceptions import NotFittedError
@@ -33,6 +33,8 @@ from skjacobian.attacks.cascade import PLANS
 from skjacobian.differentiable import as_torch
 from skjacobian.exceptions import AttackWarning, NotDifferentiableError
 
+pytestmark = pytest.mark.usefixtures("short_last_stages")
+
 X, y = (array[::2] for array in load_iris(return_X_y=True))
 NAMES = np.array(["setosa", "versicolor", "virginica"])[y]
 COLUMNS = ["sepal length", "sepal width", "petal length", "petal width"]
@@ -41,18 +43,6 @@ EPS = {"linf": 0.2, "l2": 0.4, "l1": 0.4}
 ORDER = {"linf": np.inf, "l2": 2, "l1": 1}
 DUAL_ORDER = {"linf": 1, "l2": 2, "l1": np.inf}
 every_norm = pytest.mark.parametrize("norm", NORMS)
-
-
-@pytest.fixture(autouse=True)
-def short_last_stage(monkeypatch):
-    """The last stages ask a sample thousands of times, for which tests are too short."""
-    for known, plans in PLANS.items():
-        n_first = 0 if known == "scores" else len(plans) - 1
-        last = [
-            plan._replace(attack=clone(plan.attack).set_params(n_queries=100))
-            for plan in plans[n_first:]
-        ]
-        monkeypatch.setitem(PLANS, known, (*plans[:n_first], *last))
 
 
 class Net(ClassifierMixin, BaseEstimator):

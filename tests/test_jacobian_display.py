@@ -4,9 +4,6 @@ import re
 import sys
 
 import matplotlib
-
-matplotlib.use("Agg")
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -29,18 +26,14 @@ from skjacobian import (
 )
 from skjacobian.jacobian_display import FORMULAS, KINDS
 
+pytestmark = pytest.mark.usefixtures("figures_are_closed")
+
 SMALL = {"module__hidden_units": (16,), "max_epochs": 10, "random_state": 0}
 NORMS = [1.0, 2.0, 4.0, 8.0]
 LABELS = ["cat", "dog", "cat", "ant"]
 MARGINS = [0.5, -1.0, 2.0, 0.0]
 
 both_kinds = pytest.mark.parametrize("kind", KINDS)
-
-
-@pytest.fixture(autouse=True)
-def figures_are_closed():
-    yield
-    plt.close("all")
 
 
 @pytest.fixture(scope="module")

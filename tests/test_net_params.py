@@ -178,15 +178,11 @@ def test_what_callbacks_watch_may_be_said_in_skorchs_spelling():
     ],
 )
 def test_callbacks_watch_what_is_recorded(scoring, monitor):
+    no_files = dict.fromkeys(("f_params", "f_optimizer", "f_criterion", "f_history"))
     callbacks = [
         EpochScoring("f1_macro", lower_is_better=False),
         EpochScoring("accuracy", on_train=True, name="train_accuracy"),
-        (
-            "f1_best",
-            Checkpoint(
-                "f1_macro_best", f_params=None, f_optimizer=None, f_criterion=None, f_history=None
-            ),
-        ),
+        ("f1_best", Checkpoint("f1_macro_best", **no_files)),
         ("absent", None),
         EarlyStopping(monitor=monitor),
     ]

@@ -5,7 +5,14 @@ import numpy as np
 import pytest
 import torch
 
-from skjacobian._rng import RandomStream, numpy_seeded, own_entropy, replayed_rng, seeded
+from skjacobian._rng import (
+    RandomStream,
+    draw_seed,
+    numpy_seeded,
+    own_random_state,
+    replayed_rng,
+    seeded,
+)
 
 CPU = torch.device("cpu")
 
@@ -33,14 +40,16 @@ def test_without_a_generator_a_fresh_one_is_made_and_the_global_one_left_alone()
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_own_entropy_replaces_none_only():
+def test_without_a_random_state_a_fresh_one_is_made_and_the_global_one_left_alone():
     before = np.random.get_state()[1].copy()  # noqa: NPY002 - the global state is the subject
-    first, second = own_entropy(None), own_entropy(None)
-    assert first.randint(2**31) != second.randint(2**31)
+    assert draw_seed(None) != draw_seed(None)
     assert np.array_equal(np.random.get_state()[1], before)  # noqa: NPY002
+
+
+def test_a_given_random_state_is_used_as_it_is():
     random_state = np.random.RandomState(0)
-    assert own_entropy(random_state) is random_state
-    assert own_entropy(7) == 7
+    assert own_random_state(random_state) is random_state
+    assert draw_seed(7) == draw_seed(7) == draw_seed(np.random.RandomState(7))
 
 
 def test_a_stream_draws_what_a_generator_of_its_seed_draws():

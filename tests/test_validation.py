@@ -8,12 +8,12 @@ import torch
 
 from skjacobian._validation import (
     ScalarInterval,
-    check_array_of_numbers,
     check_axes,
     check_count,
     check_flag,
     check_non_negative,
     check_number,
+    check_number_per_sample,
     check_option,
     check_positive,
     check_weights,
@@ -171,8 +171,8 @@ def test_what_is_no_weight_is_rejected(weight, message):
 @pytest.mark.parametrize("values", ["a", {}, [[1], [1, 2]], [None, object()]], ids=repr)
 def test_what_is_no_array_of_numbers_is_named(values):
     with pytest.raises(ValueError, match="Got norms that are no array of numbers: "):
-        check_array_of_numbers("norms", values)
-    np.testing.assert_array_equal(check_array_of_numbers("norms", [1, "2"]), [1.0, 2.0])
+        check_number_per_sample("norms", values)
+    np.testing.assert_array_equal(check_number_per_sample("norms", [1, "2"]), [1.0, 2.0])
 
 
 @pytest.mark.parametrize("ax", ["a", 3, [], np.empty((2, 2), dtype=object)])

@@ -130,8 +130,8 @@ class MassMoves(Moves):
 
     def _take(self, ball: Ball) -> None:
         super()._take(ball)
-        per_row = isinstance(ball.eps, Tensor) and ball.eps.ndim > 0
-        self.eps = rows(ball.eps.flatten(), self.X) if per_row else ball.eps  # type: ignore[union-attr]
+        eps = ball.eps
+        self.eps = rows(eps.flatten(), self.X) if isinstance(eps, Tensor) else eps
         self.scale = None if ball.scale is None else ball.scale.reshape(1, *self.shape)
         shape, u_box = self.X.shape, ball.u_box
         self.u_box = None if u_box is None else u_box.map(lambda side: side.reshape(shape))

@@ -12,7 +12,6 @@ from skjacobian.attacks._search import Search
 from skjacobian.constraints import FeatureConstraints
 from skjacobian.geometry import Ball
 from skjacobian.losses import soft_margin
-from skjacobian.norms import rows
 
 # Where the ball is cut by a box, a step so many radii long and its projection lead to the best.
 LONG_STEP = 10
@@ -139,9 +138,8 @@ def _keep(search: Search, X_adv: Tensor, found: Tensor) -> None:
 
 def _climb(rest: Ball, gradient: Tensor) -> Tensor:
     """Return the points of the sets that are best to first order."""
-    radius = torch.as_tensor(rest.eps).flatten()
     # A clone: what is overwritten here says which changes to make.
-    return rest.ascend(rest.X, gradient.clone(), rows(LONG_STEP * radius, gradient))
+    return rest.ascend(rest.X, gradient.clone(), LONG_STEP * rest.eps)
 
 
 def flips_pay(ball: Ball) -> bool:
@@ -149,6 +147,12 @@ def flips_pay(ball: Ball) -> bool:
     if ball.rules is None:
         return False
     return bool(ball.rules.groups) or (ball.norm != "linf" and bool(ball.rules.is_whole.any()))
+
+
+def _radii(ball: Ball) -> Tensor:
+    """Return the radius of each sample, in float64."""
+    eps = torch.as_tensor(ball.eps, dtype=torch.float64, device=ball.X.device)
+    return eps.flatten().expand(len(ball.X))
 
 
 class Moves:
@@ -200,59 +204,62 @@ class Moves:
 
     def budget(self, ball: Ball) -> Tensor:
         """Return the radius, to the power that adds up over features."""
-        eps = torch.as_tensor(ball.eps, dtype=torch.float64, device=ball.X.device).flatten()
-        return eps.expand(len(ball.X)).pow(self.power)
+        return _radii(ball).pow(self.power)
 
     def rest(self, ball: Ball, X_adv: Tensor) -> Ball | None:
         """Return the sets that are left for the other features; None if there are none."""
         free = ~self.whole & self.is_free
         if not bool(free.any()):
             return None
-        eps = torch.as_tensor(ball.eps, dtype=torch.float64, device=X_adv.device).flatten()
+        eps = _radii(ball)
         if self.power:
             rounding = 16 * torch.finfo(X_adv.dtype).eps
             left = (1 - rounding) * self.budget(ball) - self.spent(ball, X_adv)
-            left = left.clamp(min=0.0)
-            eps = left.pow(1 / self.power)
+            eps = left.clamp(min=0.0).pow(1 / self.power)
         scale = (self.scale * free).to(X_adv.dtype).reshape(X_adv.shape[1:])
-        eps = eps.expand(len(X_adv)).to(X_adv.dtype)
         return Ball.around(X_adv, norm=ball.norm, eps=eps, scale=scale, bounds=ball.box)
 
     def offers(self, ball: Ball, X_adv: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """Return what each change promises, -inf where it is not allowed, and its price."""
-        flat, g = X_adv.flatten(1).double(), gradient.flatten(1).double()
-        clean = ball.X.flatten(1).double()
-        infinite = torch.full_like(flat, torch.inf)
-        low, high = ball.box or (-infinite, infinite)
-        low, high = low.flatten(1).double(), high.flatten(1).double()
-        gains, prices, allowed = [], [], []
-        if len(self.columns):
-            j = self.columns
-            moved = flat[:, j] + g[:, j].sign()
-            gains.append(g[:, j].abs())
-            prices.append(self._of(moved - clean[:, j], j) - self._of(flat[:, j] - clean[:, j], j))
-            allowed.append((moved >= low[:, j]) & (moved <= high[:, j]))
-        for j in self.groups:
-            now, was = flat[:, j], clean[:, j]
-            gains.append(g[:, j] - (now * g[:, j]).sum(1, keepdim=True))
-            one = self._of(torch.ones_like(was), j)
-            origin = (was * one).sum(1, keepdim=True)
-            after = torch.where(was > 0, 0.0, one + origin)
-            prices.append(after - (now * after).sum(1, keepdim=True))
-            leaves = (low[:, j] > 0) & (now > 0)
-            leaves |= ~self.is_free[j] & (now > 0)
-            enters = (now == 0) & (high[:, j] >= 1) & self.is_free[j]
-            allowed.append(enters & ~leaves.any(1, keepdim=True))
-        gain, price = torch.cat(gains, 1), torch.cat(prices, 1)
+        infinite = torch.full_like(X_adv, torch.inf)
+        sides = ball.box or (-infinite, infinite)
+        flat = [values.flatten(1).double() for values in (X_adv, ball.X, gradient, *sides)]
+        offers = [self._offers_of_columns(*flat)] if len(self.columns) else []
+        offers += [self._offers_of_group(group, *flat) for group in self.groups]
+        gain, price, allowed = (torch.cat(values, 1) for values in zip(*offers, strict=True))
         budget = self.budget(ball).unsqueeze(1)
         left = budget - self.spent(ball, X_adv).unsqueeze(1)
         fits = price <= left + 1e-12 * budget
         if self.power == 0:  # the box alone says how far each may go
             price, fits = torch.ones_like(price), torch.ones_like(fits)
-        gain = gain.where(torch.cat(allowed, 1) & fits, -torch.inf)
+        gain = gain.where(allowed & fits, -torch.inf)
         return gain, price.maximum(self.LEAST_PRICE * budget)
 
-    def _of(self, delta: Tensor, columns: Tensor) -> Tensor:
+    def _offers_of_columns(
+        self, now: Tensor, was: Tensor, g: Tensor, low: Tensor, high: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return gain and price of each change of a whole number, and whether it is allowed."""
+        j = self.columns
+        now, was, g = now[:, j], was[:, j], g[:, j]
+        moved = now + g.sign()
+        price = self._price(moved - was, j) - self._price(now - was, j)
+        return g.abs(), price, (moved >= low[:, j]) & (moved <= high[:, j])
+
+    def _offers_of_group(
+        self, j: Tensor, now: Tensor, was: Tensor, g: Tensor, low: Tensor, high: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the same of each category that a group may change to."""
+        now, was, g = now[:, j], was[:, j], g[:, j]
+        gain = g - (now * g).sum(1, keepdim=True)
+        one = self._price(torch.ones_like(was), j)
+        origin = (was * one).sum(1, keepdim=True)
+        after = torch.where(was > 0, 0.0, one + origin)
+        price = after - (now * after).sum(1, keepdim=True)
+        stays = (now > 0) & ((low[:, j] > 0) | ~self.is_free[j])
+        enters = (now == 0) & (high[:, j] >= 1) & self.is_free[j]
+        return gain, price, enters & ~stays.any(1, keepdim=True)
+
+    def _price(self, delta: Tensor, columns: Tensor) -> Tensor:
         """Return what changes of columns cost."""
         scale = self.scale[columns]
         return (delta.abs() / scale.where(scale > 0, 1.0)).pow(self.power)

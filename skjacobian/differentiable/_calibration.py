@@ -50,21 +50,18 @@ class Calibrated(LogProbaView):
 
     def __init__(self, views: list[ClassifierView], exact_zeros: bool) -> None:
         super().__init__()
-        self.views = nn.ModuleList(views)
+        self.views: Any = nn.ModuleList(views)
         self.exact_zeros = exact_zeros
 
     def forward(self, X: Tensor) -> Tensor:
         """Return the logarithm of the mean probability."""
         if self.exact_zeros:
             return safe_log(self.predict_proba(X))
-        return log_mean([log_proba(view, X) for view in self._views()])
+        return log_mean([log_proba(view, X) for view in self.views])
 
     def predict_proba(self, X: Tensor) -> Tensor:
         """Return the mean probability."""
-        return mean([view.predict_proba(X) for view in self._views()])
-
-    def _views(self) -> list[Any]:
-        return list(self.views)
+        return mean([view.predict_proba(X) for view in self.views])
 
 
 class Response(View):

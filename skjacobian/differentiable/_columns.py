@@ -12,6 +12,7 @@ from sklearn.pipeline import FeatureUnion, Pipeline
 from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, TargetEncoder
 from torch import Tensor, nn
 
+from skjacobian._columns import shown
 from skjacobian._table import Table
 from skjacobian.differentiable._projections import transform_view
 from skjacobian.differentiable._registry import WITHOUT_GRADIENTS, View, is_dropped, view_of
@@ -84,8 +85,7 @@ class Encoded(View):
         numbers = [j for j in self.columns if j not in table.categories]
         if numbers and self.refusal:
             names = numbers if table.columns is None else [table.columns[j] for j in numbers]
-            shown = ", ".join(map(str, names[:10])) + (", …" if names[10:] else "")
-            raise NotDifferentiableError(f"In columns of numbers ({shown}): {self.refusal}")
+            raise NotDifferentiableError(f"In columns of numbers ({shown(names)}): {self.refusal}")
         self.values, self.combinations = [], []
         place = torch.zeros(len(table.tensor), dtype=torch.int64)
         for column in _comparable(table.tensor[:, self.columns]).T:

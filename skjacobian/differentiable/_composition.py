@@ -87,8 +87,8 @@ class Union(View):
         return torch.cat(outputs, dim=1)
 
 
-def _part(make: Callable[[Any], nn.Module], estimator: Any, place: str) -> nn.Module:
-    """Return the view of a part; an error says of which."""
+def view_of_part(make: Callable[[Any], nn.Module], estimator: Any, place: str) -> nn.Module:
+    """Return the view that `make` makes of a part; an error says of which."""
     try:
         return make(estimator)
     except NotDifferentiableError as error:
@@ -103,7 +103,7 @@ def _chain(pipeline: Pipeline, last: Callable[[Any], nn.Module]) -> Chain:
     for i, (name, step) in enumerate(pipeline.steps, start=1):
         if step is not None and step != "passthrough":
             make = last if i == n_steps else transform_view
-            views.append(_part(make, step, f"step {name!r} of the pipeline"))
+            views.append(view_of_part(make, step, f"step {name!r} of the pipeline"))
     return Chain(views)
 
 
@@ -131,24 +131,27 @@ def _(union: FeatureUnion) -> View:
         if transformer == "passthrough":
             views[name] = nn.Identity()
         elif transformer != "drop":
-            views[name] = _part(transform_view, transformer, f"{name!r} of the feature union")
+            place = f"{name!r} of the feature union"
+            views[name] = view_of_part(transform_view, transformer, place)
     # None is a weight of 1, as scikit-learn takes it.
     factors = [1.0 if (w := weights.get(name)) is None else w for name in views]
     return Union(list(views.values()), factors)
 
 
-@as_torch.register
-def _(search: BaseSearchCV) -> TensorFunction:
+def _best_of(search: BaseSearchCV) -> Any:
     check_is_fitted(search, "best_estimator_")
     check_methods(search, BaseSearchCV)
-    return as_torch(search.best_estimator_)
+    return search.best_estimator_
+
+
+@as_torch.register
+def _(search: BaseSearchCV) -> TensorFunction:
+    return as_torch(_best_of(search))
 
 
 @transform_view.register
 def _(search: BaseSearchCV) -> nn.Module:
-    check_is_fitted(search, "best_estimator_")
-    check_methods(search, BaseSearchCV)
-    return transform_view(search.best_estimator_)
+    return transform_view(_best_of(search))
 
 
 @as_torch.register

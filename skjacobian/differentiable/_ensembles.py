@@ -43,20 +43,20 @@ class MeanProbability(LogProbaView):
         weights: Any = None,
     ) -> None:
         super().__init__()
-        self.views = nn.ModuleList(views)
+        self.views: Any = nn.ModuleList(views)
         self.classes = [torch.as_tensor(index, dtype=torch.int64) for index in classes]
         self.n_classes = n_classes
         self.weights = weights
 
     def forward(self, X: Tensor) -> Tensor:
         """Return the logarithm of the mean probability."""
-        log_P = [log_proba(view, X) for view in self._views()]
+        log_P = [log_proba(view, X) for view in self.views]
         missing = log_zero(log_P[0].dtype)
         return log_mean(self._of_all_classes(log_P, missing), self.weights)
 
     def predict_proba(self, X: Tensor) -> Tensor:
         """Return the mean probability; its rows sum to 1 only if those of the members do."""
-        P = [view.predict_proba(X) for view in self._views()]
+        P = [view.predict_proba(X) for view in self.views]
         return mean(self._of_all_classes(P, missing=0.0), self.weights)
 
     def _of_all_classes(self, columns: list[Tensor], missing: float) -> list[Tensor]:
@@ -68,10 +68,7 @@ class MeanProbability(LogProbaView):
 
     def decision_function(self, X: Tensor) -> Tensor:
         """Return the mean of the decision functions."""
-        return together([view.decision_function(X) for view in self._views()], 0).mean(0)
-
-    def _views(self) -> list[Any]:
-        return list(self.views)
+        return together([view.decision_function(X) for view in self.views], 0).mean(0)
 
 
 @view_of(
@@ -158,7 +155,7 @@ class StackedScores(View):
         self, views: list[ClassifierView], methods: list[str], passthrough: bool, binary: bool
     ) -> None:
         super().__init__()
-        self.views = nn.ModuleList(views)
+        self.views: Any = nn.ModuleList(views)
         self.methods = methods
         self.passthrough = passthrough
         self.binary = binary

@@ -272,9 +272,8 @@ class OneVsOneProcesses(ClassifierView):
         return self.votes.margins(decisions, predicted, confidence)
 
 
-def _probabilities(processes: nn.ModuleList, X: Tensor) -> Tensor:
-    columns: list[Any] = list(processes)
-    return torch.stack([process.probability(X) for process in columns], dim=1)
+def _probabilities(processes: Any, X: Tensor) -> Tensor:
+    return torch.stack([process.probability(X) for process in processes], dim=1)
 
 
 @view_of(

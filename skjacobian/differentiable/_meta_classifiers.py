@@ -11,7 +11,7 @@ from sklearn.model_selection import FixedThresholdClassifier, TunedThresholdClas
 from sklearn.semi_supervised import SelfTrainingClassifier
 from torch import Tensor
 
-from skjacobian.differentiable._composition import Chain
+from skjacobian.differentiable._composition import Chain, view_of_part
 from skjacobian.differentiable._registry import (
     ClassifierView,
     Function,
@@ -32,10 +32,7 @@ def inner_view(estimator: Any, place: str, needs_proba: bool = False) -> Classif
     needs_proba : bool
         Also raise if it gives no probabilities.
     """
-    try:
-        module = module_of(estimator)
-    except NotDifferentiableError as error:
-        raise NotDifferentiableError(f"In {place}: {error}") from error
+    module = view_of_part(module_of, estimator, place)
     view = module if isinstance(module, ClassifierView) else Function(module)
     if needs_proba and not (view.has_proba and hasattr(estimator, "predict_proba")):
         raise NotDifferentiableError(
@@ -184,10 +181,6 @@ class Thresholded(LogProbaView):
 @view_of(
     FixedThresholdClassifier, settings=("estimator", "threshold", "pos_label", "response_method")
 )
-def _(classifier: FixedThresholdClassifier) -> ClassifierView:
-    return _thresholded(classifier)
-
-
 @view_of(
     TunedThresholdClassifierCV,
     settings=(
@@ -195,8 +188,10 @@ def _(classifier: FixedThresholdClassifier) -> ClassifierView:
         *("random_state", "store_cv_results"),
     ),
 )
-def _(classifier: TunedThresholdClassifierCV) -> ClassifierView:
-    return _thresholded(classifier)
+def _(classifier: FixedThresholdClassifier | TunedThresholdClassifierCV) -> ClassifierView:
+    rule = rule_of(classifier)
+    place = f"the estimator of the {type(classifier).__name__}"
+    return Thresholded(inner_view(classifier.estimator_, place, rule.on_proba), *rule)
 
 
 class Rule(NamedTuple):
@@ -234,12 +229,6 @@ def rule_of(classifier: FixedThresholdClassifier | TunedThresholdClassifierCV) -
             f"{labels}."
         )
     return Rule(on_proba, threshold, 1 if pos_label is None else labels.index(pos_label))
-
-
-def _thresholded(classifier: Any) -> ClassifierView:
-    rule = rule_of(classifier)
-    place = f"the estimator of the {type(classifier).__name__}"
-    return Thresholded(inner_view(classifier.estimator_, place, rule.on_proba), *rule)
 
 
 @view_of(

@@ -15,7 +15,12 @@ from skjacobian.differentiable._meta_classifiers import (
     rounded,
     together,
 )
-from skjacobian.differentiable._registry import ClassifierView, binary_logits, view_of
+from skjacobian.differentiable._registry import (
+    ClassifierView,
+    binary_logits,
+    binary_probabilities,
+    view_of,
+)
 from skjacobian.differentiable._votes import Votes, shrunk
 from skjacobian.exceptions import NotDifferentiableError
 
@@ -34,7 +39,7 @@ class OneVsRest(LogProbaView):
 
     def __init__(self, views: list[ClassifierView], by_decision: bool, has_proba: bool) -> None:
         super().__init__()
-        self.views = nn.ModuleList(views)
+        self.views: Any = nn.ModuleList(views)
         self.by_decision = by_decision
         self.has_proba = has_proba
 
@@ -44,7 +49,7 @@ class OneVsRest(LogProbaView):
             decision = self.decision_function(X)
             return binary_logits(decision) if decision.ndim == 1 else decision
         if len(self.views) == 1:
-            return log_proba(self._views()[0], X)
+            return log_proba(self.views[0], X)
         logits = self._log_proba_of_each(X)
         return rounded(logits, logits.exp())
 
@@ -53,31 +58,27 @@ class OneVsRest(LogProbaView):
         if not self.has_proba:
             return super().predict_proba(X)
         if len(self.views) == 1:
-            P = self._views()[0].predict_proba(X)[:, 1:]
-            return torch.cat([1 - P, P], dim=1)
+            return binary_probabilities(self.views[0].predict_proba(X)[:, 1])
         log_P = self._log_proba_of_each(X)
         return torch.where(are_zeros(log_P), 0.0, log_P.softmax(1))
 
     def predict_log_proba(self, X: Tensor) -> Tensor:
         """Return the logarithm of the probabilities."""
         if len(self.views) == 1:
-            return log_proba(self._views()[0], X)
+            return log_proba(self.views[0], X)
         log_P = self._log_proba_of_each(X)
         return torch.where(are_zeros(log_P), log_zero(log_P.dtype), log_P.log_softmax(1))
 
     def _log_proba_of_each(self, X: Tensor) -> Tensor:
         """Return the logarithm of the probability of each class against all others."""
-        return together([log_proba(view, X)[:, 1] for view in self._views()], 1)
+        return together([log_proba(view, X)[:, 1] for view in self.views], 1)
 
     def decision_function(self, X: Tensor) -> Tensor:
         """Return the decision functions of the classifiers, of two classes one value each."""
         if not self.by_decision:
             return super().decision_function(X)
-        decisions = [view.decision_function(X) for view in self._views()]
+        decisions = [view.decision_function(X) for view in self.views]
         return decisions[0] if len(decisions) == 1 else together(decisions, 1)
-
-    def _views(self) -> list[Any]:
-        return list(self.views)
 
 
 @view_of(OneVsRestClassifier, settings=("estimator", "n_jobs", "verbose"))
@@ -120,7 +121,7 @@ class OneVsOne(ClassifierView):
 
     def __init__(self, views: list[ClassifierView], n_classes: int, by_decision: bool) -> None:
         super().__init__()
-        self.views = nn.ModuleList(views)
+        self.views: Any = nn.ModuleList(views)
         self.by_decision = by_decision
         if n_classes > 2:
             self.votes = Votes(n_classes)
@@ -144,19 +145,16 @@ class OneVsOne(ClassifierView):
 
     def _decisions(self, X: Tensor) -> Tensor:
         """Return by how much the logit of the first class of each pair is larger."""
-        logits = [view(X) for view in self._views()]
+        logits = [view(X) for view in self.views]
         return together([z[:, 0] - z[:, 1] for z in logits], 1).double()
 
     def _confidence(self, X: Tensor) -> Tensor:
         """Return what breaks ties of the votes, for the first class of each pair."""
         if self.by_decision:
-            of_second = [view.decision_function(X) for view in self._views()]
+            of_second = [view.decision_function(X) for view in self.views]
         else:
-            of_second = [view.predict_proba(X)[:, 1] for view in self._views()]
+            of_second = [view.predict_proba(X)[:, 1] for view in self.views]
         return -together(of_second, 1).double()
-
-    def _views(self) -> list[Any]:
-        return list(self.views)
 
 
 @view_of(OneVsOneClassifier, settings=("estimator", "n_jobs"))

@@ -127,7 +127,7 @@ def check_methods(estimator: Any, kind: type) -> None:
 
 def _check_settings(estimator: Any, kind: type) -> None:
     """Raise if a setting may change what a fitted estimator computes in an unknown way."""
-    defaults = type(estimator)().get_params(deep=False) if _has_defaults(estimator) else {}
+    defaults = _defaults_of(estimator)
     for name, value in estimator.get_params(deep=False).items():
         known = name in SETTINGS[kind]
         if not known and not (name in defaults and _same(value, defaults[name])):
@@ -137,13 +137,12 @@ def _check_settings(estimator: Any, kind: type) -> None:
             )
 
 
-def _has_defaults(estimator: Any) -> bool:
-    """Tell whether an estimator can be made without arguments."""
+def _defaults_of(estimator: Any) -> dict[str, Any]:
+    """Return the parameters of an estimator made without arguments, if it can be."""
     try:
-        type(estimator)()
+        return dict(type(estimator)().get_params(deep=False))
     except TypeError:
-        return False
-    return True
+        return {}
 
 
 def _same(value: Any, default: Any) -> bool:

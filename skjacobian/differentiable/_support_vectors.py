@@ -51,11 +51,7 @@ class SupportVectors(ClassifierView):
         if classifier.kernel == "linear":
             # The machine of each pair is one product with its weights.
             vectors, coefficients = coefficients @ vectors, np.eye(len(coefficients))
-        self.hold(
-            vectors=vectors,
-            coefficients=coefficients,
-            intercept=classifier.intercept_,
-        )
+        self.hold(vectors=vectors, coefficients=coefficients, intercept=classifier.intercept_)
         if self.n_classes > 2:
             self.votes = Votes(self.n_classes)
 
@@ -103,15 +99,6 @@ def _dual_coefficients(classifier: Any) -> np.ndarray:
     return coefficients
 
 
-def _support_vectors(classifier: Any) -> ClassifierView:
-    if classifier.break_ties and classifier.decision_function_shape == "ovo":
-        raise NotDifferentiableError(
-            f"Got {type(classifier).__name__}(break_ties=True, decision_function_shape='ovo'), "
-            "but expected one of both: such a classifier cannot predict."
-        )
-    return SupportVectors(classifier)
-
-
 _SETTINGS = (
     *("kernel", "degree", "gamma", "coef0", "shrinking", "probability", "tol", "cache_size"),
     *("class_weight", "verbose", "max_iter", "decision_function_shape", "break_ties"),
@@ -120,10 +107,11 @@ _SETTINGS = (
 
 
 @view_of(SVC, settings=(*_SETTINGS, "C"))
-def _(classifier: SVC) -> ClassifierView:
-    return _support_vectors(classifier)
-
-
 @view_of(NuSVC, settings=(*_SETTINGS, "nu"))
-def _(classifier: NuSVC) -> ClassifierView:
-    return _support_vectors(classifier)
+def _(classifier: SVC | NuSVC) -> ClassifierView:
+    if classifier.break_ties and classifier.decision_function_shape == "ovo":
+        raise NotDifferentiableError(
+            f"Got {type(classifier).__name__}(break_ties=True, decision_function_shape='ovo'), "
+            "but expected one of both: such a classifier cannot predict."
+        )
+    return SupportVectors(classifier)

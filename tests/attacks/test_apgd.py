@@ -9,33 +9,10 @@ import torch
 
 from skjacobian.attacks import APGD, FGSM, PGD
 from skjacobian.attacks.apgd import checkpoints
-from skjacobian.modules import MLP
+from tests.attacks.problems import make_problem, margins
+from tests.seeds import seeded
 
 NORMS = ["linf", "l2"]
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def make_problem(n=40, n_features=6, n_classes=3, width=24, seed=0):
-    """A ReLU net that is bent inside the balls, samples in [-1, 1], and its predictions."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        net = MLP(n_features, n_classes, hidden_units=(width, width)).double()
-    X = 2 * torch.rand(n, n_features, generator=seeded(), dtype=torch.float64) - 1
-    with torch.no_grad():
-        for layer in net[1:4:2]:
-            layer.weight *= 3
-        net[-1].bias -= net(X).mean(0)  # all classes occur
-    net.requires_grad_(False)
-    return net, X, net(X).argmax(1)
-
-
-def margins(net, X, y):
-    logits = net(X)
-    others = logits.scatter(1, y.unsqueeze(1), -torch.inf).amax(1)
-    return others - logits.gather(1, y.unsqueeze(1)).squeeze(1)
 
 
 # --- checkpoints -------------------------------------------------------------------------
@@ -129,7 +106,7 @@ def plain_apgd(net, x, label, start, attack, box):
     ids=["linf", "linf in a box", "l2", "l2, many steps"],
 )
 def test_it_finds_what_the_plain_loop_finds(norm, eps, bounds, n_steps, loss):
-    net, X, y = make_problem()
+    net, X, y = make_problem(n=40)
     y[::10] = (y[::10] + 1) % 3
     attack = APGD(norm=norm, eps=eps, bounds=bounds, n_steps=n_steps, loss=loss)
     found = attack.search(net, X, y, generator=seeded(5))
@@ -229,7 +206,7 @@ def test_more_steps_find_no_less(norm):
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_more_restarts_are_never_worse(norm):
-    net, X, y = make_problem()
+    net, X, y = make_problem(n=40)
     worst = torch.full((len(X),), -torch.inf, dtype=torch.float64)
     for n_restarts in (1, 2, 5):
         attack = APGD(norm=norm, eps=0.06, n_steps=4, n_restarts=n_restarts)
@@ -262,4 +239,4 @@ def test_towards_each_class_it_finds_what_pgd_finds(norm):
 )
 def test_bad_parameters_are_rejected(params, message):
     with pytest.raises(ValueError, match=f"^{message}"):
-        APGD(**params)(*make_problem())
+        APGD(**params)(*make_problem(n=40))

@@ -16,6 +16,8 @@ from skjacobian.attacks import APGD, FGSM, FMN, PGD, Cascade, HotFlip, RayS, Squ
 from skjacobian.constraints import FeatureConstraints
 from skjacobian.exceptions import AttackWarning
 from skjacobian.modules import CNN, MLP
+from tests.attacks.problems import greedy
+from tests.seeds import seeded
 
 ATTACKS = {
     "FGSM": FGSM(),
@@ -52,10 +54,6 @@ def with_loss(loss):
 
 def with_threat(attack, **threat):
     return clone(attack).set_params(**threat)
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def make_net(kind="mlp", dtype=torch.float64, seed=0):
@@ -131,15 +129,6 @@ def best_step(g, eps, low, high):
         t = (near + far) / 2
         near, far = (t, far) if np.linalg.norm(np.clip(t * g, low, high)) <= eps else (near, t)
     return np.clip(near * g, low, high)
-
-
-def greedy(g, eps, low, high):
-    """argmax gᵀu for ‖u‖₁ <= eps in the box: the steepest features first, each to its end."""
-    u, left = np.zeros_like(g), eps
-    for j in np.argsort(-np.abs(g)):
-        u[j] = np.clip(np.sign(g[j]) * left, low[j], high[j])
-        left -= abs(u[j])
-    return u
 
 
 # --- what it finds -----------------------------------------------------------------------

@@ -15,7 +15,8 @@ from skjacobian import evaluate_robustness
 from skjacobian.attacks import PGD, Cascade, Square
 from skjacobian.attacks.cascade import PLANS
 from skjacobian.exceptions import AttackWarning
-from skjacobian.modules import MLP
+from tests.attacks.problems import make_problem, margins
+from tests.seeds import seeded
 
 NORMS = ["linf", "l2", "l1"]
 every_norm = pytest.mark.parametrize("norm", NORMS)
@@ -37,31 +38,6 @@ def short_stages(monkeypatch):
 
 def all_stages(known="gradients of few features"):
     return ["clean", *(plan.name for plan in PLANS[known])]
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def make_problem(n=60, n_features=6, n_classes=3, width=24, seed=0, dtype=torch.float64):
-    """A ReLU net that is bent inside the balls, samples in [-1, 1], and its predictions."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        net = MLP(n_features, n_classes, hidden_units=(width, width)).double()
-    X = 2 * torch.rand(n, n_features, generator=seeded(), dtype=torch.float64) - 1
-    with torch.no_grad():
-        for layer in net[1:4:2]:
-            layer.weight *= 3
-        net[-1].bias -= net(X).mean(0)  # all classes occur
-    net.requires_grad_(False).to(dtype)
-    X = X.to(dtype)
-    return net, X, net(X).argmax(1)
-
-
-def margins(net, X, y):
-    logits = net(X)
-    others = logits.scatter(1, y.unsqueeze(1), -torch.inf).amax(1)
-    return others - logits.gather(1, y.unsqueeze(1)).squeeze(1)
 
 
 EPS = {"linf": 0.04, "l2": 0.08, "l1": 0.15}

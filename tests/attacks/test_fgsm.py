@@ -3,12 +3,9 @@ import torch
 
 from skjacobian.attacks import FGSM, PGD
 from skjacobian.modules import MLP
+from tests.seeds import seeded
 
 EPS = 0.125
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 @pytest.fixture

@@ -12,14 +12,11 @@ from skjacobian.attacks.fmn import _ascend
 from skjacobian.differentiable import as_torch
 from skjacobian.geometry import Ball
 from skjacobian.modules import MLP
+from tests.seeds import seeded
 
 NORMS = ["linf", "l2", "l1"]
 DUAL = {"linf": 1, "l2": 2, "l1": np.inf}
 SCALE = [0.2, 0.5, 1.0, 1.5, 2.0, 3.0]
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 class Linear:

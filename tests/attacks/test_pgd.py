@@ -10,34 +10,11 @@ from skjacobian import RobustScorer
 from skjacobian.attacks import FGSM, PGD
 from skjacobian.attacks._ascent import GradientAscent
 from skjacobian.differentiable import as_torch
-from skjacobian.modules import MLP
+from tests.attacks.problems import greedy, make_problem, margins
+from tests.seeds import seeded
 
 NORMS = ["linf", "l2"]
 EPS = 0.2
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def make_problem(n=60, n_features=6, n_classes=3, width=24, seed=0):
-    """A ReLU net that is bent inside the balls, samples in [-1, 1], and its predictions."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        net = MLP(n_features, n_classes, hidden_units=(width, width)).double()
-    X = 2 * torch.rand(n, n_features, generator=seeded(), dtype=torch.float64) - 1
-    with torch.no_grad():
-        for layer in net[1:4:2]:
-            layer.weight *= 3
-        net[-1].bias -= net(X).mean(0)  # all classes occur
-    net.requires_grad_(False)
-    return net, X, net(X).argmax(1)
-
-
-def margins(net, X, y):
-    logits = net(X)
-    others = logits.scatter(1, y.unsqueeze(1), -torch.inf).amax(1)
-    return others - logits.gather(1, y.unsqueeze(1)).squeeze(1)
 
 
 # --- the slow oracle ---------------------------------------------------------------------
@@ -384,15 +361,6 @@ def test_momentum_follows_the_average_of_its_paper(momentum):
 
 
 # --- l1, and features that are held fixed ------------------------------------------------
-
-
-def greedy(g, eps, low, high):
-    """argmax gᵀu for ‖u‖₁ <= eps in the box: the steepest features first, each to its end."""
-    u, left = np.zeros_like(g), eps
-    for j in np.argsort(-np.abs(g)):
-        u[j] = np.clip(np.sign(g[j]) * left, low[j], high[j])
-        left -= abs(u[j])
-    return u
 
 
 @pytest.mark.parametrize(

@@ -4,17 +4,14 @@ from torch.nn.functional import one_hot
 
 from skjacobian.attacks import RayS
 from skjacobian.attacks._search import Search
-from skjacobian.modules import MLP
 from skjacobian.threat_model import DataScale
+from tests.attacks.problems import make_problem
+from tests.seeds import seeded
 
 NORMS = ["linf", "l2", "l1"]
 DUAL = {"linf": 1, "l2": 2, "l1": torch.inf}
 
 every_norm = pytest.mark.parametrize("norm", NORMS)
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def normal(*shape, seed=0):
@@ -29,20 +26,6 @@ def labels_of(logits):
         return one_hot(z.argmax(1), z.shape[1]).to(X.dtype)
 
     return decide
-
-
-def make_net(n_features=6, n_classes=3, seed=0):
-    """A ReLU net that is bent near the samples, the samples and its predictions."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        net = MLP(n_features, n_classes, hidden_units=(24, 24)).double()
-    X = 2 * torch.rand(40, n_features, generator=seeded(), dtype=torch.float64) - 1
-    with torch.no_grad():
-        for layer in net[1:4:2]:
-            layer.weight *= 3
-        net[-1].bias -= net(X).mean(0)  # all classes occur
-    net.requires_grad_(False)
-    return net, X, net(X).argmax(1)
 
 
 class Counting:
@@ -108,7 +91,7 @@ def grid_in_ball(norm, n=201):
 
 @every_norm
 def test_it_finds_what_brute_force_finds(norm):
-    net, X, y = make_net(n_features=2, seed=1)
+    net, X, y = make_problem(n=40, n_features=2, seed=1)
     grid, eps = grid_in_ball(norm), 0.25
 
     def there_are_fooling_points(radius):
@@ -135,7 +118,7 @@ def test_it_finds_what_brute_force_finds(norm):
 )
 @every_norm
 def test_nothing_but_the_predicted_class_counts(norm, scores):
-    net, X, y = make_net()
+    net, X, y = make_problem(n=40)
     attack = RayS(norm=norm, eps=0.15, n_queries=300)
     expected = attack.search(net, X, y, generator=seeded())
     found = attack.search(scores(net), X, y, generator=seeded())
@@ -157,7 +140,7 @@ def test_there_may_be_any_number_of_classes(norm, n_classes):
 @pytest.mark.parametrize("bounds", [None, (-1, 1)])
 @every_norm
 def test_a_model_of_one_class_is_not_fooled(norm, bounds):
-    _, X, _ = make_net()
+    _, X, _ = make_problem(n=40)
     attack = RayS(norm=norm, eps=0.2, bounds=bounds, n_queries=150)
     found = attack.search(
         lambda X: torch.eye(3).double()[torch.zeros(len(X), dtype=torch.long)],
@@ -172,7 +155,7 @@ def test_a_model_of_one_class_is_not_fooled(norm, bounds):
 
 @every_norm
 def test_misclassified_samples_stay_where_they_are(norm):
-    net, X, y = make_net()
+    net, X, y = make_problem(n=40)
     found = RayS(norm=norm).search(labels_of(net), X, (y + 1) % 3, generator=seeded())
     assert found.fooled.all()
     assert torch.equal(found.X_adv, X)
@@ -185,7 +168,7 @@ def test_misclassified_samples_stay_where_they_are(norm):
 @pytest.mark.parametrize("n_queries", [1, 2, 3, 10, 100, 1000])
 @every_norm
 def test_queries_are_counted_and_never_exceed_the_budget(norm, n_queries):
-    net, X, y = make_net()
+    net, X, y = make_problem(n=40)
     model = Counting(labels_of(net))
     attack = RayS(norm=norm, eps=0.15, n_queries=n_queries)
     found = attack.search(model, X, y, generator=seeded())
@@ -198,7 +181,7 @@ def test_queries_are_counted_and_never_exceed_the_budget(norm, n_queries):
 @every_norm
 def test_a_fooled_sample_is_not_asked_about_any_more(norm, monkeypatch):
     monkeypatch.setattr(Search, "DROP_SHARE", 0.0)
-    net, X, y = make_net()
+    net, X, y = make_problem(n=40)
     model = labels_of(net)
     found = RayS(norm=norm, eps=0.15, n_queries=1000).search(model, X, y, generator=seeded())
     assert found.n_queries[found.fooled].double().median() < 200
@@ -206,7 +189,7 @@ def test_a_fooled_sample_is_not_asked_about_any_more(norm, monkeypatch):
 
 @every_norm
 def test_more_queries_fool_no_fewer(norm):
-    net, X, y = make_net()
+    net, X, y = make_problem(n=40)
     n_fooled = [
         RayS(norm=norm, eps=0.15, n_queries=n).search(net, X, y, generator=seeded()).fooled.sum()
         for n in (30, 100, 300, 1000)
@@ -221,7 +204,7 @@ def test_more_queries_fool_no_fewer(norm):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @every_norm
 def test_features_held_fixed_never_move(norm, dtype):
-    net, X, y = make_net()
+    net, X, y = make_problem(n=40)
     net, X = net.to(dtype), X.to(dtype)
     seen = []
 
@@ -238,7 +221,7 @@ def test_features_held_fixed_never_move(norm, dtype):
 
 @every_norm
 def test_with_all_features_held_fixed_nothing_moves(norm):
-    net, X, y = make_net()
+    net, X, y = make_problem(n=40)
     attack = RayS(norm=norm, eps=0.5, feature_scale=DataScale(torch.zeros(6)))
     found = attack.search(labels_of(net), X, y, generator=seeded())
     assert torch.equal(found.X_adv, X)
@@ -247,7 +230,7 @@ def test_with_all_features_held_fixed_nothing_moves(norm):
 
 @every_norm
 def test_the_model_is_never_asked_about_points_out_of_bounds(norm):
-    net, X, y = make_net()
+    net, X, y = make_problem(n=40)
 
     def decide(X):
         assert ((X >= -1) & (X <= 1)).all()
@@ -259,7 +242,7 @@ def test_the_model_is_never_asked_about_points_out_of_bounds(norm):
 
 
 def test_in_a_box_it_fools_no_more_than_without():
-    net, X, y = make_net()
+    net, X, y = make_problem(n=40)
     free, boxed = (
         RayS(norm="l2", eps=0.2, bounds=bounds).search(net, X, y, generator=seeded()).fooled.sum()
         for bounds in (None, (-1, 1))
@@ -269,7 +252,7 @@ def test_in_a_box_it_fools_no_more_than_without():
 
 @pytest.mark.parametrize("n_queries", [0, -5, 2.5, "many", None])
 def test_bad_parameters_are_rejected(n_queries):
-    net, X, y = make_net()
+    net, X, y = make_problem(n=40)
     message = f"^Got n_queries={n_queries!r}, but expected an integer of at least 1"
     with pytest.raises(ValueError, match=message):
         RayS(n_queries=n_queries)(net, X, y)

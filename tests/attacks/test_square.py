@@ -17,13 +17,11 @@ from skjacobian.attacks._square_moves import (
 )
 from skjacobian.geometry import Ball
 from skjacobian.modules import MLP
+from tests.attacks.problems import margins
+from tests.seeds import seeded
 
 NORMS = ["linf", "l2", "l1"]
 every_norm = pytest.mark.parametrize("norm", NORMS)
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def uniform(*shape, seed=0):
@@ -39,13 +37,6 @@ def make_net(n_features=6, n_classes=3, width=24, seed=0):
             layer.weight *= 3
         net[-1].bias -= net(uniform(100, n_features)).mean(0)  # all classes occur
     return net.requires_grad_(False)
-
-
-def margins(net, X, y):
-    with torch.no_grad():
-        logits = net(X)
-    others = logits.scatter(1, y.unsqueeze(1), -torch.inf).amax(1)
-    return others - logits.gather(1, y.unsqueeze(1)).squeeze(1)
 
 
 class Counting:

@@ -7,6 +7,7 @@ from skjacobian.attacks import APGD, FGSM, FMN, PGD, Cascade, Square
 from skjacobian.geometry import Ball
 from skjacobian.modules import MLP
 from skjacobian.projections import project_l1_box, project_l2_box
+from tests.seeds import seeded
 
 EPS = {"linf": 0.1, "l2": 0.25, "l1": 0.5}
 ATTACKS = {
@@ -24,10 +25,6 @@ every_norm = pytest.mark.parametrize("norm", EPS)
 def as_on_a_card(monkeypatch):
     """Make tensors say that they are on a card, which is all that these ways ask."""
     return lambda: monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda tensor: True))
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def make_problem(n=80):

@@ -13,6 +13,7 @@ from skjacobian.jacobian._cost import gram_pays
 from skjacobian.jacobian._stack import chain_of
 from skjacobian.layers import ACTIVATIONS
 from skjacobian.modules import CNN, MLP
+from tests.seeds import seeded
 
 N_CLASSES = 3
 ENGINES = ("closed_form", "batched", "loop")
@@ -252,10 +253,6 @@ for name, activation in {
     )
 NETS["PReLU for each channel"] = of_shape(IMAGE, nn.Conv2d(2, 3, 2), nn.PReLU(3), nn.MaxPool2d(2))
 NETS["PReLU of the samples"] = of_shape((2, 5), nn.PReLU(2))
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def randomize(net):

@@ -9,6 +9,7 @@ from skjacobian.jacobian._norms import JacobianNorm
 from skjacobian.jacobian._relu_pass import relu_pass_fits
 from skjacobian.jacobian._stack import chain_of
 from skjacobian.modules import CNN, MLP
+from tests.seeds import seeded
 
 DOUBLE = torch.float64
 N_CLASSES = 4
@@ -54,10 +55,6 @@ NORMS = {
     "l1 by classes": {"norm": "l1", "class_samples": 3},
 }
 every_norm = pytest.mark.parametrize("options", NORMS.values(), ids=NORMS)
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def made(name, n):

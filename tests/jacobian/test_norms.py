@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from skjacobian.jacobian import JACOBIAN_NORMS, OUTPUTS, jacobian_norm
 from skjacobian.modules import CNN, MLP
+from tests.seeds import seeded
 
 N_CLASSES = 3
 
@@ -72,10 +73,6 @@ ESTIMATES = {
     "l2 by classes": {"norm": "l2", "class_samples": 2},
     "l1 by classes": {"norm": "l1", "class_samples": 2},
 }
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def make(name, n=4, seed=0):

@@ -13,6 +13,7 @@ from skjacobian.jacobian._cost import COPIES_OF_ROWS
 from skjacobian.jacobian._engines import linearize
 from skjacobian.jacobian._parts import cut
 from skjacobian.modules import CNN, MLP
+from tests.seeds import seeded
 
 DOUBLE = torch.float64
 N, N_CLASSES = 5, 4
@@ -85,10 +86,6 @@ class Tied(nn.Module):
 
 
 TIED = (Tied, (6,))
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def made(make_net, shape, n=N, n_classes=N_CLASSES):

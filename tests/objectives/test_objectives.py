@@ -20,6 +20,7 @@ from skjacobian.objectives import (
 )
 from skjacobian.objectives.jacobian_regularization import interpolated
 from skjacobian.objectives.trades import divergence
+from tests.seeds import seeded
 
 DOUBLE = torch.float64
 NORMS = ["linf", "l2"]
@@ -47,10 +48,6 @@ OBJECTIVES = {
     ),
 }
 every_objective = pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 @contextmanager
