@@ -385,13 +385,12 @@ class Ball:
         X_adv: Tensor,
         gradient: Tensor,
         step_size: float | Tensor,
-        sparsity: float | Tensor | None = None,
     ) -> Tensor:
         """Return an ascent step of length α = `step_size` from x, which ends inside the set.
 
         Π(x + α·d) with the steepest d, for l2 and linf. For l1 that d moves one feature at a
         time, and the projection takes from all others what a box makes it overshoot, so it
-        stalls short of the optimum even of a linear model. The default for l1 is the step
+        stalls short of the optimum even of a linear model. So for l1 the step is that
         of conditional gradients, x + min(1, α / ‖v - x‖₁)(v - x), towards the best point v
         of the set to first order (Jaggi, ICML 2013, algorithm 1): exact for a linear model
         as soon as the steps have crossed the ball.
@@ -403,10 +402,6 @@ class Ball:
         gradient : Tensor of shape (n_samples, *features)
             ∂loss/∂x at `X_adv`. Overwritten, which saves an allocation of its size.
         step_size : float or Tensor of shape (n_samples, 1, ...)
-        sparsity : float or Tensor of shape (n_samples,), optional
-            For l1 only: take the projected step of SLIDE (Tramèr & Boneh, arXiv 1904.13000,
-            section 4) and APGD instead, Π(x + α·d) with d of equal length in this share of
-            the features, those with the largest slope that can still move.
         """
         if self.norm == "linf":
             assert self.box is not None
@@ -415,8 +410,6 @@ class Ball:
             return torch.clamp(d.mul_(step_size).add_(X_adv), *self.box, out=d)
         if self.norm == "l2":
             return self.in_blocks(Ball._stepped_and_projected, X_adv, gradient, step_size)
-        if sparsity is not None:
-            return self.project(X_adv + step_size * self._sparse_sign(X_adv, gradient, sparsity))
         best = self.best_point(gradient)
         length = self.to_scaled(best - X_adv).abs_().sum(1)
         share = step_size / rows(length.clamp_(min=torch.finfo(length.dtype).tiny), X_adv)
@@ -428,27 +421,6 @@ class Ball:
         scaled = gradient if self.scale is None else gradient * self.scale
         u = best_l1_vertex(scaled.flatten(1), self._eps_within_rounding(), *(self.u_box or ()))
         return self._from_scaled(u)
-
-    def _sparse_sign(self, X_adv: Tensor, gradient: Tensor, sparsity: float | Tensor) -> Tensor:
-        """Return sign(g) on the share `sparsity` of features, over their number (l1 only)."""
-        scaled = gradient if self.scale is None else gradient * self.scale
-        sign, size = scaled.sign().flatten(1), scaled.abs().flatten(1)
-        if self.box is not None:
-            ahead = sign.reshape(gradient.shape) * torch.finfo(sign.dtype).max
-            ahead = ahead.clamp_(*self.box)
-            # A feature that projection put at its bound may miss it by a rounding error.
-            missed = 4 * torch.finfo(sign.dtype).eps * (self.X.abs() + X_adv.abs())
-            size = size * ((ahead - X_adv).abs_() > missed).flatten(1)
-        n_features = size.shape[1]
-        share = torch.as_tensor(sparsity, dtype=size.dtype, device=size.device).reshape(-1, 1)
-        k = (share * n_features).round_().clamp_(1, n_features)
-        most = n_features if size.is_cuda else int(k.max()) if len(k) else 1
-        largest = size.topk(most, dim=1)
-        taken = largest.values.sign() * (torch.arange(most, device=size.device) < k)
-        taken /= taken.sum(1, keepdim=True).clamp_(min=1.0)
-        step = torch.zeros_like(size).scatter_(1, largest.indices, taken).mul_(sign)
-        step = step.reshape(gradient.shape)
-        return step if self.scale is None else step * self.scale
 
     def project(self, X_adv: Tensor) -> Tensor:
         """Return the nearest point of each set (in scaled coordinates), up to rounding."""
