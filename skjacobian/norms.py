@@ -25,7 +25,8 @@ def vector_norm(X: Tensor, norm: str) -> Tensor:
         if flat.is_cuda or bool(rounded.any()):  # a card would wait to be asked
             scaled, largest = _over_largest(flat)
             exact = torch.linalg.vector_norm(scaled, dim=1) * largest.squeeze(1)
-            length = torch.where(rounded, exact, length)
+            # Of an infinite entry the norm is infinite, and was.
+            length = torch.where(rounded & ~exact.isnan(), exact, length)
         return length
     # On the CPU these are several times as fast as linalg.vector_norm.
     if norm == "l1":

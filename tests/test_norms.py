@@ -27,6 +27,15 @@ def test_l2_norms_are_exact_however_small_or_large(size, generator):
 
 
 @pytest.mark.parametrize("norm", ["l1", "l2", "linf"])
+def test_norms_of_what_is_infinite_or_no_number_are_so_too(norm):
+    X = torch.tensor([[1.0, torch.inf], [-torch.inf, 0.0], [1.0, torch.nan], [3.0, 0.0]])
+    lengths = vector_norm(X, norm)
+    assert lengths[:2].isinf().all()
+    assert lengths[2].isnan()
+    assert lengths[3] == 3
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2", "linf"])
 def test_dual_norms_satisfy_hoelders_inequality(norm, generator):
     u, g = rand((200, 5), generator), rand((200, 5), generator)
     bound = vector_norm(u, norm) * vector_norm(g, DUAL[norm])
