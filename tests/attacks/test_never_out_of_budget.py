@@ -1,6 +1,6 @@
 """The promise that everything else rests on: no attack ever leaves its threat model.
 
-Thousands of small generated problems, each judged in numpy, with no code of the package.
+Ten thousand small generated problems, each judged in numpy, with no code of the package.
 """
 
 import itertools
@@ -30,8 +30,8 @@ ATTACKS = {
     "Cascade": Cascade(n_queries=60),
 }
 SHAPES = [(1,), (2,), (7,), (40,), (3, 4), (1, 5, 5), (3, 4, 4), (3, 6, 5)]
-N_SAMPLES = 21
-N_CONFIGURATIONS = 42
+N_SAMPLES = 3
+N_CONFIGURATIONS = 669
 
 
 class Case:
@@ -192,8 +192,8 @@ def test_no_attack_ever_leaves_its_threat_model(name, part):
     assert n_fooled > 0.1 * size * N_SAMPLES
 
 
-def test_there_are_more_than_ten_thousand_samples_of_every_kind():
-    assert len(ATTACKS) * N_CONFIGURATIONS * N_SAMPLES >= 10_000
+def test_there_are_more_than_ten_thousand_cases_of_every_kind():
+    assert len(ATTACKS) * N_CONFIGURATIONS >= 10_000
     cases = [Case(number) for number in range(N_CONFIGURATIONS)]
     assert {(case.norm, case.dtype) for case in cases} == set(
         itertools.product(["linf", "l2", "l1"], [torch.float32, torch.float64])
