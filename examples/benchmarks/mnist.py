@@ -80,7 +80,7 @@ def measure(model, train, test) -> list[float]:
 def draw(results: dict[tuple[str, str], np.ndarray], path: str, title: str) -> None:
     """Draw robust accuracy against CPU time relative to plain training.
 
-    The time does not depend on λ: it is the median over those of a method.
+    That of a penalty does not depend on λ: it is the median over those.
     """
     import matplotlib
 
@@ -94,7 +94,9 @@ def draw(results: dict[tuple[str, str], np.ndarray], path: str, title: str) -> N
     for ax, column, threat in zip(axes, (2, 3), ("linf 0.1", "l2 1.5"), strict=True):
         for method, marker in zip(methods, markers, strict=False):
             rows = np.array([row for (name, _), row in results.items() if name == method])
-            cost = np.full(len(rows), np.median(rows[:, 0]) / plain)
+            cost = rows[:, 0] / plain
+            if method in PENALTIES:
+                cost = np.full(len(rows), np.median(cost))
             ax.plot(
                 cost,
                 rows[:, column],
