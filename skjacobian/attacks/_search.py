@@ -242,21 +242,25 @@ class Search:
         self.is_not_finite[self.active] = ~torch.isfinite(largest_free)
         self.inspected = True
         if len(of_free) >= self.MANY_SAMPLES and bool((largest > 0).any()):
-            self._inspect_missed((of_free == 0).all(0))
+            scale = self.ball.scale
+            self._inspect_missed((of_free == 0).all(0) & (True if scale is None else scale > 0))
 
     def _inspect_missed(self, features: Tensor) -> None:
         """Note the samples that the model answers otherwise with other values of some features.
 
-        These are the values of the sample before, as far as the ball reaches. A model that does
-        not answer the same question alike says nothing.
+        These are the values of the sample before, as far as the ball reaches; not where others
+        must change with them, as in a category. A model that does not answer the same question
+        alike says nothing.
         """
         if not bool(features.any()):
             return
+        X = self.ball.X
+        changed = self.ball.enforce(torch.where(features, X.roll(1, dims=0), X))
         with torch.no_grad():
-            X = self.ball.X
-            changed = self.ball.enforce(torch.where(features, X.roll(1, dims=0), X))
-            here, there, again = (outputs(self.model, self.ball.valid(x)) for x in (X, changed, X))
-        self.is_blind[self.active] = (there != here).any(1) & (again == here).all(1)
+            here, there, again = (self.logits(points) for points in (X, changed, X))
+        alone = (self.ball.nearest_valid(changed) == X) | features
+        depends = (there != here).any(1) & (again == here).all(1) & alone.flatten(1).all(1)
+        self.is_blind[self.active] = depends
         self.n_missed_features = int(features.sum())
 
     def warn_of_bad_gradients(self) -> None:
