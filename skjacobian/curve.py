@@ -122,6 +122,7 @@ def adversarial_distances(
     attack: Attack = FMN(norm=norm, eps=eps, n_steps=n_steps, n_restarts=n_restarts)
     attack.check_params()
     check_count("n_queries", n_queries)
+    rays, finite_eps = RayS(n_queries=n_queries, minimal=True), min(eps, LARGEST_RADIUS)
     subject = UnderAttack(
         estimator,
         X,
@@ -132,7 +133,7 @@ def adversarial_distances(
         verbose=verbose,
     )
     if subject.is_black_box:
-        attack, eps = RayS(n_queries=n_queries, minimal=True), min(eps, LARGEST_RADIUS)
+        attack, eps = rays, finite_eps
         _warn_of_decisions(estimator)
     attack = subject.arm(
         attack,
@@ -150,8 +151,7 @@ def adversarial_distances(
             distances[right] = _distances_of(subject, attack, right)
         except NoGradientError:  # of a module that computes without them
             _warn_of_decisions(estimator)
-            threat = {**attack.threat_model, "eps": min(eps, LARGEST_RADIUS)}
-            attack = RayS(n_queries=n_queries, minimal=True).with_threat(threat)
+            attack = rays.with_threat({**attack.threat_model, "eps": finite_eps})
             distances[right] = _distances_of(subject, attack, right)
         if attack.ball(subject.X_tensor[:1]).has_few_features:
             distances[right] = _on_the_way_to_others(subject, attack, right, distances[right])
