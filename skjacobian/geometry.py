@@ -203,7 +203,7 @@ class Ball:
 
     def with_radius(self, radius: Tensor) -> "Ball":
         """Return the sets of radius at most `radius`, shape (n_samples,), inside these."""
-        eps = torch.minimum(radius, torch.as_tensor(self._flat_eps()).to(radius))
+        eps = torch.minimum(radius, torch.as_tensor(self.radii()).to(radius))
         ball = replace(self, eps=rows(eps, self.X))
         return ball._with_linf_box() if self.norm == "linf" else ball
 
@@ -214,10 +214,11 @@ class Ball:
     def contains(self, X_adv: Tensor) -> Tensor:
         """Tell of each row whether it lies inside ball and box, with no tolerance."""
         X_adv = self._present(X_adv)
-        inside = self.distance(X_adv) <= self._flat_eps()
+        inside = self.distance(X_adv) <= self.radii()
         return inside if self.box is None else inside & self.box.contains(X_adv)
 
-    def _flat_eps(self) -> float | Tensor:
+    def radii(self) -> float | Tensor:
+        """Return the radius, one number or a tensor of shape (n_samples,)."""
         return self.eps.flatten() if isinstance(self.eps, Tensor) else self.eps
 
     def valid(self, X_adv: Tensor) -> Tensor:
@@ -253,7 +254,7 @@ class Ball:
             return X_adv
         limit = self.distance(X_adv)
         if not self.stays_closer:
-            limit = limit.clamp(min=self._flat_eps())
+            limit = limit.clamp(min=self.radii())
         nearest = self.rules.nearest(X_adv)
         kept = self.rules.with_groups_of(self.X, nearest)
         valid = self.rules.toward(self.X, X_adv)
@@ -378,7 +379,7 @@ class Ball:
         climbed = (gradient * (X_adv - self.X)).flatten(1).sum(1)
         if self.box is not None:
             gradient = self.room(self.X, gradient).sign_().mul_(gradient)
-        return (self._flat_eps() * self.dual_length(gradient) - climbed).clamp_(min=0.0)
+        return (self.radii() * self.dual_length(gradient) - climbed).clamp_(min=0.0)
 
     def ascend(
         self,
@@ -464,11 +465,13 @@ class Ball:
         if self.norm == "l1":  # whose sum, in float64, may round by this much
             slack += torch.finfo(torch.float64).eps * self.X.shape[1:].numel()
         limit = self.eps * (1 - slack)
-        shrink = (limit / length.clamp(min=1e-300)).clamp(max=1.0)
-        delta = delta * shrink.to(delta.dtype)
-        moved = self.X + delta.sign() * self._rounded_inward(delta.abs())
         # Who is inside stays: a point just across the decision boundary must not be moved.
-        X_adv = moved.where(length > limit, X_adv)
+        is_outside = length > limit
+        if is_outside.is_cuda or bool(is_outside.any()):  # a card would wait to be asked
+            shrink = (limit / length.clamp(min=1e-300)).clamp(max=1.0)
+            delta = delta * shrink.to(delta.dtype)
+            moved = self.X + delta.sign() * self._rounded_inward(delta.abs())
+            X_adv = moved.where(is_outside, X_adv)
         return X_adv if self.box is None else X_adv.clamp(*self.box)
 
     def in_blocks(self, change: Callable[..., Tensor], X_adv: Tensor, *more: Any) -> Tensor:

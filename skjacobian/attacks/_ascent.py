@@ -8,9 +8,10 @@ from torch import Tensor
 
 from skjacobian._validation import check_count, check_flag, check_option, unwrap_scalar
 from skjacobian.attacks._base import Attack
+from skjacobian.attacks._outlook import Outlook
 from skjacobian.attacks._search import Search
 from skjacobian.geometry import Ball
-from skjacobian.losses import LEADS, LOSSES, TARGETED_LOSSES
+from skjacobian.losses import LOSSES, TARGETED_LOSSES
 from skjacobian.model_outputs import SampleLoss, input_gradient
 from skjacobian.norms import rows, vector_norm
 
@@ -76,19 +77,11 @@ class GradientAscent(LossAttack):
     """Base of the attacks whose next iterate follows from the present one.
 
     A subclass says how the iterate moves (`_step`); this class runs it, and drops the samples
-    that need no more of it.
+    that need no more of it (`Outlook`).
     """
 
     momentum: float
     random_start: bool
-
-    # Samples are given up that even a slope STEEPER times as steep would not fool, after
-    # FEWEST_STEPS and a share of all steps. Sooner the slope at one point says little: kernel
-    # machines have plateaus, which the first steps must cross. It left robust accuracy where
-    # it was, for a half to all of the time (docs/benchmarks.md).
-    FEWEST_STEPS = 20
-    SHARE_OF_STEPS = 0.5
-    STEEPER = 5.0
 
     def check_params(self) -> None:
         """Raise a ValueError that names the first parameter with a bad value."""
@@ -143,65 +136,21 @@ class GradientAscent(LossAttack):
         """Climb once from one start with the samples that are active."""
         X_adv, velocity = self._start(search.ball, generator, restart), None
         previous = X_adv
+        outlook = Outlook(search, self.loss, self._n_steps(), self._reach)
         for step in range(self._n_steps()):
             found, value, gradient = search.gradient(X_adv, self._loss(search))
-            done = (found > 0) | self._is_hopeless(search, X_adv, previous, value, gradient, step)
+            done = found > 0
+            if self.momentum == 0:  # of where a velocity leads, one gradient says nothing
+                done |= outlook.is_hopeless(X_adv, previous, value, gradient, step)
             search.record(X_adv, found, done & ~search.done)
             search.done |= done
             velocity = self._velocity(velocity, gradient)
             kept = search.drop(step)
             if kept is not None:
                 X_adv, velocity = X_adv[kept], velocity[kept]
+                outlook.keep(kept)
             if len(X_adv) == 0:
                 return
             previous = X_adv
             X_adv = self._step(X_adv, self._direction(velocity), search.ball, step)
         search.record(X_adv, search.margin(X_adv), ~search.done)
-
-    def _is_hopeless(
-        self,
-        search: Search,
-        X_adv: Tensor,
-        previous: Tensor,
-        value: Tensor,
-        gradient: Tensor,
-        step: int,
-    ) -> Tensor:
-        """Tell which samples the steps left will not fool; asked in some of the steps."""
-        hopeless = torch.zeros_like(search.done)
-        if step > 0 and step % 4 == 0 and self.momentum == 0:
-            hopeless |= _has_settled(X_adv, previous)
-        patience = max(self.FEWEST_STEPS, self.SHARE_OF_STEPS * self._n_steps())
-        # Of where a velocity leads the gradient at one point says nothing.
-        if step >= patience and step % 2 == 0 and self.momentum == 0:
-            reach = self._reach(step)
-            if reach is not None:
-                hopeless |= self._is_out_of_reach(search, X_adv, value, gradient, reach)
-        return hopeless
-
-    def _is_out_of_reach(
-        self, search: Search, X_adv: Tensor, value: Tensor, gradient: Tensor, reach: float
-    ) -> Tensor:
-        """Tell which samples the steps left could not fool even on a far steeper slope.
-
-        `lead` is positive only where the model is right. To first order it falls by no more
-        than `derivative` times what the loss can climb in the set, or along the steps left.
-        """
-        if search.target is not None and self.loss == "cross_entropy":
-            return torch.zeros_like(search.done)  # it does not tell who is ahead
-        lead, derivative = LEADS[self.loss](value)
-        ball = search.ball
-        climb = ball.ascent_left(X_adv, gradient)
-        if reach < 1:
-            eps = ball.eps.flatten() if isinstance(ball.eps, Tensor) else ball.eps
-            climb = torch.minimum(climb, reach * eps * ball.dual_length(gradient))
-        return lead > self.STEEPER * derivative * climb
-
-
-def _has_settled(X_adv: Tensor, previous: Tensor) -> Tensor:
-    """Tell which samples the last step left where they were: so will all others.
-
-    The next iterate depends on the present one alone, and steps never grow. A fifth of
-    the samples come to rest in a corner of a linf ball within ten steps.
-    """
-    return (X_adv - previous).flatten(1).abs().amax(1) == 0

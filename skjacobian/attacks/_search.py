@@ -237,13 +237,15 @@ class Search:
         not matter. Those where it is not finite at these. And features at which it is zero for
         all samples, of which there are many, although they matter.
         """
-        largest, largest_free = (g.abs().flatten(1).amax(1) for g in (of_all, of_free))
+        size = of_all.abs()
+        size_free = size if of_free is of_all else of_free.abs()
+        largest = size.flatten(1).amax(1)
         self.is_zero[self.active] = (largest == 0) & ~fooled
-        self.is_not_finite[self.active] = ~torch.isfinite(largest_free)
+        self.is_not_finite[self.active] = ~torch.isfinite(size_free.flatten(1).amax(1))
         self.inspected = True
         if len(of_free) >= self.MANY_SAMPLES and bool((largest > 0).any()):
             scale = self.ball.scale
-            self._inspect_missed((of_free == 0).all(0) & (True if scale is None else scale > 0))
+            self._inspect_missed((size_free.amax(0) == 0) & (True if scale is None else scale > 0))
 
     def _inspect_missed(self, features: Tensor) -> None:
         """Note the samples that the model answers otherwise with other values of some features.

@@ -130,8 +130,8 @@ class MassMoves(Moves):
 
     def _take(self, ball: Ball) -> None:
         super()._take(ball)
-        eps = ball.eps
-        self.eps = rows(eps.flatten(), self.X) if isinstance(eps, Tensor) else eps
+        radii = ball.radii()
+        self.eps = rows(radii, self.X) if isinstance(radii, Tensor) else radii
         self.scale = None if ball.scale is None else ball.scale.reshape(1, *self.shape)
         shape, u_box = self.X.shape, ball.u_box
         self.u_box = None if u_box is None else u_box.map(lambda side: side.reshape(shape))

@@ -151,8 +151,8 @@ def flips_pay(ball: Ball) -> bool:
 
 def _radii(ball: Ball) -> Tensor:
     """Return the radius of each sample, in float64."""
-    eps = torch.as_tensor(ball.eps, dtype=torch.float64, device=ball.X.device)
-    return eps.flatten().expand(len(ball.X))
+    radii = torch.as_tensor(ball.radii(), dtype=torch.float64, device=ball.X.device)
+    return radii.expand(len(ball.X))
 
 
 class Moves:

@@ -8,7 +8,8 @@ from sklearn.svm import SVC
 
 from skjacobian import RobustScorer
 from skjacobian.attacks import FGSM, PGD
-from skjacobian.attacks._ascent import GradientAscent
+from skjacobian.attacks._outlook import Outlook
+from skjacobian.attacks._search import Search
 from skjacobian.differentiable import as_torch
 from tests.attacks.problems import greedy, make_problem, margins
 from tests.seeds import seeded
@@ -91,7 +92,7 @@ def test_retiring_samples_finds_what_the_plain_loop_finds(
     norm, eps, bounds, params, loss, gives_up, monkeypatch
 ):
     if not gives_up:
-        monkeypatch.setattr(GradientAscent, "SHARE_OF_STEPS", 1.0)
+        monkeypatch.setattr(Outlook, "FEWEST_STEPS", 1000)
     net, X, y = make_problem(n=120)
     y[::10] = (y[::10] + 1) % 3
     attack = PGD(norm=norm, eps=eps, bounds=bounds, loss=loss, **params)
@@ -108,7 +109,7 @@ def test_retiring_samples_finds_what_the_plain_loop_finds(
         share_left = best_end / end
         assert (end < 0).all()
         assert (share_left > 0).all()
-        assert share_left.quantile(0.05) > 1 - 1 / GradientAscent.STEEPER
+        assert share_left.quantile(0.05) > 1 - 1 / Outlook.STEEPER
     else:
         torch.testing.assert_close(end, best_end, rtol=0, atol=1e-9)
 
@@ -416,10 +417,66 @@ def test_a_kernel_machine_with_plateaus_is_fooled_as_often_as_by_the_plain_loop(
     X, y = torch.from_numpy(X[900:1050] / 16), torch.from_numpy(y[900:1050])
     attack = PGD(norm=norm, eps=eps, bounds=(0, 1), **params)
     found = attack.search(model, X, y, generator=seeded())
-    monkeypatch.setattr(GradientAscent, "SHARE_OF_STEPS", 1.0)
+    monkeypatch.setattr(Outlook, "FEWEST_STEPS", 1000)
     to_the_end = attack.search(model, X, y, generator=seeded())
     assert to_the_end.fooled.sum() > 60
     assert torch.equal(found.fooled, to_the_end.fooled)
+
+
+@pytest.mark.parametrize("loss", ["soft_margin", "margin"])
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.03), ("l2", 0.3)])
+def test_of_many_features_most_who_stand_are_given_up_early_and_nobody_is_lost(
+    norm, eps, loss, monkeypatch
+):
+    net, X, y = make_problem(n=200, n_features=150, width=64)
+    attack = PGD(norm=norm, eps=eps, loss=loss)
+    found = attack.search(net, X, y, generator=seeded())
+    monkeypatch.setattr(Outlook, "FEWEST_STEPS", 1000)
+    to_the_end = attack.search(net, X, y, generator=seeded())
+    assert 20 < found.fooled.sum() < 180
+    assert torch.equal(found.fooled, to_the_end.fooled)
+    stands = ~found.fooled
+    assert found.n_queries[stands].median() < 0.5 * to_the_end.n_queries[stands].median()
+
+
+def outlook_of(slopes, n_features=120):
+    """Look at one sample, far from being fooled, whose slope is this at steps 0, 2, 4, …"""
+    X, y = torch.zeros(1, n_features), torch.zeros(1, dtype=torch.long)
+    search = Search(lambda X: X[:, :2], PGD(norm="l2", eps=1.0).ball(X), y)
+    search.restart()
+    outlook = Outlook(search, "margin", n_steps=40, reach=lambda step: 2.0)
+    direction = torch.ones(1, n_features) / n_features**0.5
+    return [
+        bool(
+            outlook.is_hopeless(
+                X, X - (step + 1), torch.tensor([-10.0]), slope * direction, 2 * step
+            )
+        )
+        for step, slope in enumerate(slopes)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("slopes", "hopeless_from"),
+    [
+        ([1.0] * 6, 4),  # a fifth of 40 steps
+        ([1.0, 0.6, 1.1, 1.2, 0.9, 1.0], 4),
+        ([2.1] * 6, None),  # five times as steep it would be fooled
+        ([0.1, 0.1, 0.1, 1.0, 1.0, 1.0], None),  # a plateau that has been crossed
+        ([1.0, 1.0, 1.0, 1.0, 0.4, 0.4], None),
+        ([1.0, torch.nan, 1.0, 1.0, 1.0, 1.0], None),
+        ([0.0] * 6, 4),
+    ],
+    ids=str,
+)
+def test_only_a_slope_that_has_been_steady_says_who_is_hopeless(slopes, hopeless_from):
+    is_hopeless = outlook_of(slopes)
+    first = len(slopes) if hopeless_from is None else hopeless_from
+    assert is_hopeless == [step >= first for step in range(len(slopes))]
+
+
+def test_of_few_features_half_of_the_steps_are_taken():
+    assert outlook_of([1.0] * 12, n_features=100) == [False] * 10 + [True] * 2
 
 
 @pytest.mark.parametrize("attack", [PGD, FGSM])
