@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from skjacobian._validation import check_non_negative, check_option
-from skjacobian.layers import CONVOLUTIONS, is_plain_sequence, pair, pools_disjointly
+from skjacobian.layers import CONVOLUTIONS, is_changed, is_plain_sequence, pair, pools_disjointly
 from skjacobian.losses import margin
-from skjacobian.model_modes import frozen, is_changed
+from skjacobian.model_modes import frozen
 from skjacobian.norms import vector_norm
 
 LINEAR = (nn.Linear, *CONVOLUTIONS)

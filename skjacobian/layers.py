@@ -47,6 +47,17 @@ def is_plain_sequence(module: object) -> TypeGuard[nn.Sequential]:
     return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
 
 
+def is_changed(module: nn.Module) -> bool:
+    """Tell whether an instance does more than its class: by hooks, or a `forward` of its own."""
+    return bool(
+        "forward" in module.__dict__
+        or module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
+
+
 def pair(value: Any) -> tuple[int, int]:
     """Return a setting of both dimensions, given as one number or as two."""
     height, width = (value, value) if isinstance(value, int) else value

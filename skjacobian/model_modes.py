@@ -30,17 +30,6 @@ def frozen(model: object) -> Iterator[None]:
             module.training = mode
 
 
-def is_changed(module: nn.Module) -> bool:
-    """Tell whether an instance does more than its class: by hooks, or a `forward` of its own."""
-    return bool(
-        "forward" in module.__dict__
-        or module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )
-
-
 def mixes_samples(model: object) -> bool:
     """Tell whether `model` is a module that has batch normalization in training mode."""
     return isinstance(model, nn.Module) and any(

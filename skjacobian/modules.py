@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from skjacobian._validation import check_count, check_option, did_you_mean, reject
-from skjacobian.layers import BATCH_NORMS, CONVOLUTIONS, Rescaling
-from skjacobian.model_modes import is_changed
+from skjacobian.layers import BATCH_NORMS, CONVOLUTIONS, Rescaling, is_changed
 from skjacobian.model_outputs import CHANGES_X, output_kind
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {

@@ -33,11 +33,11 @@ from skjacobian.layers import (
     DROPOUTS,
     POOLINGS,
     Rescaling,
+    is_changed,
     is_plain_sequence,
     pair,
     pools_disjointly,
 )
-from skjacobian.model_modes import is_changed
 
 ALWAYS_KNOWN = frozenset((nn.Linear, nn.ReLU, nn.Identity, Rescaling, *DROPOUTS))
 
