@@ -21,11 +21,13 @@ from skjacobian._validation import (
 )
 from skjacobian.attacks import PGD, Attack
 from skjacobian.attacks._named import make_attack
+from skjacobian.averages import AVERAGES, average_accuracy
 from skjacobian.constraints import FeatureConstraints
+from skjacobian.evaluation import evaluate_robustness
 from skjacobian.geometry import BALL_NORMS
+from skjacobian.report import RobustnessReport
 
 SEARCH = ("n_steps", "step_size", "n_restarts")
-AVERAGES = ("mean", "worst_class", "tail30", "disparity")
 
 
 class RobustScorer(BaseEstimator):
@@ -119,6 +121,7 @@ class RobustScorer(BaseEstimator):
     See Also
     --------
     robust_accuracy_score : The same as a function.
+    evaluate_robustness : A figure to report; `RobustScorer.report` is that of a scorer.
 
     Examples
     --------
@@ -229,6 +232,64 @@ class RobustScorer(BaseEstimator):
             score = average_accuracy(right, subject.y, weight, self.average)
             scores[f"{kind}{_key(eps)}"] = score
         return scores if _is_sequence(self.eps) else score
+
+    def report(
+        self, estimator: Any, X: Any, y: Any, sample_weight: Any = None
+    ) -> "RobustnessReport | dict[str, RobustnessReport]":
+        """Return how far the figure of this scorer can be trusted, by its own attack.
+
+        What `evaluate_robustness` says of the scorer's threat model and attack: a confidence
+        interval, the accuracy of each class, and flags. Of "pgd" one is that it is a weak attack.
+        `average` does not matter.
+
+        Parameters
+        ----------
+        estimator : fitted classifier, or trained nn.Module
+        X : array-like of shape (n_samples, *features)
+        y : array-like of shape (n_samples,)
+        sample_weight : array-like of shape (n_samples,), optional
+
+        Returns
+        -------
+        RobustnessReport, or dict of RobustnessReport when `eps` is a sequence
+
+        Warns
+        -----
+        AttackWarning
+            If a flag is raised.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_iris
+        >>> from skjacobian import JacobianRegularizedClassifier, RobustScorer
+        >>> X, y = load_iris(return_X_y=True)
+        >>> model = JacobianRegularizedClassifier(random_state=0).fit(X, y)
+        >>> scorer = RobustScorer(eps=0.2, attack="strong")  # centimetres
+        >>> report = scorer.report(model, X, y)
+        >>> report.robust_accuracy == scorer(model, X, y)
+        True
+        """
+        radii, attack = self._check_params()
+        reports = {
+            _key(eps): evaluate_robustness(
+                estimator,
+                X,
+                y,
+                norm=self.norm,
+                eps=eps,
+                attack=attack,
+                feature_scale=self.feature_scale,
+                bounds=self.bounds,
+                mutable=self.mutable,
+                constraints=self.constraints,
+                batch_size=self.batch_size,
+                random_state=self.random_state,
+                verbose=self.verbose,
+                sample_weight=sample_weight,
+            )
+            for eps in radii
+        }
+        return reports if _is_sequence(self.eps) else reports[_key(radii[0])]
 
     def _accept_sample_weight(self) -> bool:
         """Tell scikit-learn's search objects that `sample_weight` may be passed."""
@@ -350,30 +411,3 @@ def _key(eps: float) -> str:
 def _is_sequence(eps: Any) -> bool:
     # A list of whatever is one: numpy refuses what is ragged.
     return isinstance(eps, list | tuple) or (not isinstance(eps, str) and np.ndim(eps) > 0)
-
-
-def class_accuracies(right: np.ndarray, y: np.ndarray, weight: Any = None) -> dict[Any, float]:
-    """Return the accuracy of each class that occurs in `y`."""
-    chosen = {label: y == label for label in np.unique(y)}
-    return {
-        label: _share(right[of_class], None if weight is None else weight[of_class])
-        for label, of_class in chosen.items()
-        if weight is None or weight[of_class].sum() > 0
-    }
-
-
-def average_accuracy(right: np.ndarray, y: np.ndarray, weight: Any, average: str) -> float:
-    """Return the accuracy over all samples, or what `average` makes of that of the classes."""
-    if average == "mean":
-        return _share(right, weight)
-    accuracies = np.sort(list(class_accuracies(right, y, weight).values()))
-    if average == "worst_class":
-        return float(accuracies[0])
-    if average == "disparity":
-        return float(accuracies[0] - accuracies[-1]) if len(accuracies) > 1 else float("nan")
-    n_worst = int(np.ceil(0.3 * len(accuracies)))
-    return float(accuracies[:n_worst].mean())
-
-
-def _share(right: np.ndarray, weight: np.ndarray | None) -> float:
-    return float(np.average(right, weights=weight))

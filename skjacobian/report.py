@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from skjacobian.averages import class_accuracies
 from skjacobian.intervals import effective_n_samples, wilson_interval
-from skjacobian.metrics import class_accuracies
 
 
 @dataclass(frozen=True)

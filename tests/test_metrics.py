@@ -35,10 +35,10 @@ from skjacobian import (
     robust_accuracy_score,
 )
 from skjacobian.attacks import FGSM, PGD, RayS, Square
+from skjacobian.averages import average_accuracy
 from skjacobian.datasets import make_separated
 from skjacobian.differentiable import as_torch
 from skjacobian.exceptions import AttackWarning, NotDifferentiableError
-from skjacobian.metrics import average_accuracy
 
 X, y = load_iris(return_X_y=True)
 X, y = X[::2], y[::2]
@@ -712,6 +712,33 @@ class Tent(nn.Module):
     def forward(self, X):
         tent = 0.5 - 10 * (X[:, 0] - 0.2).abs()
         return torch.stack([torch.zeros_like(tent), tent], dim=1)
+
+
+@pytest.mark.filterwarnings("ignore::skjacobian.exceptions.AttackWarning")
+@pytest.mark.parametrize("weight", [None, np.linspace(0, 1, len(y))], ids=["", "weighted"])
+@pytest.mark.parametrize("attack", ["pgd", "fgsm", "strong", PGD(n_steps=5)], ids=str)
+def test_the_report_of_a_scorer_is_of_its_figure(model, attack, weight):
+    scorer = RobustScorer(norm="l2", eps=0.4, attack=attack, feature_scale="std", random_state=3)
+    report = scorer.report(model, X, y, weight)
+    assert report.robust_accuracy == pytest.approx(scorer(model, X, y, weight), abs=1e-12)
+    assert report.accuracy == pytest.approx(model.score(X, y, weight), abs=1e-12)
+    assert (report.norm, report.eps) == ("l2", 0.4)
+    assert ("weak attack" in [flag.name for flag in report.raised]) == (attack != "strong")
+
+
+def test_a_scorer_of_several_radii_has_a_report_for_each(model):
+    scorer = RobustScorer(eps=[0.4, 0.1], attack="strong")
+    reports, scores = scorer.report(model, X, y), scorer(model, X, y)
+    assert list(reports) == ["robust_accuracy_eps0.4", "robust_accuracy_eps0.1"]
+    assert {key: report.robust_accuracy for key, report in reports.items()} == {
+        key: scores[key] for key in reports
+    }
+
+
+def test_a_report_is_refused_for_what_the_score_is_refused(model):
+    scorer = RobustScorer(attack=PGD(eps=0.3))
+    with pytest.raises(ValueError, match=r"threat model is not the attack's. Set RobustScorer"):
+        scorer.report(model, X, y)
 
 
 def test_what_fools_at_a_smaller_radius_counts_at_the_larger():
