@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from skjacobian._rng import replayed_rng
 from skjacobian._validation import check_non_negative
 from skjacobian.jacobian._chosen import Index, at, n_chosen, spread
-from skjacobian.jacobian._cost import Sample, Sizes, affordable_sample, sizes_of
+from skjacobian.jacobian._cost import Sample, affordable_sample
 from skjacobian.jacobian._engines import closed_form, linearize
 from skjacobian.jacobian._joint import joint_pass, joint_pass_fits
 from skjacobian.jacobian._linearization import Linearization
 from skjacobian.jacobian._norms import CLASSWISE_NORMS, JacobianNorm, checked_norm
+from skjacobian.jacobian._sizes import Sizes, sizes_of
 from skjacobian.jacobian._stack import Stack
 from skjacobian.losses import cross_entropy
 from skjacobian.model_modes import PredictLogits, mixes_samples

@@ -12,16 +12,11 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.flop_counter import FlopCounterMode
 
 from skjacobian.jacobian import _cost
-from skjacobian.jacobian._cost import (
-    Sizes,
-    affordable_sample,
-    gram_pays,
-    rows_at_once,
-    sizes_of,
-)
+from skjacobian.jacobian._cost import affordable_sample, gram_pays, rows_at_once
 from skjacobian.jacobian._dense_products import gram_gradient, gram_product
 from skjacobian.jacobian._engines import linearize
 from skjacobian.jacobian._norms import JacobianNorm
+from skjacobian.jacobian._sizes import Sizes, sizes_of
 from skjacobian.modules import CNN, MLP
 from skjacobian.objectives import JacobianRegularization
 
