@@ -342,11 +342,11 @@ class Ball:
         return vector_norm(scaled, {"linf": "l1", "l2": "l2", "l1": "linf"}[self.norm])
 
     def room(self, X_adv: Tensor, gradient: Tensor) -> Tensor:
-        """Return how far the box lets each feature follow a gradient from `X_adv`."""
+        """Return how far, and which way, the box lets each feature follow a gradient."""
         # Arithmetic, because on the CPU comparisons cost ten times as much.
         assert self.box is not None
-        far = gradient * (torch.finfo(gradient.dtype).max / 2)
-        return far.add_(X_adv).clamp_(*self.box).sub_(X_adv).abs_()
+        far = torch.add(X_adv, gradient, alpha=torch.finfo(gradient.dtype).max / 2)
+        return far.clamp_(*self.box).sub_(X_adv)
 
     def ascent_left(self, X_adv: Tensor, gradient: Tensor) -> Tensor:
         """Return how much a linear loss of slope `gradient` can still climb from `X_adv`.

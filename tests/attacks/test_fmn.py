@@ -317,7 +317,7 @@ def test_a_sample_does_not_depend_on_its_batch(norm):
 def test_giving_up_spares_queries_and_hardly_a_distance(norm, monkeypatch):
     net, X, y = plane_net()
     early = FMN(norm=norm).search(net, X, y, generator=seeded())
-    monkeypatch.setattr(fmn, "SHARE_OF_STEPS", 1.0)
+    monkeypatch.setitem(fmn.SHARE_OF_STEPS, norm, 1.0)
     whole = FMN(norm=norm).search(net, X, y, generator=seeded())
     assert early.n_queries.sum() < 0.9 * whole.n_queries.sum()
     ball = FMN(norm=norm).ball(X)
