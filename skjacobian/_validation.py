@@ -57,6 +57,18 @@ def check_count(name: str, value: Any) -> int:
     )
 
 
+def check_radii(name: str, value: Any) -> np.ndarray:
+    """Return radii as an array in rising order, or raise."""
+    expected = "non-negative finite numbers, at least one"
+    try:
+        radii = np.sort(np.ravel(np.asarray(value, dtype=float)))
+    except (TypeError, ValueError):
+        reject(name, value, expected)
+    if len(radii) == 0 or not (np.isfinite(radii) & (radii >= 0)).all():
+        reject(name, value, expected)
+    return radii
+
+
 def check_count_or_auto(name: str, value: Any) -> int | None:
     """Return `value` as an integer >= 1, None for "auto", or raise."""
     if isinstance(value, str) and value == "auto":

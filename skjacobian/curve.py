@@ -7,13 +7,21 @@ import numpy as np
 import torch
 
 from skjacobian._under_attack import UnderAttack, warn_of_disagreement
-from skjacobian._validation import check_count, check_number_per_sample, check_weights, reject
+from skjacobian._validation import (
+    check_count,
+    check_number_per_sample,
+    check_radii,
+    check_weights,
+)
 from skjacobian.attacks import FMN, Attack, RayS
 from skjacobian.constraints import FeatureConstraints
 from skjacobian.exceptions import AttackWarning, NoGradientError
 from skjacobian.geometry import LARGEST_RADIUS, Ball
 from skjacobian.norms import rows
 
+# How far to look, in units of the largest radius asked about: a search that may wander far beyond
+# loses its way; at the radius itself it needs room.
+ROOM = 2.0
 # To how many other samples the way is looked at where there are few features, and how precisely.
 N_OTHERS = 1000
 N_HALVINGS = 12
@@ -26,6 +34,7 @@ def adversarial_distances(
     *,
     norm: str = "linf",
     eps: float = np.inf,
+    radii: Any = None,
     n_steps: int = 14,
     n_restarts: int = 2,
     n_queries: int = 1000,
@@ -57,6 +66,9 @@ def adversarial_distances(
         Norm of the perturbation.
     eps : float, default=numpy.inf
         Largest radius that is looked at.
+    radii : array-like of float, optional
+        What the distances will be compared with, if not with everything: which of these they
+        exceed is found as well in less time, and what lies beyond is not looked for.
     n_steps : int, default=14
         Gradient steps of one restart.
     n_restarts : int, default=2
@@ -119,8 +131,10 @@ def adversarial_distances(
     >>> bool((distances > 0).mean() == model.score(X, y))
     True
     """
-    attack: Attack = FMN(norm=norm, eps=eps, n_steps=n_steps, n_restarts=n_restarts)
+    attack: Attack = FMN(norm=norm, eps=eps, n_steps=n_steps, n_restarts=n_restarts, radii=radii)
     attack.check_params()
+    if radii is not None:
+        eps = min(eps, ROOM * check_radii("radii", radii)[-1] or np.inf)
     check_count("n_queries", n_queries)
     rays, finite_eps = RayS(n_queries=n_queries, minimal=True), min(eps, LARGEST_RADIUS)
     subject = UnderAttack(
@@ -310,7 +324,7 @@ random_state, verbose
         X,
         y,
         norm=norm,
-        eps=search_radius(eps),
+        radii=None if eps is None else check_radii("eps", eps),
         n_steps=n_steps,
         n_restarts=n_restarts,
         n_queries=n_queries,
@@ -356,7 +370,7 @@ def curve_of_distances(
     """
     distances = _check_distances(distances)
     finite = distances[np.isfinite(distances)]
-    eps = np.unique([0.0, *finite]) if eps is None else check_radii(eps)
+    eps = np.unique([0.0, *finite]) if eps is None else check_radii("eps", eps)
     weight = np.ones(len(distances))
     if sample_weight is not None:
         weight = check_weights(sample_weight, distances).astype(float)
@@ -374,23 +388,3 @@ def _check_distances(distances: Any) -> np.ndarray:
             f"Got distances with {n_bad} NaN or negative, but expected 0, positive numbers or inf."
         )
     return array
-
-
-def search_radius(eps: Any) -> float:
-    """Return how far to look for the distances that a curve at these radii needs.
-
-    A search that may wander far beyond loses its way; at the radius itself it needs room.
-    """
-    return np.inf if eps is None else float(2 * check_radii(eps)[-1]) or np.inf
-
-
-def check_radii(eps: Any) -> np.ndarray:
-    """Return radii as an array in rising order."""
-    expected = "non-negative finite numbers, at least one"
-    try:
-        radii = np.sort(np.ravel(np.asarray(eps, dtype=float)))
-    except (TypeError, ValueError):
-        reject("eps", eps, expected)
-    if len(radii) == 0 or not (np.isfinite(radii) & (radii >= 0)).all():
-        reject("eps", eps, expected)
-    return radii

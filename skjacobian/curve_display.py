@@ -10,14 +10,9 @@ from sklearn.utils._optional_dependencies import check_matplotlib_support
 
 from skjacobian._columns import in_the_order_of_fit
 from skjacobian._table import Table, as_pandas
-from skjacobian._validation import check_axes, check_option, check_weights, reject
+from skjacobian._validation import check_axes, check_option, check_radii, check_weights, reject
 from skjacobian.constraints import FeatureConstraints
-from skjacobian.curve import (
-    adversarial_distances,
-    check_radii,
-    curve_of_distances,
-    search_radius,
-)
+from skjacobian.curve import adversarial_distances, curve_of_distances
 from skjacobian.geometry import BALL_NORMS
 from skjacobian.intervals import effective_n_samples, wilson_interval
 from skjacobian.threat_model import fit_feature_scale
@@ -140,7 +135,7 @@ class RobustnessCurveDisplay:
             X,
             y,
             norm=norm,
-            eps=search_radius(eps),
+            radii=eps,
             feature_scale=feature_scale,
             bounds=bounds,
             mutable=mutable,
@@ -280,7 +275,7 @@ class RobustnessCurveDisplay:
                 _safe_indexing(X, test),
                 _safe_indexing(y, test),
                 norm=norm,
-                eps=search_radius(eps),
+                radii=eps,
                 feature_scale=scale,
                 bounds=bounds,
                 mutable=mutable,
@@ -432,7 +427,7 @@ def _check_plot_params(
     """Raise for what the plot would reject, before the search."""
     check_axes(ax)
     if eps is not None:
-        check_radii(eps)
+        check_radii("eps", eps)
     if confidence is not None:
         wilson_interval(0, 1, confidence)
     _styles(n_curves, name, curve_kwargs)

@@ -407,6 +407,8 @@ def test_bad_radii_are_found_before_anything_is_computed(eps):
     message = f"Got eps={eps!r}, but expected non-negative finite numbers, at least one."
     with pytest.raises(ValueError, match=re.escape(message)):
         robustness_curve(None, None, None, eps=eps)
+    with pytest.raises(ValueError, match=re.escape(message.replace("eps", "radii"))):
+        adversarial_distances(None, None, None, radii=eps)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Fast minimum-norm attack (Pintor et al., arXiv 2102.12827)."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from numbers import Real
@@ -10,7 +11,7 @@ import torch
 from sklearn.base import clone
 from torch import Tensor
 
-from skjacobian._validation import check_count, unwrap_scalar
+from skjacobian._validation import check_count, check_radii, unwrap_scalar
 from skjacobian.attacks._base import Attack
 from skjacobian.attacks._search import Search
 from skjacobian.attacks.hotflip import HotFlip, flips_pay
@@ -29,6 +30,10 @@ FIRST = 1 / 16
 # no nearer than this share of the distance found.
 SHARE_OF_STEPS = {"linf": 0.6, "l2": 0.4, "l1": 0.6}
 NEARER = 0.999
+# Where certain radii are asked about, samples are given up, from these shares of the steps of the
+# first search and of others on, that come no nearer than so many times the next of them.
+SHARES_OF_STEPS_TO_RADII = 0.5, 0.2
+BEYOND = 1.2
 # Where few features may change, a search aims at each of the likeliest wrong classes, so many
 # and so briefly; and samples of which nothing was found get so many more starts.
 AIMED_CLASSES = 9
@@ -82,6 +87,8 @@ class FMN(Attack):
     - After 60 % of the steps of a search, 40 % under l2, samples are given up whose distance
       would, to first order, fall by less than 0.1 %. That saves a seventh to two fifths of the
       time and makes distances 0.03 to 0.2 % larger.
+    - With `radii`, where more than 100 features may change, samples are given up whose distance
+      would, to first order, not fall below the next of these by far: another fifth of the time.
 
     Parameters
     ----------
@@ -104,6 +111,9 @@ class FMN(Attack):
         Searches. The first starts at X, the second at 2X - X_adv, opposite the closest X_adv that
         the first found, the others at random points no farther from X than the closest.
         Where nothing was found, they start at random points no farther from X than 0 is.
+    radii : array-like of float, optional
+        What the distances will be compared with. They are as exact as the search can make them
+        only as to which of these they exceed. None is everything.
 
     Examples
     --------
@@ -131,6 +141,7 @@ class FMN(Attack):
         constraints: FeatureConstraints | None = None,
         n_steps: int = 14,
         n_restarts: int = 2,
+        radii: Any = None,
     ) -> None:
         self.norm = norm
         self.eps = eps
@@ -140,12 +151,15 @@ class FMN(Attack):
         self.constraints = constraints
         self.n_steps = n_steps
         self.n_restarts = n_restarts
+        self.radii = radii
 
     def check_params(self) -> None:
         """Raise a ValueError that names the first parameter with a bad value."""
         super(FMN, self._with_finite_eps()).check_params()
         check_count("n_steps", self.n_steps)
         check_count("n_restarts", self.n_restarts)
+        if self.radii is not None:
+            check_radii("radii", self.radii)
 
     def ball(self, X: Tensor) -> Ball:
         """Return the sets that this adversary may choose from, around the rows of `X`."""
@@ -229,6 +243,7 @@ class FMN(Attack):
         """Approach the boundary once from one start; algorithm 1 of the paper."""
         is_aimed = search.target is not None
         n_steps = AIMED_STEPS if is_aimed else check_count("n_steps", self.n_steps)
+        below = None if search.all_balls.has_few_features else self._radius_below(search)
         for step in range(n_steps):
             progress = step / n_steps if restart == 0 else 1.0
             found, value, gradient = search.gradient(X_adv, self._loss(search, progress))
@@ -236,8 +251,11 @@ class FMN(Attack):
             closest.update(search, X_adv, found, length)
             lead = value if is_aimed else found
             radius = _newton(lead, length, slope, closest.size[search.active])
+            distance = closest.distance[search.active]
             if is_aimed or step >= SHARE_OF_STEPS[self.norm] * n_steps:
-                search.done |= radius > NEARER * closest.distance[search.active]
+                search.done |= radius > NEARER * distance
+            if below is not None and step >= SHARES_OF_STEPS_TO_RADII[restart > 0] * n_steps:
+                search.done |= distance.isfinite() & (radius > BEYOND * below(distance))
             kept = search.drop(step)
             if kept is not None:
                 X_adv, gradient, radius = X_adv[kept], gradient[kept], radius[kept]
@@ -248,6 +266,14 @@ class FMN(Attack):
             step_size = rows(factor * (1 - step / n_steps) ** power * radius, X_adv)
             X_adv = _ascend(search.ball, X_adv, gradient, radius, step_size)
         closest.update(search, X_adv, search.margin(X_adv), _length(search.ball, X_adv))
+
+    def _radius_below(self, search: Search) -> Callable[[Tensor], Tensor] | None:
+        """Return the function from distances to the largest radius asked about below each."""
+        if self.radii is None:
+            return None
+        radii = torch.from_numpy(check_radii("radii", self.radii)).to(search.ball.X)
+        radii = torch.cat([radii.new_zeros(1), radii])
+        return lambda distance: radii[torch.searchsorted(radii[1:], distance)]
 
     def _loss(self, search: Search, progress: float) -> Any:
         if search.target is not None:

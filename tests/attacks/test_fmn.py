@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from skjacobian.attacks.fmn import _ascend
 from skjacobian.differentiable import as_torch
 from skjacobian.geometry import Ball
 from skjacobian.modules import MLP
+from tests.attacks.problems import make_problem
 from tests.seeds import seeded
 
 NORMS = ["linf", "l2", "l1"]
@@ -301,10 +304,12 @@ def test_a_linf_step_is_that_of_the_ball_of_its_radius(bounds, scale):
     assert outer.contains(moved).all()
 
 
+@pytest.mark.parametrize("radii", [None, [0.01, 0.1, 0.3]], ids=["all", "radii"])
+@pytest.mark.parametrize("n_features", [2, 120])
 @pytest.mark.parametrize("norm", NORMS)
-def test_a_sample_does_not_depend_on_its_batch(norm):
-    net, X, y = plane_net()
-    attack = FMN(norm=norm, n_restarts=2)
+def test_a_sample_does_not_depend_on_its_batch(norm, n_features, radii):
+    net, X, y = plane_net() if n_features == 2 else make_problem(40, n_features)
+    attack = FMN(norm=norm, n_restarts=2, radii=radii)
     whole = attack.distances(net, X, y, generator=seeded())
     parts = [
         attack.distances(net, X[i : i + 7], y[i : i + 7], generator=seeded())
@@ -322,6 +327,47 @@ def test_giving_up_spares_queries_and_hardly_a_distance(norm, monkeypatch):
     assert early.n_queries.sum() < 0.9 * whole.n_queries.sum()
     ball = FMN(norm=norm).ball(X)
     assert ball.distance(early.X_adv).mean() < 1.005 * ball.distance(whole.X_adv).mean()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_which_radii_are_exceeded_is_found_with_fewer_queries(norm):
+    net, X, y = make_problem(n=200, n_features=150, width=64)
+    attack = FMN(norm=norm)
+    found, ball = attack.search(net, X, y, generator=seeded()), attack.ball(X)
+    distances = ball.distance(found.X_adv)
+    radii = distances.quantile(torch.tensor([0.0, 0.2, 0.4, 0.6, 0.8, 0.9]).double())
+    asked = attack.set_params(radii=radii.tolist()).search(net, X, y, generator=seeded())
+    assert asked.n_queries.sum() < 0.9 * found.n_queries.sum()
+    assert asked.fooled.all()
+    exceeds, at_all = (d.unsqueeze(1) > radii for d in (ball.distance(asked.X_adv), distances))
+    assert (exceeds != at_all).double().mean(0).max() <= 0.02
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_which_radii_are_exceeded_is_exact_for_a_linear_model_of_two_classes(norm):
+    model = Linear()
+    W, X = (torch.nn.functional.pad(v, (0, 114)) for v in (model.W, model.X))  # not few features
+    true = model.true_distances(norm)
+    in_order = true.sort().values
+    radii = ((in_order[1:] + in_order[:-1]) / 2)[::5]
+    attack = FMN(norm=norm, radii=radii)
+    distances = attack.distances(lambda X: X @ W.T + model.b, X, model.y, generator=seeded())
+    assert torch.equal(distances.unsqueeze(1) > radii, true.unsqueeze(1) > radii)
+
+
+def test_of_few_features_all_distances_are_as_exact_as_without_radii():
+    net, X, y = plane_net()
+    whole, asked = (
+        FMN(radii=radii).distances(net, X, y, generator=seeded()) for radii in (None, [0.1, 0.2])
+    )
+    assert torch.equal(whole, asked)
+
+
+@pytest.mark.parametrize("radii", [[], [-1.0], ["a"], [np.nan]])
+def test_bad_radii_are_named(radii):
+    message = f"Got radii={radii!r}, but expected non-negative finite numbers, at least one."
+    with pytest.raises(ValueError, match=re.escape(message)):
+        FMN(radii=radii).check_params()
 
 
 def test_a_thousand_classes_and_logits_without_a_gradient_do_no_harm():
