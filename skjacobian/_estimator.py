@@ -47,6 +47,20 @@ from skjacobian.exceptions import TrainingDivergedError
 from skjacobian.modules import MODULES
 from skjacobian.objectives import Objective
 
+# What is asked for by a name of scikit-learn, or of the default modules.
+ASKED_FOR = {
+    "hidden_layer_sizes": "module__hidden_units",
+    "hidden_units": "module__hidden_units",
+    "activation": "module__activation",
+    "dropout": "module__dropout",
+    "image_shape": "module__image_shape",
+    "solver": "optimizer",
+    "alpha": "weight_decay",
+    "learning_rate": "lr",
+    "learning_rate_init": "lr",
+    "max_iter": "max_epochs",
+}
+
 NESTED_PREFIXES = ("module", "optimizer", "iterator_train", "iterator_valid", "callbacks")
 
 TRAINING_CONSTRAINTS: dict[str, list[Any]] = {
@@ -125,9 +139,10 @@ class RobustClassifier(NetClassifier):
         self.verbose = verbose
         for name in nested:
             if not _is_nested(name):
+                here = ASKED_FOR.get(name)
+                hint = f" (here {here!r})" if here else did_you_mean(name, self._get_param_names())
                 raise TypeError(
-                    f"{type(self).__name__} got an unexpected parameter {name!r}"
-                    f"{did_you_mean(name, self._get_param_names())}."
+                    f"{type(self).__name__} got an unexpected parameter {name!r}{hint}."
                 )
         self._nested = nested
 

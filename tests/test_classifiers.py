@@ -6,6 +6,7 @@ import sys
 import textwrap
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from inspect import signature
 
 import joblib
 import numpy as np
@@ -46,6 +47,7 @@ from skjacobian import (
     RobustScorer,
 )
 from skjacobian.exceptions import TrainingDivergedError
+from skjacobian.modules import MODULES
 
 CLASSIFIERS = [JacobianRegularizedClassifier, AdversarialClassifier]
 SMALL = {"module__hidden_units": (16,), "max_epochs": 3, "random_state": 0}
@@ -825,6 +827,30 @@ def test_a_typo_in_a_parameter_raises_at_once(Classifier):
         Classifier(lamb=1)
     with pytest.raises(ValueError, match="Invalid parameter 'lamb'"):
         Classifier().set_params(lamb=1)
+
+
+@pytest.mark.parametrize("Classifier", CLASSIFIERS)
+@pytest.mark.parametrize(
+    ("name", "here"),
+    [
+        ("hidden_layer_sizes", "module__hidden_units"),
+        ("activation", "module__activation"),
+        ("solver", "optimizer"),
+        ("alpha", "weight_decay"),
+        ("learning_rate", "lr"),
+        ("learning_rate_init", "lr"),
+        ("max_iter", "max_epochs"),
+        ("hidden_units", "module__hidden_units"),
+        ("image_shape", "module__image_shape"),
+    ],
+)
+def test_names_of_scikit_learn_and_of_modules_are_led_to_those_here(Classifier, name, here):
+    with pytest.raises(TypeError, match=rf"unexpected parameter '{name}' \(here '{here}'\)\."):
+        Classifier(**{name: 1})
+    module_params = {
+        f"module__{name}" for Module in MODULES.values() for name in signature(Module).parameters
+    }
+    assert here in {*Classifier().get_params(), *module_params}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
