@@ -43,8 +43,10 @@ class JacobianRegularizedClassifier(RobustClassifier):
     Parameters
     ----------
     module : {"mlp", "cnn"}, nn.Module subclass or callable, default="mlp"
-        What makes the network. "mlp" and "cnn" (`skjacobian.modules`) are sized from the
-        data; "cnn" takes images of shape (channels, height, width) or (height, width). A class
+        What makes the network. "mlp" has hidden layers of 128 and 64 units (ReLU), which
+        `module__hidden_units`, `module__activation` and `module__dropout` change; "cnn" takes
+        images of shape (channels, height, width) or (height, width), or flat ones with
+        `module__image_shape`. Both (`skjacobian.modules`) are sized from the data. A class
         or function of yours is given `n_features`, `n_classes` and `input_shape` as far as its
         signature names them, and must return logits. It is called again when a pickle is
         loaded: what it is made of belongs in parameters and buffers.
@@ -283,8 +285,10 @@ class AdversarialClassifier(RobustClassifier):
     Parameters
     ----------
     module : {"mlp", "cnn"}, nn.Module subclass or callable, default="mlp"
-        What makes the network. "mlp" and "cnn" (`skjacobian.modules`) are sized from the
-        data; "cnn" takes images of shape (channels, height, width) or (height, width). A class
+        What makes the network. "mlp" has hidden layers of 128 and 64 units (ReLU), which
+        `module__hidden_units`, `module__activation` and `module__dropout` change; "cnn" takes
+        images of shape (channels, height, width) or (height, width), or flat ones with
+        `module__image_shape`. Both (`skjacobian.modules`) are sized from the data. A class
         or function of yours is given `n_features`, `n_classes` and `input_shape` as far as its
         signature names them, and must return logits. It is called again when a pickle is
         loaded: what it is made of belongs in parameters and buffers.
