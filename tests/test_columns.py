@@ -130,6 +130,16 @@ def test_what_is_no_column_is_named_with_what_could_be_said(parameter, columns, 
         understood(parameter, columns, X)
 
 
+@pytest.mark.parametrize("parameter", [*SAID][1:])
+def test_constraints_name_what_is_no_column_when_they_are_fitted(parameter):
+    said = given(parameter, ["agee"])
+    constraints = SAID[parameter](said)["constraints"]
+    match = re.escape(f"Got {parameter}={said!r}, but expected columns of X: names, indices from")
+    with pytest.raises(ValueError, match=f"^{match}.*'agee' is none \\(did you mean 'age'\\?\\)"):
+        constraints.fit(FRAME)
+    constraints.fit(FRAME.rename(columns={"age": "agee"})).fit(FRAME.assign(agee=FRAME.red))
+
+
 @pytest.mark.parametrize(
     ("columns", "but"),
     [
