@@ -412,7 +412,18 @@ class RobustClassifier(NetClassifier):
     ) -> tuple[np.ndarray, np.ndarray]:
         if not reset:
             self._check_image_shape(X)
-        X, y = validate_data(self, X, y, dtype=[np.float64, np.float32], allow_nd=True, reset=reset)
+        try:
+            X, y = validate_data(
+                self, X, y, dtype=[np.float64, np.float32], allow_nd=True, reset=reset
+            )
+        except ValueError as error:
+            if self.preprocessor is None or _holds_numbers(X):
+                raise
+            raise ValueError(
+                f"Got preprocessor={self.preprocessor!r} and X with missing values (NaN) or "
+                "columns that hold no numbers, but a preprocessor expected numbers, none missing. "
+                "Imputers and encoders belong in a Pipeline, before the classifier."
+            ) from error
         check_classification_targets(y)
         y = column_or_1d(y, warn=True)
         if reset:
@@ -520,6 +531,15 @@ class RobustClassifier(NetClassifier):
             expected = f"a scorer that returns one number; it returned {returned}"
             reject("scoring", self.scoring, expected)
         return float(number)
+
+
+def _holds_numbers(X: Any) -> bool:
+    """Tell whether `X` holds numbers alone, none of them missing."""
+    values = np.asarray(X)
+    try:
+        return not np.isnan(values.astype(float) if values.dtype == object else values).any()
+    except (TypeError, ValueError):
+        return False
 
 
 def _is_nested(name: str) -> bool:
