@@ -454,7 +454,7 @@ class RobustClassifier(NetClassifier):
             trained = np.unique(y[rows]) if classes is None else self.classes_
             if len(trained) < 2:
                 raise ValueError(
-                    f"Got y with 1 class ({trained[0]!r}), but {type(self).__name__} "
+                    f"Got y with 1 class ({trained.tolist()[0]!r}), but {type(self).__name__} "
                     "expected samples of at least 2 classes."
                 )
         elif classes is not None and not np.array_equal(np.unique(classes), self.classes_):

@@ -1192,7 +1192,7 @@ def test_a_class_without_weight_stays_a_class(iris):
     np.testing.assert_array_equal(model.classes_, np.unique(y))
     assert model.predict_proba(X).shape == (len(X), 3)
     only = (y == y[0]).astype(float)
-    with pytest.raises(ValueError, match=r"Got y with 1 class"):
+    with pytest.raises(ValueError, match=rf"Got y with 1 class \({y[0]}\)"):
         clone(model).fit(X, y, only)
 
 
