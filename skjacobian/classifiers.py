@@ -31,6 +31,19 @@ from skjacobian.objectives import (
 )
 
 
+class PenaltyNorm(StrOptions):
+    """Constraint on a parameter: a norm of the Jacobian, which is not called as the attack's is."""
+
+    def __init__(self) -> None:
+        super().__init__(set(JACOBIAN_NORMS))
+
+    def __str__(self) -> str:
+        return (
+            f"{super().__str__()} (norms of the Jacobian: of l2 attacks 'l2', 'spectral', of linf "
+            "attacks 'l1', 'l21', 'cross_lipschitz')"
+        )
+
+
 class JacobianRegularizedClassifier(RobustClassifier):
     """Neural network trained with a penalty on the Jacobian of its logits.
 
@@ -181,7 +194,7 @@ class JacobianRegularizedClassifier(RobustClassifier):
     _parameter_constraints: dict[str, list[Any]] = {
         **TRAINING_CONSTRAINTS,
         "lam": [ScalarInterval(Real, 0, None, closed="left")],
-        "norm": [StrOptions(set(JACOBIAN_NORMS))],
+        "norm": [PenaltyNorm()],
         "output": [StrOptions(set(OUTPUTS))],
         "n_projections": [ScalarInterval(Integral, 1, None, closed="left"), None],
         "penalty_samples": [
@@ -438,7 +451,7 @@ class AdversarialClassifier(RobustClassifier):
         "constraints": [FeatureConstraints, None],
         "beta": [ScalarInterval(Real, 0, None, closed="left")],
         "lam": [ScalarInterval(Real, 0, None, closed="left")],
-        "penalty_norm": [StrOptions(set(JACOBIAN_NORMS))],
+        "penalty_norm": [PenaltyNorm()],
     }
 
     def __init__(

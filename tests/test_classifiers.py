@@ -720,6 +720,16 @@ Y_SMALL = np.arange(10) % 2
         (JacobianRegularizedClassifier, {"norm": "l3"}, "'norm' parameter .* Got 'l3' instead"),
         (
             JacobianRegularizedClassifier,
+            {"norm": "linf"},
+            "of linf attacks 'l1', 'l21', 'cross_lipschitz'[)].* Got 'linf' instead",
+        ),
+        (
+            AdversarialClassifier,
+            {"penalty_norm": "linf"},
+            "of linf attacks 'l1', 'l21', 'cross_lipschitz'[)].* Got 'linf' instead",
+        ),
+        (
+            JacobianRegularizedClassifier,
             {"norm": "l1", "n_projections": 2},
             "Got n_projections=2, but expected None with norm='l1'",
         ),
