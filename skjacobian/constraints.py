@@ -116,6 +116,7 @@ class FeatureConstraints(BaseEstimator):
         unfitted.by_index(Columns(tuple(table.tensor.shape[1:]), table.columns))
         columns = _present_numbers(table)
         self.n_features_in_ = len(columns)
+        self.__dict__.pop("feature_names_in_", None)
         if table.columns is not None:
             self.feature_names_in_ = np.array(table.columns, dtype=object)
         self.low_ = np.array([column.min() if len(column) else np.nan for column in columns])
