@@ -119,7 +119,8 @@ class Columns:
         if missing:
             raise ValueError(
                 f"Got {parameter} without values for {missing}, but expected one for each column "
-                f"of X{did_you_mean(missing[0], index)}."
+                f"of X{did_you_mean(missing[0], index)}. FeatureConstraints takes the scale and "
+                "range of some columns."
             )
 
     @cached_property

@@ -47,6 +47,20 @@ from skjacobian.exceptions import TrainingDivergedError
 from skjacobian.modules import MODULES
 from skjacobian.objectives import Objective
 
+# What is asked for by a name of scikit-learn, or of the default modules.
+ASKED_FOR = {
+    "hidden_layer_sizes": "module__hidden_units",
+    "hidden_units": "module__hidden_units",
+    "activation": "module__activation",
+    "dropout": "module__dropout",
+    "image_shape": "module__image_shape",
+    "solver": "optimizer",
+    "alpha": "weight_decay",
+    "learning_rate": "lr",
+    "learning_rate_init": "lr",
+    "max_iter": "max_epochs",
+}
+
 NESTED_PREFIXES = ("module", "optimizer", "iterator_train", "iterator_valid", "callbacks")
 
 TRAINING_CONSTRAINTS: dict[str, list[Any]] = {
@@ -125,9 +139,10 @@ class RobustClassifier(NetClassifier):
         self.verbose = verbose
         for name in nested:
             if not _is_nested(name):
+                here = ASKED_FOR.get(name)
+                hint = f" (here {here!r})" if here else did_you_mean(name, self._get_param_names())
                 raise TypeError(
-                    f"{type(self).__name__} got an unexpected parameter {name!r}"
-                    f"{did_you_mean(name, self._get_param_names())}."
+                    f"{type(self).__name__} got an unexpected parameter {name!r}{hint}."
                 )
         self._nested = nested
 
@@ -397,7 +412,18 @@ class RobustClassifier(NetClassifier):
     ) -> tuple[np.ndarray, np.ndarray]:
         if not reset:
             self._check_image_shape(X)
-        X, y = validate_data(self, X, y, dtype=[np.float64, np.float32], allow_nd=True, reset=reset)
+        try:
+            X, y = validate_data(
+                self, X, y, dtype=[np.float64, np.float32], allow_nd=True, reset=reset
+            )
+        except ValueError as error:
+            if self.preprocessor is None or _holds_numbers(X):
+                raise
+            raise ValueError(
+                f"Got preprocessor={self.preprocessor!r} and X with missing values (NaN) or "
+                "columns that hold no numbers, but a preprocessor expected numbers, none missing. "
+                "Imputers and encoders belong in a Pipeline, before the classifier."
+            ) from error
         check_classification_targets(y)
         y = column_or_1d(y, warn=True)
         if reset:
@@ -428,7 +454,7 @@ class RobustClassifier(NetClassifier):
             trained = np.unique(y[rows]) if classes is None else self.classes_
             if len(trained) < 2:
                 raise ValueError(
-                    f"Got y with 1 class ({trained[0]!r}), but {type(self).__name__} "
+                    f"Got y with 1 class ({trained.tolist()[0]!r}), but {type(self).__name__} "
                     "expected samples of at least 2 classes."
                 )
         elif classes is not None and not np.array_equal(np.unique(classes), self.classes_):
@@ -505,6 +531,15 @@ class RobustClassifier(NetClassifier):
             expected = f"a scorer that returns one number; it returned {returned}"
             reject("scoring", self.scoring, expected)
         return float(number)
+
+
+def _holds_numbers(X: Any) -> bool:
+    """Tell whether `X` holds numbers alone, none of them missing."""
+    values = np.asarray(X)
+    try:
+        return not np.isnan(values.astype(float) if values.dtype == object else values).any()
+    except (TypeError, ValueError):
+        return False
 
 
 def _is_nested(name: str) -> bool:

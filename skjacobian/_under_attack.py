@@ -334,11 +334,12 @@ def _check_has(estimator: Any, name: str) -> None:
 
 def _check_kind_of_labels(y: np.ndarray, classes: Any) -> None:
     """Raise if labels are strings and those of the classifier are not, or the reverse."""
-    kinds = {isinstance(labels[0], str) for labels in (y, np.ravel(classes)) if len(labels)}
-    if len(kinds) > 1:
+    firsts = [labels[:1].tolist() for labels in (y, np.ravel(classes))]
+    if len({isinstance(label, str) for first in firsts for label in first}) > 1:
+        (given,), (known,) = firsts
         raise ValueError(
-            f"Got y with labels like {y[0]!r}, but expected those that the classifier was fitted "
-            f"on, like {np.ravel(classes)[0]!r}."
+            f"Got y with labels like {given!r}, but expected those that the classifier was fitted "
+            f"on, like {known!r}."
         )
 
 

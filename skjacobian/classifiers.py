@@ -31,6 +31,19 @@ from skjacobian.objectives import (
 )
 
 
+class PenaltyNorm(StrOptions):
+    """Constraint on a parameter: a norm of the Jacobian, which is not called as the attack's is."""
+
+    def __init__(self) -> None:
+        super().__init__(set(JACOBIAN_NORMS))
+
+    def __str__(self) -> str:
+        return (
+            f"{super().__str__()} (norms of the Jacobian: of l2 attacks 'l2', 'spectral', of linf "
+            "attacks 'l1', 'l21', 'cross_lipschitz')"
+        )
+
+
 class JacobianRegularizedClassifier(RobustClassifier):
     """Neural network trained with a penalty on the Jacobian of its logits.
 
@@ -43,8 +56,10 @@ class JacobianRegularizedClassifier(RobustClassifier):
     Parameters
     ----------
     module : {"mlp", "cnn"}, nn.Module subclass or callable, default="mlp"
-        What makes the network. "mlp" and "cnn" (`skjacobian.modules`) are sized from the
-        data; "cnn" takes images of shape (channels, height, width) or (height, width). A class
+        What makes the network. "mlp" has hidden layers of 128 and 64 units (ReLU), which
+        `module__hidden_units`, `module__activation` and `module__dropout` change; "cnn" takes
+        images of shape (channels, height, width) or (height, width), or flat ones with
+        `module__image_shape`. Both (`skjacobian.modules`) are sized from the data. A class
         or function of yours is given `n_features`, `n_classes` and `input_shape` as far as its
         signature names them, and must return logits. It is called again when a pickle is
         loaded: what it is made of belongs in parameters and buffers.
@@ -179,7 +194,7 @@ class JacobianRegularizedClassifier(RobustClassifier):
     _parameter_constraints: dict[str, list[Any]] = {
         **TRAINING_CONSTRAINTS,
         "lam": [ScalarInterval(Real, 0, None, closed="left")],
-        "norm": [StrOptions(set(JACOBIAN_NORMS))],
+        "norm": [PenaltyNorm()],
         "output": [StrOptions(set(OUTPUTS))],
         "n_projections": [ScalarInterval(Integral, 1, None, closed="left"), None],
         "penalty_samples": [
@@ -283,8 +298,10 @@ class AdversarialClassifier(RobustClassifier):
     Parameters
     ----------
     module : {"mlp", "cnn"}, nn.Module subclass or callable, default="mlp"
-        What makes the network. "mlp" and "cnn" (`skjacobian.modules`) are sized from the
-        data; "cnn" takes images of shape (channels, height, width) or (height, width). A class
+        What makes the network. "mlp" has hidden layers of 128 and 64 units (ReLU), which
+        `module__hidden_units`, `module__activation` and `module__dropout` change; "cnn" takes
+        images of shape (channels, height, width) or (height, width), or flat ones with
+        `module__image_shape`. Both (`skjacobian.modules`) are sized from the data. A class
         or function of yours is given `n_features`, `n_classes` and `input_shape` as far as its
         signature names them, and must return logits. It is called again when a pickle is
         loaded: what it is made of belongs in parameters and buffers.
@@ -434,7 +451,7 @@ class AdversarialClassifier(RobustClassifier):
         "constraints": [FeatureConstraints, None],
         "beta": [ScalarInterval(Real, 0, None, closed="left")],
         "lam": [ScalarInterval(Real, 0, None, closed="left")],
-        "penalty_norm": [StrOptions(set(JACOBIAN_NORMS))],
+        "penalty_norm": [PenaltyNorm()],
     }
 
     def __init__(

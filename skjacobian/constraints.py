@@ -104,15 +104,23 @@ class FeatureConstraints(BaseEstimator):
         Returns
         -------
         self
+
+        Raises
+        ------
+        ValueError
+            For a column that `X` does not have, and a scale or range that makes no sense.
         """
         table = Table(X)
+        # A new one: an earlier fit may have learned other columns.
+        unfitted = type(self)(**self.get_params(deep=False))
+        unfitted.by_index(Columns(tuple(table.tensor.shape[1:]), table.columns))
         columns = _present_numbers(table)
         self.n_features_in_ = len(columns)
+        self.__dict__.pop("feature_names_in_", None)
         if table.columns is not None:
             self.feature_names_in_ = np.array(table.columns, dtype=object)
         self.low_ = np.array([column.min() if len(column) else np.nan for column in columns])
         self.high_ = np.array([column.max() if len(column) else np.nan for column in columns])
-        self._check_values()
         if self._scale_is_learned:
             std = np.array([column.std() if len(column) else 0.0 for column in columns])
             known = {"std": std, "range": np.nan_to_num(self.high_ - self.low_)}

@@ -1,5 +1,6 @@
 """What an adversary may change, as users say it: feature scale, mutable features, bounds."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -164,7 +165,7 @@ def resolve_bounds(bounds: Any, X: Tensor) -> tuple[Tensor, Tensor] | None:
         "inf for none)"
     )
     if not isinstance(bounds, tuple | list) or len(bounds) != 2:
-        reject("bounds", bounds, expected)
+        reject("bounds", bounds, expected + _by_column(bounds))
     exact = X.new_empty((0, *X.shape[1:]), dtype=torch.float64)
     low, high = (_per_feature("bounds", side, exact) for side in bounds)
     if not bool((low <= high).all()):
@@ -182,13 +183,19 @@ def inward(low: Tensor, high: Tensor, X: Tensor) -> tuple[Tensor, Tensor]:
     return lower.to(X.device), upper.to(X.device)
 
 
+def _by_column(value: Any) -> str:
+    """Return what takes values of some columns, where that is what was given."""
+    is_mapping = isinstance(value, Mapping)
+    return "; FeatureConstraints takes the scale and range of some columns" if is_mapping else ""
+
+
 def _per_feature(name: str, value: Any, X: Tensor) -> Tensor:
     """Return `value` as a CPU tensor that broadcasts over a sample of `X`."""
     try:
         # A copy, for arrays that nobody may write to.
         tensor = torch.tensor(np.asarray(value, dtype=np.float64), dtype=X.dtype)
     except (TypeError, ValueError):
-        reject(name, value, "numbers")
+        reject(name, value, "numbers" + _by_column(value))
     if tensor.numel() == 1:
         return tensor.reshape(())
     shape = X.shape[1:]

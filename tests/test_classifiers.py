@@ -6,6 +6,7 @@ import sys
 import textwrap
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from inspect import signature
 
 import joblib
 import numpy as np
@@ -46,6 +47,7 @@ from skjacobian import (
     RobustScorer,
 )
 from skjacobian.exceptions import TrainingDivergedError
+from skjacobian.modules import MODULES
 
 CLASSIFIERS = [JacobianRegularizedClassifier, AdversarialClassifier]
 SMALL = {"module__hidden_units": (16,), "max_epochs": 3, "random_state": 0}
@@ -718,6 +720,16 @@ Y_SMALL = np.arange(10) % 2
         (JacobianRegularizedClassifier, {"norm": "l3"}, "'norm' parameter .* Got 'l3' instead"),
         (
             JacobianRegularizedClassifier,
+            {"norm": "linf"},
+            "of linf attacks 'l1', 'l21', 'cross_lipschitz'[)].* Got 'linf' instead",
+        ),
+        (
+            AdversarialClassifier,
+            {"penalty_norm": "linf"},
+            "of linf attacks 'l1', 'l21', 'cross_lipschitz'[)].* Got 'linf' instead",
+        ),
+        (
+            JacobianRegularizedClassifier,
             {"norm": "l1", "n_projections": 2},
             "Got n_projections=2, but expected None with norm='l1'",
         ),
@@ -825,6 +837,30 @@ def test_a_typo_in_a_parameter_raises_at_once(Classifier):
         Classifier(lamb=1)
     with pytest.raises(ValueError, match="Invalid parameter 'lamb'"):
         Classifier().set_params(lamb=1)
+
+
+@pytest.mark.parametrize("Classifier", CLASSIFIERS)
+@pytest.mark.parametrize(
+    ("name", "here"),
+    [
+        ("hidden_layer_sizes", "module__hidden_units"),
+        ("activation", "module__activation"),
+        ("solver", "optimizer"),
+        ("alpha", "weight_decay"),
+        ("learning_rate", "lr"),
+        ("learning_rate_init", "lr"),
+        ("max_iter", "max_epochs"),
+        ("hidden_units", "module__hidden_units"),
+        ("image_shape", "module__image_shape"),
+    ],
+)
+def test_names_of_scikit_learn_and_of_modules_are_led_to_those_here(Classifier, name, here):
+    with pytest.raises(TypeError, match=rf"unexpected parameter '{name}' \(here '{here}'\)\."):
+        Classifier(**{name: 1})
+    module_params = {
+        f"module__{name}" for Module in MODULES.values() for name in signature(Module).parameters
+    }
+    assert here in {*Classifier().get_params(), *module_params}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
@@ -1166,7 +1202,7 @@ def test_a_class_without_weight_stays_a_class(iris):
     np.testing.assert_array_equal(model.classes_, np.unique(y))
     assert model.predict_proba(X).shape == (len(X), 3)
     only = (y == y[0]).astype(float)
-    with pytest.raises(ValueError, match=r"Got y with 1 class"):
+    with pytest.raises(ValueError, match=rf"Got y with 1 class \({y[0]}\)"):
         clone(model).fit(X, y, only)
 
 

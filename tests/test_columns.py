@@ -130,6 +130,16 @@ def test_what_is_no_column_is_named_with_what_could_be_said(parameter, columns, 
         understood(parameter, columns, X)
 
 
+@pytest.mark.parametrize("parameter", [*SAID][1:])
+def test_constraints_name_what_is_no_column_when_they_are_fitted(parameter):
+    said = given(parameter, ["agee"])
+    constraints = SAID[parameter](said)["constraints"]
+    match = re.escape(f"Got {parameter}={said!r}, but expected columns of X: names, indices from")
+    with pytest.raises(ValueError, match=f"^{match}.*'agee' is none \\(did you mean 'age'\\?\\)"):
+        constraints.fit(FRAME)
+    constraints.fit(FRAME.rename(columns={"age": "agee"})).fit(FRAME.assign(agee=FRAME.red))
+
+
 @pytest.mark.parametrize(
     ("columns", "but"),
     [
@@ -214,12 +224,21 @@ SERIES = pd.Series({"red": 1.0, "income": 2.0, "agee": 3.0, "blue": 4.0})
 def test_a_series_has_a_value_for_each_column(said):
     message = re.escape(
         f"Got {next(iter(said))} without values for ['age'], but expected one for each column of X "
-        "(did you mean 'agee'?)."
+        "(did you mean 'agee'?). FeatureConstraints takes the scale and range of some columns."
     )
     with pytest.raises(ValueError, match=message):
         RobustScorer(**said)(LogisticRegression().fit(FRAME, Y), FRAME, Y)
     with pytest.raises(ValueError, match=message):
         AdversarialClassifier(**said).fit(FRAME, Y)
+
+
+@pytest.mark.parametrize("said", [{"feature_scale": {"age": 2.0}}, {"bounds": {"age": (-9, 9)}}])
+def test_mappings_of_columns_are_led_to_constraints(said):
+    match = (
+        rf"Got {next(iter(said))}={{'age': .*}}, but expected .*numbers.*; FeatureConstraints takes"
+    )
+    with pytest.raises(ValueError, match=match):
+        RobustScorer(**said)(LogisticRegression().fit(FRAME, Y), FRAME, Y)
 
 
 def test_a_series_is_read_by_place_where_the_columns_have_no_names():

@@ -253,6 +253,13 @@ def test_what_was_learned_goes_with_the_names():
     assert scorer(MODEL, FRAME, Y) == clone(scorer).set_params(constraints=same)(MODEL, FRAME, Y)
 
 
+def test_a_fit_on_an_array_forgets_the_names_of_an_earlier_one():
+    constraints = FeatureConstraints(bounds="train").fit(FRAME.add_prefix("old_"))
+    constraints.fit(FRAME.to_numpy())
+    assert not hasattr(constraints, "feature_names_in_")
+    assert RobustScorer(eps=0.0, constraints=constraints)(MODEL, FRAME, Y) == MODEL.score(FRAME, Y)
+
+
 def test_a_mask_says_which_columns():
     mask = np.array([True, False, False])
     X = torch.zeros(2, 3)

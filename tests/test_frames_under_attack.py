@@ -151,9 +151,9 @@ def test_missing_labels_and_texts_are_errors(ask):
 @pytest.mark.parametrize("ask", [RobustScorer(), evaluate_robustness, robustness_curve])
 def test_labels_of_another_kind_are_an_error(ask):
     with pytest.raises(
-        ValueError, match=r"Got y with labels like '0', but expected .* like np.int64"
+        ValueError, match=r"Got y with labels like '0', but expected .* fitted on, like 0\."
     ):
-        ask(MODEL, X, y.astype(str))
+        ask(MODEL, X, y.astype(str).to_numpy(dtype="U"))
 
 
 def test_a_mask_of_zeros_and_ones_is_not_taken_for_indices():

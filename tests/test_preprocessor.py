@@ -16,10 +16,17 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.exceptions import NotFittedError
 from sklearn.feature_selection import SelectKBest
 from sklearn.frozen import FrozenEstimator
+from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, cross_validate
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import MaxAbsScaler, MinMaxScaler, RobustScaler, StandardScaler
+from sklearn.preprocessing import (
+    MaxAbsScaler,
+    MinMaxScaler,
+    OneHotEncoder,
+    RobustScaler,
+    StandardScaler,
+)
 from sklearn.utils.estimator_checks import check_param_validation, parametrize_with_checks
 from skorch.callbacks import Callback
 from torch import nn
@@ -493,6 +500,35 @@ def test_images_have_no_preprocessor():
     message = r"Got preprocessor=StandardScaler\(\) and X with samples of shape \(1, 8, 8\), but"
     with pytest.raises(ValueError, match=message):
         model.fit(X, y)
+
+
+TEXT = make_column_transformer((OneHotEncoder(), ["job"]), (StandardScaler(), ["age"]))
+
+
+@pytest.mark.parametrize(
+    ("preprocessor", "X"),
+    [
+        (SimpleImputer(), np.array([[1.0, np.nan]] * 10)),
+        (SimpleImputer(), pd.DataFrame({"age": [1, None] * 5}).convert_dtypes()),
+        (TEXT, pd.DataFrame({"job": ["nurse", "pilot"] * 5, "age": 1.0})),
+    ],
+)
+@pytest.mark.parametrize("Classifier", CLASSIFIERS)
+def test_imputers_and_encoders_are_led_to_the_pipeline(Classifier, preprocessor, X):
+    message = (
+        rf"(?s)Got preprocessor={type(preprocessor).__name__}\(.*\) and X with missing values "
+        r"\(NaN\) or columns that hold no numbers, but a preprocessor expected .* in a Pipeline"
+    )
+    with pytest.raises(ValueError, match=message):
+        Classifier(preprocessor=preprocessor, callbacks=[Fails()]).fit(X, np.arange(10) % 2)
+
+
+def test_other_faults_of_x_keep_their_messages(raw):
+    model = JacobianRegularizedClassifier(preprocessor=StandardScaler())
+    with pytest.raises(ValueError, match="Expected 2D array, got 1D array"):
+        model.fit(raw[0][:, 0], raw[1])
+    with pytest.raises(ValueError, match="contains infinity"):
+        model.fit(np.where(raw[0] > 0, np.inf, raw[0]), raw[1])
 
 
 # --- transformers of a user's ---------------------------------------------------------------
