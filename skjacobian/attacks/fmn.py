@@ -235,7 +235,7 @@ class FMN(Attack):
             length = _length(search.ball, X_adv)
             closest.update(search, X_adv, found, length)
             size = closest.size[search.active]
-            lead = value if is_aimed else found
+            lead = value.to(found.dtype) if is_aimed else found
             radius = _newton(search.ball, X_adv, gradient, lead, length, size)
             if is_aimed or step >= SHARE_OF_STEPS * n_steps:
                 search.done |= radius > NEARER * closest.distance[search.active]
