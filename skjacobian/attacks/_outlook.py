@@ -84,7 +84,8 @@ class Outlook:
         """Tell which samples could not be fooled even on a far steeper slope.
 
         `lead` is positive only where the model is right. To first order it falls by no more
-        than `derivative` times what the loss can climb in the set, or along the steps left.
+        than `derivative` times what the loss can climb in the set, or along the steps left; in
+        l2 balls also not by less than what the slope climbs over a radius.
         """
         ball = self.search.ball
         lead, derivative = self.lead(value)
@@ -95,8 +96,13 @@ class Outlook:
         if step < self.patience:
             return torch.zeros_like(self.search.done)
         climb = ball.ascent_left(X_adv, gradient)
+        along_steps = min(1.0, reach) * ball.radii() * length
         if reach < 1:
-            climb = torch.minimum(climb, reach * ball.radii() * length)
+            climb = torch.minimum(climb, along_steps)
+        if ball.norm == "l2":
+            # On a sphere the gap is of second order in the angle to the gradient: next to nothing
+            # where a search turns with it, past a saddle say, however far it is going to get.
+            climb = torch.maximum(climb, along_steps / self.STEEPER)
         is_steady = self.greatest <= self.STEADY * self.least
         return is_steady & (lead > self.STEEPER * derivative * climb)
 

@@ -249,7 +249,7 @@ class FMN(Attack):
             found, value, gradient = search.gradient(X_adv, self._loss(search, progress))
             length, slope = search.ball.in_blocks(_length_and_slope, X_adv, gradient).unbind(1)
             closest.update(search, X_adv, found, length)
-            lead = value if is_aimed else found
+            lead = value.to(found.dtype) if is_aimed else found
             radius = _newton(lead, length, slope, closest.size[search.active])
             distance = closest.distance[search.active]
             if is_aimed or step >= SHARE_OF_STEPS[self.norm] * n_steps:

@@ -211,6 +211,19 @@ def test_fooled_says_what_the_logits_say_where_rounding_is_coarse(attack, norm, 
     assert torch.equal(found.fooled, wrong(logits, found.X_adv, y))
 
 
+@every_norm
+@every_attack
+def test_a_model_may_compute_in_more_precision_than_its_samples_have(attack, norm):
+    net, X = make_net(), samples(dtype=torch.float32)
+    y = predicted(net, X.double())
+    attack = with_threat(attack, norm=norm, eps=0.4)
+    found = attack.search(lambda X: net(X.double()), X, y, generator=seeded())
+    assert found.X_adv.dtype == torch.float32
+    assert torch.equal(found.fooled, wrong(net, found.X_adv.double(), y))
+    exact = attack.search(net, X.double(), y, generator=seeded())
+    assert (found.fooled != exact.fooled).sum() <= 1
+
+
 @every_attack
 @every_norm
 def test_calling_the_attack_returns_what_the_search_found(attack, norm):
