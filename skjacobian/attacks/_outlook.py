@@ -13,10 +13,11 @@ class Outlook:
     """What the samples of one ascent may still hope for.
 
     It holds where steps follow from the present iterate alone and never grow. A sample is
-    hopeless once it has come to rest, and once even a slope STEEPER times as steep would not
-    fool it. Of a slope that has grown or shrunk more than STEADY times since the start that
-    says little: kernel machines have plateaus, which the first steps must cross. ReLU networks
-    have none.
+    hopeless once it has come to rest; and where, looking back, the slope has been steady and the
+    last steps have led nowhere, once even a slope STEEPER times as steep would not fool it. Of a
+    slope that changes, that says little: kernel machines have plateaus, which the first steps
+    must cross. Nor does it where a search gets on: turning with the gradient, past a saddle of an
+    l2 ball, it has next to nothing to climb to first order.
 
     Parameters
     ----------
@@ -30,30 +31,34 @@ class Outlook:
     """
 
     STEEPER = 5.0
+    # By what factor a slope may have changed since the start, and what share of the lead a search
+    # may have closed in the last steps.
     STEADY = 2.0
-    # Nobody is given up before. Of few features, as of tables, gradients miss more, and queries
-    # are cheap.
+    PROGRESS = 0.01
+    # Nobody is given up before these; and which steps are the last.
     FEWEST_STEPS = 8
     SHARE_OF_STEPS = 0.2
-    SHARE_OF_FEW_FEATURES = 0.5
+    SHARE_OF_LAST_STEPS = 0.1
 
     def __init__(
         self, search: Search, loss: str, n_steps: int, reach: Callable[[int], float | None]
     ) -> None:
         self.search = search
         self.reach = reach
-        is_few = search.ball.has_few_features
-        share = self.SHARE_OF_FEW_FEATURES if is_few else self.SHARE_OF_STEPS
-        self.patience = max(self.FEWEST_STEPS, share * n_steps)
+        self.patience = max(self.FEWEST_STEPS, self.SHARE_OF_STEPS * n_steps)
         # Cross-entropy towards one class does not tell who is ahead.
         self.tells = search.target is None or loss != "cross_entropy"
         self.lead = LEADS[loss]
         self.least = torch.full_like(search.y, torch.inf, dtype=search.best.dtype)
         self.greatest = torch.zeros_like(self.least)
+        # Of every other step, the last ones and the one before these.
+        self.leads: list[Tensor] = []
+        self.n_last = max(2, round(self.SHARE_OF_LAST_STEPS * n_steps / 2))
 
     def keep(self, kept: Tensor) -> None:
         """Forget all samples but these."""
         self.least, self.greatest = self.least[kept], self.greatest[kept]
+        self.leads = [lead[kept] for lead in self.leads]
 
     def is_hopeless(
         self, X_adv: Tensor, previous: Tensor, value: Tensor, gradient: Tensor, step: int
@@ -84,8 +89,7 @@ class Outlook:
         """Tell which samples could not be fooled even on a far steeper slope.
 
         `lead` is positive only where the model is right. To first order it falls by no more
-        than `derivative` times what the loss can climb in the set, or along the steps left; in
-        l2 balls also not by less than what the slope climbs over a radius.
+        than `derivative` times what the loss can climb in the set, or along the steps left.
         """
         ball = self.search.ball
         lead, derivative = self.lead(value)
@@ -93,18 +97,15 @@ class Outlook:
         slope = derivative * length
         self.least = torch.minimum(self.least, slope)
         self.greatest = torch.maximum(self.greatest, slope)
-        if step < self.patience:
+        self.leads = [*self.leads[-self.n_last :], lead]
+        if step < self.patience or len(self.leads) <= self.n_last:
             return torch.zeros_like(self.search.done)
         climb = ball.ascent_left(X_adv, gradient)
-        along_steps = min(1.0, reach) * ball.radii() * length
         if reach < 1:
-            climb = torch.minimum(climb, along_steps)
-        if ball.norm == "l2":
-            # On a sphere the gap is of second order in the angle to the gradient: next to nothing
-            # where a search turns with it, past a saddle say, however far it is going to get.
-            climb = torch.maximum(climb, along_steps / self.STEEPER)
+            climb = torch.minimum(climb, reach * ball.radii() * length)
         is_steady = self.greatest <= self.STEADY * self.least
-        return is_steady & (lead > self.STEEPER * derivative * climb)
+        leads_nowhere = self.leads[0] - lead < self.PROGRESS * lead
+        return is_steady & leads_nowhere & (lead > self.STEEPER * derivative * climb)
 
 
 def _has_settled(X_adv: Tensor, previous: Tensor) -> Tensor:

@@ -28,9 +28,9 @@ class PGD(GradientAscent):
     best point of ball and box (`skjacobian.geometry.Ball.ascend`).
 
     With the default steps and no momentum, samples are given up that even a slope five times as
-    steep would not fool, once the slope has been steady for a fifth of the steps (half, where at
-    most 100 features may change). On networks that lost nobody and saved a quarter to a third of
-    the time (docs/benchmarks.md); a `step_size` takes every sample through all steps.
+    steep would not fool, from a fifth of the steps on, where the slope has been steady and the last
+    steps led nowhere. That spares a quarter to a third of the time (docs/benchmarks.md says what
+    it misses); a `step_size` takes every sample through all steps.
 
     Parameters
     ----------
