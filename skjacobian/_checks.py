@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skjacobian._under_attack import Perturbed, UnderAttack, fooled_by_square
+from skjacobian._under_attack import Perturbed, UnderAttack, are_many, fooled_by_square
 from skjacobian.attacks import FMN, PGD, Attack, Cascade, Square
 from skjacobian.model_modes import frozen
 from skjacobian.norms import vector_norm
@@ -26,16 +26,16 @@ MEANINGS = {
     "gradients of all samples are zero, as where a module rounds or casts some to integers: "
     "only Square can change these.",
     "scale of the logits": "Raised if PGD on cross-entropy says 2 points more than PGD on the "
-    "soft margin. Logits of this scale mislead cross-entropy: it has no gradient where they are "
-    "very large, and pushes against all classes at once where they are small. Figures that others "
-    "get with it are too high. This one does not depend on the scale.",
+    "soft margin, two samples at least. Logits of this scale mislead cross-entropy: it has no "
+    "gradient where they are very large, and pushes against all classes at once where they are "
+    "small. Figures that others get with it are too high. This one does not depend on the scale.",
     "random predictions": "Raised if the same samples get other predictions when asked again. "
     "Attacks that take one answer for the model overstate its robustness.",
     "black box": "Raised if Square, after all gradients failed, fools 1 % of the samples, or "
-    "brings 5 % closer by a quarter of their clean margin. Gradients mislead, and robustness is "
-    "likely overstated.",
-    "convergence": "Raised if the last restart still fools 0.5 % of the samples. More restarts "
-    "would fool more.",
+    "brings 5 % closer by a quarter of their clean margin, two samples at least. Gradients "
+    "mislead, and robustness is likely overstated.",
+    "convergence": "Raised if the last restart still fools 0.5 % of the samples, two at "
+    "least. More restarts would fool more.",
     "huge radius": "Raised if more samples stand than a constant classifier would get right, "
     "at a radius at which anything can become anything. The attack does not work on this model, "
     "or the model does not use the features that may change.",
@@ -148,7 +148,9 @@ class Checks:
             f"PGD on cross-entropy leaves {by_loss['cross_entropy']:.3f} of "
             f"{len(self.checked)} samples, on the soft margin {by_loss['soft_margin']:.3f}"
         )
-        return _flag(name, by_loss["cross_entropy"] > by_loss["soft_margin"] + 0.02, detail)
+        n_checked = len(self.checked)
+        n_more = (by_loss["cross_entropy"] - by_loss["soft_margin"]) * n_checked
+        return _flag(name, are_many(round(n_more), 0.02, n_checked), detail)
 
     def random_predictions(self) -> Flag:
         """Answers that differ from one time to the next."""
@@ -172,7 +174,7 @@ class Checks:
         n_fooled = fooled_by_square(self.perturbed.found)
         n_closer = sum(int((stage.gain > 0.25).sum()) for stage in stages[:1])
         n_attacked = len(self.perturbed.right)
-        raised = n_fooled > 0.01 * n_attacked or n_closer > 0.05 * n_attacked
+        raised = are_many(n_fooled, 0.01, n_attacked) or are_many(n_closer, 0.05, n_attacked)
         detail = f"of {n_attacked} samples Square fooled {n_fooled}, came far closer at {n_closer}"
         return _flag("black box", raised, detail)
 
@@ -183,7 +185,7 @@ class Checks:
             return _flag("convergence", 0, "not checked: nothing was restarted")
         n_fooled, n_samples = int(stages[-1].fooled.sum()), len(self.subject.y)
         detail = f"the last restart ({stages[-1].name}) fooled {n_fooled} of {n_samples} samples"
-        return _flag("convergence", n_fooled > 0.005 * n_samples, detail)
+        return _flag("convergence", are_many(n_fooled, 0.005, n_samples), detail)
 
     def huge_radius(self) -> Flag:
         """Robust accuracy where nothing should stand."""

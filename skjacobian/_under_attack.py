@@ -266,10 +266,15 @@ def fooled_by_square(found: Found) -> int:
     return sum(int(stage.fooled.sum()) for stage in found.stages_of("Square"))
 
 
+def are_many(n: float, share: float, n_samples: int) -> bool:
+    """Tell whether `n` are more than a share of the samples, and more than one, an accident."""
+    return n > max(share * n_samples, 1)
+
+
 def warn_of_black_box(perturbed: Perturbed) -> None:
     """Warn where Square fooled more than 1 % of the samples after all gradients had failed."""
     n_fooled, n_samples = fooled_by_square(perturbed.found), len(perturbed.right)
-    if n_fooled > 0.01 * n_samples:
+    if are_many(n_fooled, 0.01, n_samples):
         warnings.warn(
             f"Square fooled {n_fooled} of {n_samples} samples after all gradients had failed: "
             "gradients mislead, and robustness is likely overstated. evaluate_robustness says "

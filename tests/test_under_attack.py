@@ -21,7 +21,7 @@ from skjacobian import (
     robustness_curve,
     surrogate_gap,
 )
-from skjacobian._under_attack import UnderAttack
+from skjacobian._under_attack import UnderAttack, are_many
 from skjacobian._validation import check_count_or_auto
 from skjacobian.attacks import PGD, Cascade, RayS, Square
 from skjacobian.attacks._named import check_threat_model_is_unset
@@ -420,3 +420,11 @@ def test_a_module_without_parameters_takes_the_type_of_its_buffers():
     module.forward = lambda values: -torch.cdist(values, module.prototypes)
     subject = UnderAttack(module, X.astype(np.float64), y % 2, needs="gradients")
     assert subject.view(subject.X_tensor).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("n", "share", "n_samples", "expected"),
+    [(1, 0.01, 10, False), (2, 0.01, 10, True), (2, 0.01, 200, False), (3, 0.01, 200, True)],
+)
+def test_one_sample_is_an_accident_and_more_than_a_share_are_many(n, share, n_samples, expected):
+    assert are_many(n, share, n_samples) is expected

@@ -53,6 +53,10 @@ def problems():
         tanh.fit(X, y)
     yield "MNIST, MLPClassifier, tanh", tanh, samples, "images", (0, 1)
     X, y = load_digits(return_X_y=True)
+    large = np.kron(X.reshape(-1, 8, 8) / 16, np.ones((2, 2))).reshape(len(X), -1)
+    model = SVC(C=10, gamma=0.1).fit(large[:1200], y[:1200])
+    name = "digits of 256 pixels, SVC(C=10, gamma=0.1)"
+    yield name, model, (large[1200:], y[1200:]), "images", (0, 1)
     X = StandardScaler().fit_transform(X)
     for gamma in (0.02, 0.1, 1.0):
         model = SVC(gamma=gamma).fit(X[:1200], y[:1200])
