@@ -88,7 +88,8 @@ class FMN(Attack):
       would, to first order, fall by less than 0.1 %. That saves a seventh to two fifths of the
       time and makes distances 0.03 to 0.2 % larger.
     - With `radii`, where more than 100 features may change, samples are given up whose distance
-      would, to first order, not fall below the next of these by far: another fifth of the time.
+      would, to first order, stay a fifth above the next of these: that saves another tenth to
+      fifth of the time.
 
     Parameters
     ----------
