@@ -32,8 +32,8 @@ SHARE_OF_STEPS = {"linf": 0.6, "l2": 0.4, "l1": 0.6}
 NEARER = 0.999
 # Where certain radii are asked about, samples are given up, from these shares of the steps of the
 # first search and of others on, that come no nearer than so many times the next of them.
-SHARES_OF_STEPS_TO_RADII = 0.5, 0.2
-BEYOND = 1.2
+SHARES_OF_STEPS_TO_RADII = 0.5, 0.25
+BEYOND = 1.3
 # Where few features may change, a search aims at each of the likeliest wrong classes, so many
 # and so briefly; and samples of which nothing was found get so many more starts.
 AIMED_CLASSES = 9
@@ -88,8 +88,8 @@ class FMN(Attack):
       would, to first order, fall by less than 0.1 %. That saves a seventh to two fifths of the
       time and makes distances 0.03 to 0.2 % larger.
     - With `radii`, where more than 100 features may change, samples are given up whose distance
-      would, to first order, stay a fifth above the next of these: that saves another tenth to
-      fifth of the time.
+      would, to first order, stay three tenths above the next of these: that saves another tenth to
+      sixth of the time.
 
     Parameters
     ----------
