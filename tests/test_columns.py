@@ -87,7 +87,8 @@ NO_KEYS = [
 @pytest.mark.parametrize(
     ("parameter", "columns"),
     [(p, columns) for p in SAID for columns in LISTS + ([] if p in MAPPINGS else NO_KEYS)],
-    ids=repr,
+    # Workers must agree on names, and have orders of sets of their own.
+    ids=lambda value: f"a set of {sorted(value)}" if isinstance(value, set) else repr(value),
 )
 def test_columns_are_taken_by_name_by_index_and_by_mask(parameter, columns):
     assert understood(parameter, columns) == [1, 3]
