@@ -9,6 +9,30 @@ from skjacobian.attacks._search import Search
 from skjacobian.losses import LEADS
 
 
+class Slopes:
+    """Between what bounds the slope of each active sample has been."""
+
+    # By what factor a steady slope may have changed.
+    STEADY = 2.0
+
+    def __init__(self, search: Search) -> None:
+        self.least = torch.full_like(search.y, torch.inf, dtype=search.best.dtype)
+        self.greatest = torch.zeros_like(self.least)
+
+    def observe(self, slope: Tensor) -> None:
+        """Take note of the slopes of one step."""
+        self.least = torch.minimum(self.least, slope)
+        self.greatest = torch.maximum(self.greatest, slope)
+
+    def are_steady(self) -> Tensor:
+        """Tell whose slope has hardly changed: to first order a steady one tells what is near."""
+        return self.greatest <= self.STEADY * self.least
+
+    def keep(self, kept: Tensor) -> None:
+        """Forget all samples but these."""
+        self.least, self.greatest = self.least[kept], self.greatest[kept]
+
+
 class Outlook:
     """What the samples of one ascent may still hope for.
 
@@ -31,9 +55,7 @@ class Outlook:
     """
 
     STEEPER = 5.0
-    # By what factor a slope may have changed since the start, and what share of the lead a search
-    # may have closed in the last steps.
-    STEADY = 2.0
+    # What share of the lead a search may have closed in the last steps.
     PROGRESS = 0.01
     # Nobody is given up before these; and which steps are the last.
     FEWEST_STEPS = 8
@@ -49,15 +71,14 @@ class Outlook:
         # Cross-entropy towards one class does not tell who is ahead.
         self.tells = search.target is None or loss != "cross_entropy"
         self.lead = LEADS[loss]
-        self.least = torch.full_like(search.y, torch.inf, dtype=search.best.dtype)
-        self.greatest = torch.zeros_like(self.least)
+        self.slopes = Slopes(search)
         # Of every other step, the last ones and the one before these.
         self.leads: list[Tensor] = []
         self.n_last = max(2, round(self.SHARE_OF_LAST_STEPS * n_steps / 2))
 
     def keep(self, kept: Tensor) -> None:
         """Forget all samples but these."""
-        self.least, self.greatest = self.least[kept], self.greatest[kept]
+        self.slopes.keep(kept)
         self.leads = [lead[kept] for lead in self.leads]
 
     def is_hopeless(
@@ -94,18 +115,16 @@ class Outlook:
         ball = self.search.ball
         lead, derivative = self.lead(value)
         length = ball.dual_length(gradient)
-        slope = derivative * length
-        self.least = torch.minimum(self.least, slope)
-        self.greatest = torch.maximum(self.greatest, slope)
+        self.slopes.observe(derivative * length)
         self.leads = [*self.leads[-self.n_last :], lead]
         if step < self.patience or len(self.leads) <= self.n_last:
             return torch.zeros_like(self.search.done)
         climb = ball.ascent_left(X_adv, gradient)
         if reach < 1:
             climb = torch.minimum(climb, reach * ball.radii() * length)
-        is_steady = self.greatest <= self.STEADY * self.least
         leads_nowhere = self.leads[0] - lead < self.PROGRESS * lead
-        return is_steady & leads_nowhere & (lead > self.STEEPER * derivative * climb)
+        is_far = lead > self.STEEPER * derivative * climb
+        return self.slopes.are_steady() & leads_nowhere & is_far
 
 
 def _has_settled(X_adv: Tensor, previous: Tensor) -> Tensor:

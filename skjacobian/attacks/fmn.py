@@ -12,6 +12,7 @@ from torch import Tensor
 
 from skjacobian._validation import check_count, check_radii, unwrap_scalar
 from skjacobian.attacks._base import Attack
+from skjacobian.attacks._outlook import Slopes
 from skjacobian.attacks._search import Search
 from skjacobian.attacks.hotflip import HotFlip, flips_pay
 from skjacobian.constraints import FeatureConstraints
@@ -30,12 +31,10 @@ FIRST = 1 / 16
 SHARE_OF_STEPS = {"linf": 0.6, "l2": 0.4, "l1": 0.6}
 NEARER = 0.999
 # Where certain radii are asked about, samples are given up, from these shares of the steps of the
-# first search and of others on, that come no nearer than so many times the next of them. Where
-# the slope has changed more than that since the start, as that of kernel machines does, the first
-# order says too little.
+# first search and of others on, that come no nearer than so many times the next of them; where the
+# slope has been steady, unlike that of kernel machines, of which the first order says too little.
 SHARES_OF_STEPS_TO_RADII = 0.4, 0.3
 BEYOND = 1.25
-STEADY = 2.0
 # Where few features may change, a search aims at each of the likeliest wrong classes, so many
 # and so briefly; and samples of which nothing was found get so many more starts.
 AIMED_CLASSES = 9
@@ -246,7 +245,7 @@ class FMN(Attack):
         """Approach the boundary once from one start; algorithm 1 of the paper."""
         is_aimed = search.target is not None
         n_steps = AIMED_STEPS if is_aimed else check_count("n_steps", self.n_steps)
-        asked = self._asked(search)
+        radii, slopes = self._radii_asked(search), Slopes(search)
         for step in range(n_steps):
             progress = step / n_steps if restart == 0 else 1.0
             found, value, gradient = search.gradient(X_adv, self._loss(search, progress))
@@ -257,15 +256,13 @@ class FMN(Attack):
             distance = closest.distance[search.active]
             if is_aimed or step >= SHARE_OF_STEPS[self.norm] * n_steps:
                 search.done |= radius > NEARER * distance
-            if asked is not None:
-                far = asked.is_far(distance, radius, slope)
-                if step >= SHARES_OF_STEPS_TO_RADII[restart > 0] * n_steps:
-                    search.done |= far
+            slopes.observe(slope)
+            if radii is not None and step >= SHARES_OF_STEPS_TO_RADII[restart > 0] * n_steps:
+                search.done |= slopes.are_steady() & _is_far(radii, distance, radius)
             kept = search.drop(step)
             if kept is not None:
                 X_adv, gradient, radius = X_adv[kept], gradient[kept], radius[kept]
-                if asked is not None:
-                    asked.keep(kept)
+                slopes.keep(kept)
             if len(X_adv) == 0:
                 return
             radius = torch.minimum(radius, closest.distance[search.active])
@@ -274,41 +271,17 @@ class FMN(Attack):
             X_adv = _ascend(search.ball, X_adv, gradient, radius, step_size)
         closest.update(search, X_adv, search.margin(X_adv), _length(search.ball, X_adv))
 
-    def _asked(self, search: Search) -> "_Asked | None":
+    def _radii_asked(self, search: Search) -> Tensor | None:
+        """Return the radii that alone matter, in rising order; None if all do."""
         if self.radii is None or search.all_balls.has_few_features:
             return None
-        radii = torch.from_numpy(check_radii("radii", self.radii)).to(search.ball.X)
-        return _Asked(radii, torch.full_like(search.y, torch.inf, dtype=radii.dtype))
+        return torch.from_numpy(check_radii("radii", self.radii)).to(search.ball.X)
 
     def _loss(self, search: Search, progress: float) -> Any:
         if search.target is not None:
             return partial(targeted_margin, y=search.y, target=search.target)
         hot, cold = self.TEMPERATURES
         return partial(soft_margin, y=search.y, temperature=hot * (cold / hot) ** progress)
-
-
-class _Asked:
-    """Which radii are asked about, and what slopes the active samples have shown so far."""
-
-    def __init__(self, radii: Tensor, least: Tensor) -> None:
-        self.radii = torch.cat([radii.new_zeros(1), radii])
-        self.least, self.greatest = least, torch.zeros_like(least)
-
-    def keep(self, kept: Tensor) -> None:
-        """Forget all samples but these."""
-        self.least, self.greatest = self.least[kept], self.greatest[kept]
-
-    def is_far(self, distance: Tensor, radius: Tensor, slope: Tensor) -> Tensor:
-        """Tell of which samples the boundary is, to first order, far from the next radius.
-
-        That is the largest radius asked about below the distance found, at `radius` the
-        boundary.
-        """
-        self.least = torch.minimum(self.least, slope)
-        self.greatest = torch.maximum(self.greatest, slope)
-        below = self.radii[torch.searchsorted(self.radii[1:], distance)]
-        is_steady = self.greatest <= STEADY * self.least
-        return distance.isfinite() & (radius > BEYOND * below) & is_steady
 
 
 class _Closest:
@@ -448,6 +421,15 @@ def _ways_to_round(ball: Ball) -> list[Ball]:
     if ball.rules is None or not bool(ball.rules.is_whole.any()):
         return [ball]
     return [ball, replace(ball, stays_closer=True), ball.with_whole_fixed()]
+
+
+def _is_far(radii: Tensor, distance: Tensor, radius: Tensor) -> Tensor:
+    """Tell where the boundary is, to first order at `radius`, far from the next of the radii.
+
+    That is the largest below the distance found, or 0.
+    """
+    below = torch.cat([radii.new_zeros(1), radii])[torch.searchsorted(radii, distance)]
+    return distance.isfinite() & (radius > BEYOND * below)
 
 
 def _newton(found: Tensor, length: Tensor, slope: Tensor, size: Tensor) -> Tensor:
