@@ -217,8 +217,7 @@ class RobustScorer(BaseEstimator):
             verbose=self.verbose,
         )
         weight = None if sample_weight is None else check_weights(sample_weight, subject.y)
-        own = {name: getattr(self, name) for name in Attack.THREAT_MODEL}
-        attacks = {eps: subject.arm(attack, **{**own, "eps": eps}) for eps in sorted(radii)}
+        attacks = {eps: subject.arm(attack, **self._threat_model(eps)) for eps in sorted(radii)}
         right = subject.right.copy()
         kind = "" if self.average == "mean" else f"{self.average}_"
         scores = {f"{kind}accuracy": average_accuracy(right, subject.y, weight, self.average)}
@@ -275,13 +274,8 @@ class RobustScorer(BaseEstimator):
                 estimator,
                 X,
                 y,
-                norm=self.norm,
-                eps=eps,
+                **self._threat_model(eps),
                 attack=attack,
-                feature_scale=self.feature_scale,
-                bounds=self.bounds,
-                mutable=self.mutable,
-                constraints=self.constraints,
                 batch_size=self.batch_size,
                 random_state=self.random_state,
                 verbose=self.verbose,
@@ -290,6 +284,10 @@ class RobustScorer(BaseEstimator):
             for eps in radii
         }
         return reports if _is_sequence(self.eps) else reports[_key(radii[0])]
+
+    def _threat_model(self, eps: float) -> dict[str, Any]:
+        """Return what the adversary may do at one of the radii, by parameter."""
+        return {**{name: getattr(self, name) for name in Attack.THREAT_MODEL}, "eps": eps}
 
     def _accept_sample_weight(self) -> bool:
         """Tell scikit-learn's search objects that `sample_weight` may be passed."""
