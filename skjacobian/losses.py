@@ -145,8 +145,8 @@ class _SoftMargin(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, y: Tensor, temperature: float) -> Tensor:
-        T = temperature * _width(logits)
-        T = torch.where((T > 0) & T.isfinite(), T, 1.0)
+        T = (temperature * _width(logits)).nan_to_num(1.0, posinf=1.0)
+        T = T.where(T > 0, 1.0)
         index = y.unsqueeze(1)
         others = (logits / T).scatter_(1, index, -torch.inf)
         log_sum = others.logsumexp(1, keepdim=True)

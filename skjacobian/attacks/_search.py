@@ -148,8 +148,7 @@ class Search:
         Others may be as low as -1e9, where a class is masked.
         """
         own = logits.gather(1, self.y.unsqueeze(1)).squeeze(1)
-        size = torch.maximum(own.abs(), (own + found).abs())
-        size = size.where(size.isfinite(), 0.0)
+        size = torch.maximum(own.abs(), (own + found).abs()).nan_to_num(0.0, posinf=0.0)
         unit = torch.finfo(logits.dtype).eps
         # Half precision is rounded once, after sums in float32; there much more would be lost.
         return (16 if unit < 1e-4 else 2) * unit * size
