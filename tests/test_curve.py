@@ -24,6 +24,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from skjacobian import (
+    FeatureConstraints,
     JacobianRegularizedClassifier,
     RobustScorer,
     adversarial_distances,
@@ -260,6 +261,38 @@ def test_no_distance_is_greater_than_that_to_a_sample_that_is_predicted_otherwis
 
 
 @pytest.mark.filterwarnings("ignore::skjacobian.exceptions.AttackWarning")
+@pytest.mark.parametrize("norm", ["l2", "l1"])
+@pytest.mark.parametrize("gamma", [1, 5])
+def test_over_categories_kernel_machines_are_hardly_farther_than_by_brute_force(norm, gamma):
+    rng = np.random.default_rng(0)
+    n, order, unit = 180, int(norm[1]), np.array([0.2, 1.5, 2.0, 2.0, 2.0])
+    a, k, c = rng.random(n), rng.integers(0, 6, n), rng.integers(0, 3, n)
+    X = np.column_stack([a, k, np.eye(3)[c]])
+    y = np.sin(6 * a + c) + 0.35 * (k - 2.5) * (c - 1) + 0.3 * rng.standard_normal(n) > 0
+    model = SVC(gamma=gamma, C=10).fit(X[:120], y[:120])
+    X, y = X[120:], y[120:]
+    fine = np.linspace(0, 1, 401)
+    everywhere = np.array([[a, k, *row] for a in fine for k in range(6) for row in np.eye(3)])
+    wrong = model.predict(everywhere) != y[:, None]
+    length = np.linalg.norm((everywhere - X[:, None]) / unit, ord=order, axis=2)
+    by_force = np.where(wrong, length, np.inf).min(1)
+    by_force[model.predict(X) != y] = 0
+    threat = {
+        "norm": norm,
+        "feature_scale": unit,
+        "constraints": FeatureConstraints(
+            integer=[1], one_hot=[[2, 3, 4]], bounds={0: (0, 1), 1: (0, 5)}
+        ),
+    }
+    distances = adversarial_distances(model, X, y, **threat)
+    a_grid = 0.5 * (fine[1] - fine[0]) / unit[0]
+    assert (distances > by_force - 2 * a_grid - 1e-3).all()
+    assert (distances > 1.02 * by_force + a_grid).mean() <= 0.02
+    eps = np.median(by_force[by_force > 0]) + 2 * a_grid
+    strong = RobustScorer(eps=eps, attack="strong", **threat)(model, X, y)
+    assert strong <= (by_force > eps - 2 * a_grid).mean()
+
+
 def test_the_way_to_other_samples_keeps_to_the_threat_model():
     # Far from all samples this machine says 1, its intercept; there is no gradient.
     X = pd.DataFrame({"a": [0, 6, 12, 18], "b": [0.0, 6.0, 12.0, 18.0]})

@@ -1,5 +1,6 @@
 """Fast minimum-norm attack (Pintor et al., arXiv 2102.12827)."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from numbers import Real
@@ -45,8 +46,10 @@ MORE_RESTARTS = 4
 PROBED_FEATURES = 20
 PATIENCE = 50
 MOST_PROBES = 500
-# How often at most HotFlip looks nearer than what it has found.
+# How often at most HotFlip looks nearer than what it has found; and by how much where it tries
+# each single change, which is costly.
 FLIP_ROUNDS = 10
+CLOSER = 0.99
 # How precisely what other features must change beside is found.
 N_HALVINGS = 10
 
@@ -359,19 +362,26 @@ class _Closest:
         self.margin[target] = found[chosen]
 
     def flip(self, search: Search, generator: torch.Generator) -> None:
-        """Look for closer points by changing categories and whole numbers one by one.
-
-        Each round looks nearer than what the one before found.
-        """
-        ball = search.all_balls
-        eligible = self.distance > 0
+        """Look for closer points by changing categories and whole numbers one by one."""
+        attack = HotFlip(n_restarts=2)
         # A seed for each round: what it draws does not depend on who else is searched.
-        for seed in torch.randint(2**62, (FLIP_ROUNDS,), generator=generator).tolist():
-            radius = (1 - OVERSHOOT) * torch.minimum(self.distance, FARTHER * (1 + self.size))
+        seeds = torch.randint(2**62, (FLIP_ROUNDS,), generator=generator).tolist()
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        promising = [partial(attack.follow_promises, generator=own) for own in generators]
+        self._flip_nearer(search, 1 - OVERSHOOT, promising)
+        self._flip_nearer(search, CLOSER, [attack.try_each] * FLIP_ROUNDS)
+
+    def _flip_nearer(
+        self, search: Search, share: float, rounds: Sequence[Callable[[Search], None]]
+    ) -> None:
+        """Look, in each round, within a share of the distance that those before have found."""
+        ball, eligible = search.all_balls, self.distance > 0
+        for look in rounds:
+            radius = share * torch.minimum(self.distance, FARTHER * (1 + self.size))
             inner = Search(search.model, ball.with_radius(radius), search.all_y)
             inner.inspected, inner.eligible = True, eligible
             inner.output_kind = search.output_kind
-            HotFlip(n_restarts=2)._search(inner, torch.Generator().manual_seed(seed))
+            look(inner)
             _shorten(inner)
             search.n_queries += inner.n_queries
             search.is_undefined |= inner.is_undefined

@@ -1,7 +1,8 @@
 """HotFlip: categories and whole numbers changed one by one, the most promising first."""
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,8 +14,14 @@ from skjacobian.constraints import FeatureConstraints
 from skjacobian.geometry import Ball
 from skjacobian.losses import soft_margin
 
+# Of the gain and the price of changes.
+Worth = Callable[[Tensor, Tensor], Tensor]
+
 # Where the ball is cut by a box, a step so many radii long and its projection lead to the best.
 LONG_STEP = 10
+# How many single changes are tried at most, whatever they promise; and steps from each.
+MOST_TRIALS = 64
+STEPS_OF_TRIAL = 4
 
 
 class HotFlip(Attack):
@@ -87,20 +94,37 @@ class HotFlip(Attack):
         check_count("n_restarts", self.n_restarts)
 
     def _search(self, search: Search, generator: torch.Generator) -> None:
+        self.follow_promises(search, generator)
+        self.try_each(search)
+
+    def follow_promises(self, search: Search, generator: torch.Generator) -> None:
+        """Search from X, in each restart for what is worth most to first order."""
+        moves, n_steps = Moves(search.all_balls), check_count("n_steps", self.n_steps)
         for restart in range(check_count("n_restarts", self.n_restarts)):
             if not search.restart():
                 return
-            moves = Moves(search.ball)
             taste = torch.rand(len(moves), generator=generator, dtype=torch.float64)
-            self._walk(search, moves, restart, taste.to(search.y.device))
+            worth = partial(_worth, restart, taste.to(search.y.device))
+            self._walk(search, moves, search.ball.X, n_steps, worth)
             if len(moves) == 0:
                 return
 
-    def _walk(self, search: Search, moves: "Moves", restart: int, taste: Tensor) -> None:
+    def try_each(self, search: Search) -> None:
+        """Search from each single change, if they are few."""
+        moves = Moves(search.all_balls)
+        for change in moves.trials():
+            if not search.restart():
+                return
+            start, allowed = moves.tried(search.ball, search.ball.X, change)
+            search.done = ~allowed
+            self._walk(search, moves, start, STEPS_OF_TRIAL, torch.div)
+
+    def _walk(
+        self, search: Search, moves: "Moves", X_adv: Tensor, n_steps: int, worth: Worth
+    ) -> None:
         """Make one change after another, until none is left that promises anything."""
-        X_adv = search.ball.X
         loss = partial(_soft_margin, search)
-        for step in range(check_count("n_steps", self.n_steps)):
+        for step in range(n_steps):
             found, _, gradient = search.gradient(X_adv, loss)
             _keep(search, X_adv, found)
             rest = moves.rest(search.ball, X_adv)
@@ -112,11 +136,7 @@ class HotFlip(Attack):
                 _keep(search, completed, search.margin(completed))
             if len(moves) == 0:
                 return
-            gain, price = moves.offers(search.ball, X_adv, gradient)
-            worth = gain if restart == 1 else gain / price
-            if restart > 1:
-                worth = worth * (2 * taste - 1).exp()
-            best, chosen = worth.max(1)
+            best, chosen = worth(*moves.offers(search.ball, X_adv, gradient)).max(1)
             search.done |= best <= 0
             X_adv = moves.made(X_adv, gradient, chosen, best > 0)
             kept = search.drop(step)
@@ -124,6 +144,13 @@ class HotFlip(Attack):
                 X_adv = X_adv[kept]
             if len(X_adv) == 0 or bool(search.done.all()):
                 return
+
+
+def _worth(restart: int, taste: Tensor, gain: Tensor, price: Tensor) -> Tensor:
+    """Return what a restart takes changes to be worth."""
+    if restart == 1:
+        return gain
+    return gain / price * ((2 * taste - 1).exp() if restart > 1 else 1.0)
 
 
 def _soft_margin(search: Search, logits: Tensor) -> Tensor:
@@ -153,6 +180,13 @@ def _radii(ball: Ball) -> Tensor:
     """Return the radius of each sample, in float64."""
     radii = torch.as_tensor(ball.radii(), dtype=torch.float64, device=ball.X.device)
     return radii.expand(len(ball.X))
+
+
+class Change(NamedTuple):
+    """Of a whole number, by `step`; or of a category, to the column at place `step`."""
+
+    columns: Tensor
+    step: int
 
 
 class Moves:
@@ -195,6 +229,32 @@ class Moves:
 
     def __len__(self) -> int:
         return len(self.columns) + sum(map(len, self.groups))
+
+    def trials(self) -> list["Change"]:
+        """Return the changes to try whatever they promise; none where there are many.
+
+        Of a category to any other, of a whole number by 1 or 2.
+        """
+        changes = [Change(j.unsqueeze(0), step) for j in self.columns for step in (1, -1, 2, -2)]
+        changes += [Change(group, place) for group in self.groups for place in range(len(group))]
+        return changes if len(changes) <= MOST_TRIALS else []
+
+    def tried(self, ball: Ball, X_adv: Tensor, change: "Change") -> tuple[Tensor, Tensor]:
+        """Return points with a change made, and which of them the sets allow."""
+        flat, (columns, step) = X_adv.flatten(1).clone(), change
+        if len(columns) == 1:
+            flat[:, columns] += step
+        else:
+            flat[:, columns] = 0.0
+            flat[:, columns[step]] = 1.0
+        changed = flat.reshape(X_adv.shape)
+        moved = (changed != X_adv).flatten(1)
+        allowed = moved.any(1) & ~(moved & ~self.is_free).any(1)
+        if ball.box is not None:
+            allowed &= ball.box.contains(changed)
+        if self.power:
+            allowed &= self.spent(ball, changed) <= (1 + 1e-12) * self.budget(ball)
+        return changed, allowed
 
     def spent(self, ball: Ball, X_adv: Tensor) -> Tensor:
         """Return what whole numbers and categories have used up of the budget."""

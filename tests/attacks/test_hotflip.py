@@ -198,6 +198,30 @@ def test_few_whole_numbers_of_a_network_are_changed_nearly_as_well_as_by_enumera
     assert (~found.fooled).sum() <= robust.sum() + 1
 
 
+def dips(X):
+    """Two classes: wrong at category 1, behind a dip, and at 4 and more, behind a plateau."""
+    value = (4 * X[:, 1] ** 2 - 3 * X[:, 1]).maximum(X[:, 3] ** 2 - 3.5 * X[:, 3]) - 0.25
+    return torch.stack([-value, value], 1)
+
+
+@pytest.mark.parametrize("attack", [HotFlip, Cascade, FMN])
+@pytest.mark.parametrize("norm", POWER)
+@pytest.mark.parametrize("unit", [0.25, 4.0])
+def test_changes_that_promise_nothing_are_tried(attack, norm, unit):
+    X, y = torch.tensor([[1.0, 0.0, 0.0, 2.0]], dtype=torch.float64), torch.tensor([0])
+    constraints = FeatureConstraints(one_hot=[[0, 1, 2]], integer=[3], scale={3: unit})
+    another = 2 ** (1 / POWER[norm])  # category
+    distance = min(another, 2 / unit)
+    found = attack(norm=norm, eps=1.01 * distance, bounds=(0, 5), constraints=constraints).search(
+        dips, X, y, generator=seeded()
+    )
+    assert found.fooled.all()
+    expected = [[0.0, 1.0, 0.0, 2.0]] if unit < 1 else [[1.0, 0.0, 0.0, 4.0]]
+    assert found.X_adv.tolist() == expected
+    nearer = attack(norm=norm, eps=0.99 * distance, bounds=(0, 5), constraints=constraints)
+    assert not nearer.search(dips, X, y, generator=seeded()).fooled.any()
+
+
 def test_a_category_goes_back_if_another_pays_more():
     # The first change, of the group of large weights, leaves too little for both others.
     w = torch.tensor([0.0, 1.05, 0.0, 1.0, 0.0, 1.0])
