@@ -69,7 +69,7 @@ def compare(name: str, batch_size: int, arguments, train, test) -> None:
                 "all": {"penalty_samples": None},
             }
             rows = {sample: [] for sample in samples if arguments.arm in ("both", sample)}
-            for seed in range(arguments.seeds):
+            for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
                 for sample in rows:
                     params = {
                         **NETWORKS[name],
@@ -91,7 +91,7 @@ def compare(name: str, batch_size: int, arguments, train, test) -> None:
             for sample, mean in means.items():
                 cells = " | ".join(f"{value:.2f}" for value in mean)
                 print(f"| {norm}, {lam:g} | {sample} | {cells} |")
-            if arguments.arm != "both":
+            if arguments.arm != "both" or arguments.seeds < 2:
                 continue
             difference = np.array(rows["part"]) - np.array(rows["all"])
             error = difference.std(axis=0, ddof=1) / np.sqrt(len(difference))
@@ -107,6 +107,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--samples", type=int, default=60_000, help="training samples")
     parser.add_argument("--attacked", type=int, default=1000, help="test points attacked")
     parser.add_argument("--only", default="", help='one norm and λ alone, as "l2 0.02"')
