@@ -28,6 +28,7 @@ from skjacobian._net import (
     predict_logits,
     train,
 )
+from skjacobian._net_owner import net_state, restore_net
 from skjacobian._net_params import (
     OptimizerClass,
     check_callbacks,
@@ -230,7 +231,7 @@ class RobustClassifier(NetClassifier):
             that early stopping watched did not change.
         """
         going_on = self.warm_start and hasattr(self, "net_")
-        with self._as_before_on_error():
+        with self._as_before_on_error(going_on):
             return self._fit(X, y, sample_weight, fresh=not going_on)
 
     @_fit_context(prefer_skip_nested_validation=True)
@@ -264,16 +265,18 @@ class RobustClassifier(NetClassifier):
         """
         self._check_partial_fit()
         fresh = not hasattr(self, "net_")
-        with self._as_before_on_error():
+        with self._as_before_on_error(going_on=not fresh):
             return self._fit(X, y, sample_weight, fresh=fresh, classes=classes, partial=True)
 
     @contextmanager
-    def _as_before_on_error(self) -> Iterator[None]:
+    def _as_before_on_error(self, going_on: bool) -> Iterator[None]:
         """Take back what a fit has learned where it raises, but for the weights before it diverged.
 
-        A mistake in a parameter costs no trained network, and makes no untrained one.
+        A mistake in a parameter costs no trained network, and makes no untrained one. Callbacks
+        and scorers raise after an epoch: where training goes on, the network itself is put back.
         """
         before = dict(self.__dict__)
+        trained = net_state(self.net_) if going_on else None
         try:
             yield
         except TrainingDivergedError:
@@ -281,6 +284,8 @@ class RobustClassifier(NetClassifier):
         except Exception:
             self.__dict__.clear()
             self.__dict__.update(before)
+            if trained is not None:
+                restore_net(self.net_, trained)
             raise
 
     def _check_partial_fit(self) -> None:

@@ -133,7 +133,7 @@ class NetOwner(BaseEstimator):
         """Return the state with the weights as arrays, not as torch objects."""
         state = dict(super().__getstate__())
         if "net_" in state:
-            state["_net_state"] = _net_state(state.pop("net_"))
+            state["_net_state"] = net_state(state.pop("net_"))
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -143,10 +143,10 @@ class NetOwner(BaseEstimator):
         super().__setstate__(state)
         if trained is not None:
             self.net_ = self._make_net()
-            _restore_net(self.net_, trained)
+            restore_net(self.net_, trained)
 
 
-def _net_state(net: ObjectiveNet) -> dict[str, Any]:
+def net_state(net: ObjectiveNet) -> dict[str, Any]:
     """Return all that training has changed, as arrays and plain Python objects."""
     return {
         "weights": _to_numpy(net.module_.state_dict()),
@@ -160,13 +160,13 @@ def _net_state(net: ObjectiveNet) -> dict[str, Any]:
     }
 
 
-def _restore_net(net: ObjectiveNet, state: dict[str, Any]) -> None:
-    """Put a state of `_net_state` into a newly made net of the same shape."""
+def restore_net(net: ObjectiveNet, state: dict[str, Any]) -> None:
+    """Put a state of `net_state` into a net of the same shape."""
     net.module_.load_state_dict(_to_torch(state["weights"]))
     for name, parameter in net.module_.named_parameters():
         parameter.requires_grad_(name not in state.get("frozen", ()))
     net.optimizer_.load_state_dict(_to_torch(state["optimizer"]))
-    net.history.extend(state["history"])
+    net.history[:] = state["history"]
     net.generator.set_state(_to_torch(state["generator"]))
     net.iterator_train__generator.set_state(_to_torch(state["order"]))
     net.stream.state = _to_torch(state["stream"])

@@ -918,12 +918,41 @@ def test_a_fit_that_raises_leaves_what_was_before(mistake, warm_start, iris):
     before, n_epochs = fitted.predict_proba(X), fitted.n_iter_
     with pytest.raises((ValueError, TypeError)):
         fitted.set_params(**mistake).fit(X, y)
-    if "early_stopping" not in mistake:  # which trains an epoch before it scores
-        np.testing.assert_array_equal(fitted.predict_proba(X), before)
-        assert fitted.n_iter_ == n_epochs
+    np.testing.assert_array_equal(fitted.predict_proba(X), before)
+    assert fitted.n_iter_ == n_epochs
     defaults = AdversarialClassifier(**params).get_params()
     fitted.set_params(**{name: defaults[name] for name in mistake}).fit(X, y)
     assert fitted.score(X, y) > 0.5
+
+
+@pytest.mark.parametrize("hook", ["on_batch_end", "on_epoch_end"])
+@pytest.mark.parametrize("train_on", ["fit", "partial_fit"])
+@pytest.mark.parametrize("classifier", CLASSIFIERS)
+def test_training_on_that_a_callback_fails_is_as_if_it_had_not_begun(
+    classifier, train_on, hook, iris
+):
+    X, y = iris
+
+    def fail(self, net, **kwargs):
+        if net.history[-1].get("train_loss") or len(net.history[-1, "batches"]) == 2:
+            raise OSError("no space left")
+
+    class Failing(Callback):
+        pass
+
+    setattr(Failing, hook, fail)
+    model = classifier(**SMALL, warm_start=True).fit(X, y)
+    twin = pickle.loads(pickle.dumps(model))
+    model.set_params(callbacks=[Failing()])
+    with pytest.raises(OSError, match="no space left"):
+        getattr(model, train_on)(X, y)
+    np.testing.assert_array_equal(model.predict_proba(X), twin.predict_proba(X))
+    assert model.history_ == twin.history_
+    # Order, optimizer and what is drawn at random, too.
+    model.set_params(callbacks=None)
+    for trained in (model, twin):
+        getattr(trained, train_on)(X, y)
+    np.testing.assert_array_equal(model.predict_proba(X), twin.predict_proba(X))
 
 
 def test_refitting_on_other_data_that_are_wrong_leaves_the_classes(iris):
