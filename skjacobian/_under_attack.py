@@ -150,13 +150,18 @@ class UnderAttack:
         """Whether `predict` is right about the clean samples."""
         return np.asarray(self.predicted == self.y)
 
-    def arm(self, attack: Attack, **threat_model: Any) -> Attack:
-        """Return an attack with a threat model, as users say it, that X obeys."""
+    def arm(self, attack: Attack, largest: float | None = None, **threat_model: Any) -> Attack:
+        """Return an attack with a threat model, as users say it, that X obeys.
+
+        Warn of what cannot change at the `largest` radius asked about, if that is not the attack's.
+        """
         armed = attack.with_threat(self.columns.threat_model(self.X_tensor, **threat_model))
         armed.check_params()
         armed.check_clean(self.X_tensor)
         said = (threat_model["mutable"], threat_model["constraints"])
-        for message in self.columns.warnings(armed, self.X_tensor, *said):
+        eps = armed.eps if largest is None else largest
+        asked = armed.with_threat({**armed.threat_model, "eps": eps})
+        for message in self.columns.warnings(asked, self.X_tensor, *said):
             warnings.warn(message, AttackWarning, stacklevel=3)
         return self.where_defined(armed)
 

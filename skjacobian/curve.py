@@ -133,8 +133,10 @@ def adversarial_distances(
     """
     attack: Attack = FMN(norm=norm, eps=eps, n_steps=n_steps, n_restarts=n_restarts, radii=radii)
     attack.check_params()
+    largest = eps
     if radii is not None:
-        eps = min(eps, ROOM * check_radii("radii", radii)[-1] or np.inf)
+        largest = min(eps, float(check_radii("radii", radii)[-1]))
+        eps = min(eps, ROOM * largest or np.inf)
     check_count("n_queries", n_queries)
     rays, finite_eps = RayS(n_queries=n_queries, minimal=True), min(eps, LARGEST_RADIUS)
     subject = UnderAttack(
@@ -151,6 +153,7 @@ def adversarial_distances(
         _warn_of_decisions(estimator)
     attack = subject.arm(
         attack,
+        largest=min(eps, largest),
         norm=norm,
         eps=eps,
         feature_scale=feature_scale,

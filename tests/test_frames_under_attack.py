@@ -18,6 +18,7 @@ from skjacobian import (
     AdversarialClassifier,
     FeatureConstraints,
     RobustScorer,
+    adversarial_distances,
     evaluate_robustness,
     robustness_curve,
 )
@@ -91,6 +92,24 @@ def test_columns_of_an_integer_type_that_cannot_move_or_much_less_are_said(eps):
     assert "kids" in str(report)
     quiet = evaluate_robustness(model, table, label, eps=eps, constraints=said)
     assert "stuck features" not in [flag.name for flag in quiet.raised]
+
+
+@pytest.mark.parametrize("radii", [[0.1, 0.4], [0.7], [0.9, 0.2], [0.4, 1.0], [0.7, 2.3], [0.0]])
+def test_a_curve_says_what_cannot_move_at_its_radii_as_a_scorer_does_at_the_largest(radii):
+    table = pd.DataFrame({"kids": [0, 2, 4, 6] * 20, "bmi": np.linspace(-1, 1, 80)})
+    label = (table.kids + table.bmi > 3.5).astype(int)
+    model = LogisticRegression().fit(table, label)
+
+    def said(call):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            call()
+        return [str(warning.message) for warning in caught]
+
+    by_scorer = said(lambda: RobustScorer(eps=max(radii))(model, table, label))
+    assert bool(by_scorer) == (0 < max(radii) < 1)
+    assert said(lambda: robustness_curve(model, table, label, eps=radii)) == by_scorer
+    assert said(lambda: adversarial_distances(model, table, label, radii=radii)) == by_scorer
 
 
 def test_columns_whose_changes_are_lost_in_rounding_are_said():
