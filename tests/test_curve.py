@@ -28,6 +28,7 @@ from skjacobian import (
     JacobianRegularizedClassifier,
     RobustScorer,
     adversarial_distances,
+    evaluate_robustness,
     robustness_curve,
 )
 from skjacobian.attacks import FMN
@@ -550,6 +551,34 @@ def test_distances_by_decisions_are_those_of_a_stump(norm):
     near = adversarial_distances(stump, values, labels, norm=norm, eps=0.5)
     np.testing.assert_allclose(near[expected < 0.49], expected[expected < 0.49], rtol=0.02)
     assert np.isinf(near[expected > 0.5]).all()
+
+
+@by_decisions
+@pytest.mark.filterwarnings(
+    "ignore:.*(flags are|only searches):skjacobian.exceptions.AttackWarning"
+)
+@pytest.mark.parametrize(
+    "model",
+    [KNeighborsClassifier(2), KNeighborsClassifier(4), RandomForestClassifier(4, random_state=0)],
+    ids=repr,
+)
+def test_equal_votes_are_won_by_the_class_that_predict_returns(model):
+    values = np.random.default_rng(0).uniform(0, 6, size=(60, 1))
+    labels = values[:, 0].astype(int) % 2
+    model.fit(values, labels)
+    grid = np.linspace(-1, 7, 80_001)[:, None]
+    assert (model.predict_proba(grid) == 0.5).any(1).mean() > 0.02
+    predicted, is_right = model.predict(grid), model.predict(values) == labels
+    away = [
+        np.abs(grid[predicted != label, 0] - x).min()
+        for x, label in zip(values[:, 0], labels, strict=True)
+    ]
+    expected = np.where(is_right, away, 0.0)
+    found = adversarial_distances(model, values, labels)
+    np.testing.assert_allclose(found, expected, rtol=0.05, atol=1e-3)
+    report = evaluate_robustness(model, values, labels, eps=0.05, n_queries=500)
+    assert report.robust_accuracy == pytest.approx((expected > 0.05).mean(), abs=0.03)
+    assert "torch view" not in [flag.name for flag in report.raised]
 
 
 def test_curves_by_decisions_are_said_to_be_weaker_and_begin_at_the_accuracy():

@@ -58,10 +58,29 @@ def black_box(estimator: Any, table: Table, method: str | None = None) -> Tensor
     def scores(samples: Tensor) -> Tensor:
         values = table.decode(samples.detach().cpu().numpy())
         columns = np.ascontiguousarray(_class_scores(estimator, values, said_by))
-        return torch.from_numpy(columns).to(samples)
+        return first_of_equals(torch.from_numpy(columns).to(samples))
 
     said_by = method or methods_of(estimator)[0]
     return partial(answers_or_nan, scores, n_classes=len(estimator.classes_))
+
+
+def first_of_equals(scores: Tensor) -> Tensor:
+    """Let the first of several largest scores win by more than rounding, as in `predict`.
+
+    Votes of trees and neighbours are often equal. An attack that took them for undecided would
+    search beyond where it has won.
+
+    Examples
+    --------
+    >>> import torch
+    >>> first_of_equals(torch.tensor([[0.25, 0.375, 0.375]])).argmax(1)
+    tensor([1])
+    """
+    largest, first = scores.max(1, keepdim=True)
+    tied = ((scores == largest).sum(1, keepdim=True) > 1) & largest.isfinite()
+    limits = torch.finfo(scores.dtype)
+    ahead = torch.where(tied, largest + 64 * limits.eps * largest.abs() + limits.tiny, largest)
+    return scores.scatter(1, first, ahead)
 
 
 def answers_or_nan(ask: TensorFunction, samples: Tensor, n_classes: int) -> Tensor:
