@@ -27,6 +27,7 @@ def effective_n_samples(sample_weight: Any) -> float:
     2.0
     """
     weight = np.asarray(sample_weight, dtype=float)
+    weight = weight / weight.max()  # whose square would be 0 or infinite
     return max(1.0, float(weight.sum() ** 2 / (weight**2).sum()))
 
 

@@ -99,3 +99,11 @@ def test_the_effective_number_of_samples_is_that_of_the_variance_of_a_weighted_m
 def test_equal_weights_count_in_full_and_none_count_as_one(weight, n_samples):
     assert effective_n_samples(weight) == pytest.approx(n_samples)
     assert effective_n_samples(weight) >= 1
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("unit", [1e-300, 1e-170, 1.0, 1e160, 1e300])
+def test_the_effective_number_of_samples_does_not_depend_on_the_unit_of_the_weights(unit):
+    weight = np.random.default_rng(0).exponential(size=50)
+    expected = weight.sum() ** 2 / (weight**2).sum()
+    assert effective_n_samples(unit * weight) == pytest.approx(expected)
