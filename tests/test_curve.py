@@ -261,7 +261,6 @@ def test_no_distance_is_greater_than_that_to_a_sample_that_is_predicted_otherwis
         assert np.median(distances[predicted == y] / nearest[predicted == y]) < 0.9
 
 
-@pytest.mark.filterwarnings("ignore::skjacobian.exceptions.AttackWarning")
 @pytest.mark.parametrize("norm", ["l2", "l1"])
 @pytest.mark.parametrize("gamma", [1, 5])
 def test_over_categories_kernel_machines_are_hardly_farther_than_by_brute_force(norm, gamma):
@@ -294,6 +293,7 @@ def test_over_categories_kernel_machines_are_hardly_farther_than_by_brute_force(
     assert strong <= (by_force > eps - 2 * a_grid).mean()
 
 
+@pytest.mark.filterwarnings("ignore::skjacobian.exceptions.AttackWarning")
 def test_the_way_to_other_samples_keeps_to_the_threat_model():
     # Far from all samples this machine says 1, its intercept; there is no gradient.
     X = pd.DataFrame({"a": [0, 6, 12, 18], "b": [0.0, 6.0, 12.0, 18.0]})
