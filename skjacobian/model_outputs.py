@@ -18,7 +18,9 @@ CHANGES_X = (
 
 
 def outputs(model: PredictLogits, X: Tensor) -> Tensor:
-    """Return what a model returns of samples.
+    """Return what a model returns of samples, on their device.
+
+    Of several estimators, the last may have its network on another.
 
     Raises
     ------
@@ -37,7 +39,7 @@ def outputs(model: PredictLogits, X: Tensor) -> Tensor:
     if version is not None and X._version != version:
         raise ValueError(CHANGES_X)
     check_output(output, X)
-    return output
+    return output.to(X.device)
 
 
 def check_output(output: object, X: Tensor) -> None:

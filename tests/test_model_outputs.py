@@ -121,3 +121,8 @@ def test_inference_mode_has_no_jacobian():
         assert outputs(net, X).shape == (5, 3)
         with pytest.raises(RuntimeError, match=r"Got torch.inference_mode\(\), but expected"):
             jacobian_norm(net, X, engine="loop")
+
+
+def test_outputs_are_brought_to_the_device_of_the_samples():
+    X = torch.zeros(4, 5, device="meta")
+    assert outputs(lambda X: torch.zeros(len(X), 3), X).device == X.device

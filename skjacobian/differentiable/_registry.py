@@ -99,12 +99,24 @@ def view_of(
             check_is_fitted(estimator)
             check_methods(estimator, kind)
             _check_settings(estimator, kind)
-            return make(estimator)
+            return _in_one_place(make(estimator))
 
         as_torch.register(kind, checked)
         return make
 
     return register
+
+
+def _in_one_place(view: nn.Module) -> nn.Module:
+    """Bring the arrays of a view to its first weights; networks stay where estimators have them."""
+    weight = next(view.parameters(), None)
+    if weight is None:
+        return view
+    for part in view.modules():
+        if isinstance(part, View):
+            for name, array in part.named_buffers(recurse=False):
+                setattr(part, name, array.to(weight.device))
+    return view
 
 
 def is_dropped(part: Any) -> bool:

@@ -320,6 +320,24 @@ def test_a_module_that_a_user_registered_may_be_a_part(assert_classifier_view, c
     assert_classifier_view(classifier.fit(X, LABELS), SPREAD, SMOOTH)
 
 
+@pytest.mark.parametrize(
+    "classifier",
+    [
+        CalibratedClassifierCV(network(), cv=2),
+        CalibratedClassifierCV(network(), method="isotonic", cv=2),
+        OneVsOneClassifier(network()),
+        StackingClassifier([("net", network())], LogisticRegression(), cv=2),
+    ],
+)
+def test_the_arrays_of_a_view_are_where_its_network_is(classifier, monkeypatch):
+    classifier.fit(X, y)
+    module_of = JacobianRegularizedClassifier.module_.fget
+    elsewhere = property(lambda net: module_of(net).to("meta"))
+    monkeypatch.setattr(JacobianRegularizedClassifier, "module_", elsewhere)
+    view = as_torch(classifier)
+    assert {array.device.type for array in view.state_dict().values()} == {"meta"}
+
+
 @pytest.mark.parametrize("ensemble", [True, False])
 def test_isotonic_calibration_on_float32_data(ensemble):
     classifier = CalibratedClassifierCV(
