@@ -203,7 +203,11 @@ class Ball:
 
     def with_radius(self, radius: Tensor) -> "Ball":
         """Return the sets of radius at most `radius`, shape (n_samples,), inside these."""
-        eps = torch.minimum(radius, torch.as_tensor(self.radii()).to(radius))
+        most = self.radii()
+        if isinstance(most, Tensor):
+            eps = torch.minimum(radius, most.to(radius))
+        else:  # a number, whose copy would wait for an accelerator
+            eps = radius.clamp(max=most)
         ball = replace(self, eps=rows(eps, self.X))
         return ball._with_linf_box() if self.norm == "linf" else ball
 

@@ -36,7 +36,7 @@ def project_l2_box(Z: Tensor, eps: float | Tensor, low: Tensor, high: Tensor) ->
     tensor([[0.7500, 1.0000]])
     """
     tiny = torch.finfo(Z.dtype).tiny
-    budget = torch.as_tensor(eps, dtype=Z.dtype, device=Z.device).square()
+    budget = _like(Z, eps).square()
     tolerance = 16 * torch.finfo(Z.dtype).eps * budget
     s = (budget / _squared_length(Z).clamp_(min=tiny)).clamp_(max=1.0)
     u, scaled = torch.empty_like(Z), torch.empty_like(Z)
@@ -53,6 +53,13 @@ def project_l2_box(Z: Tensor, eps: float | Tensor, low: Tensor, high: Tensor) ->
             max=1
         )
     return u
+
+
+def _like(Z: Tensor, eps: float | Tensor) -> Tensor:
+    """Return eps as a tensor; a number is filled in, for copies wait for an accelerator."""
+    if isinstance(eps, Tensor):
+        return eps.to(Z)
+    return torch.full((), float(eps), dtype=Z.dtype, device=Z.device)
 
 
 def _squared_length(Z: Tensor) -> Tensor:
@@ -86,7 +93,7 @@ def project_l1(Z: Tensor, eps: float | Tensor) -> Tensor:
     >>> project_l1(torch.tensor([[3.0, -4.0, 1.0]]), 2.0)
     tensor([[ 0.5000, -1.5000,  0.0000]])
     """
-    budget = torch.as_tensor(eps, dtype=Z.dtype, device=Z.device)
+    budget = _like(Z, eps)
     tolerance = 8 * torch.finfo(Z.dtype).eps * budget
     # |z| - t is kept, not t: it is small where it matters, so its rounding errors are too.
     excess = Z.abs()
@@ -130,7 +137,7 @@ def project_l1_box(Z: Tensor, eps: float | Tensor, low: Tensor, high: Tensor) ->
     >>> project_l1_box(torch.tensor([[3.0, -0.75, 0.5]]), 1.75, -one, one)
     tensor([[ 1.0000, -0.5000,  0.2500]])
     """
-    budget = torch.as_tensor(eps, dtype=Z.dtype, device=Z.device)
+    budget = _like(Z, eps)
     tolerance = 8 * torch.finfo(Z.dtype).eps * budget
     most = torch.minimum(Z.clamp(low, high).abs_(), budget)
     outside = (most.sum(1, keepdim=True) - budget).sign_().relu_()
@@ -189,7 +196,7 @@ def best_l1_vertex(
     >>> best_l1_vertex(G, 1.5, -one, one)
     tensor([[ 0.5000, -1.0000,  0.0000]])
     """
-    budget = torch.as_tensor(eps, dtype=G.dtype, device=G.device)
+    budget = _like(G, eps)
     full = G.sign() * budget
     size = G.abs()
     if low is None or high is None:

@@ -18,7 +18,7 @@ def uniform_rows(X: Tensor, generator: torch.Generator | None) -> Tensor:
     n_features = X.shape[1:].numel()
     # Drawn on the CPU, by the CPU's generator, for every device.
     draws = torch.rand(3, n_features + 1, generator=generator, dtype=torch.float64)
-    shift, rotation, weights = draws.to(X.device)
+    shift, rotation, weights = draws.to(X.device, non_blocking=True)
     # Not by a matrix product, whose rounding depends on the number of rows.
     hashes = (X.flatten(1).contiguous() * weights[1:]).sum(1, keepdim=True).mul_(1e3).remainder_(1)
     # The remainder by 1 of what is not negative, at a fifteenth of its time.

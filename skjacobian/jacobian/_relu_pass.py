@@ -65,7 +65,7 @@ class ReLUPass(torch.autograd.Function):
         n_drawn, classes = norm.class_samples or n_classes, None
         if n_drawn < n_classes:
             drawn = draw_classes(n_samples, n_classes, n_drawn, generator)
-            classes = drawn.flatten().to(X.device)
+            classes = drawn.flatten().to(X.device, non_blocking=True)
             G = weights[0].index_select(0, classes).view(n_samples, n_drawn, -1)
         else:
             n_drawn = n_classes

@@ -169,7 +169,8 @@ def interpolated(X: Tensor, index: Index, largest: float, generator: torch.Gener
     partner = partner.to(X.device, non_blocking=True)
     partner = torch.where(partner == own, (partner + 1) % len(X), partner)
     share = largest * torch.rand(len(start), generator=generator, dtype=X.dtype)
-    return torch.lerp(start, X[partner], rows(share.to(X.device), X))
+    share = share.to(X.device, non_blocking=True)
+    return torch.lerp(start, X[partner], rows(share, X))
 
 
 def _penalized(loss: Tensor, penalty: Tensor, lam: Any) -> Tensor:
