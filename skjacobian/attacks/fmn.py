@@ -355,8 +355,15 @@ class _Closest:
             length = _length(search.ball, X_adv)
         closer = length < self.distance[search.active] * (1 - OVERSHOOT)
         # Who waits to be dropped gets no more than who has been.
-        chosen = ((found > 0) & closer & ~given_up).nonzero().squeeze(1)
-        target = search.active[chosen]
+        better, active = (found > 0) & closer & ~given_up, search.active
+        if better.is_cuda:  # without waiting for the device
+            better_row = rows(better, X_adv)
+            self.X_adv[active] = torch.where(better_row, X_adv, self.X_adv[active])
+            self.distance[active] = torch.where(better, length, self.distance[active])
+            self.margin[active] = torch.where(better, found, self.margin[active])
+            return
+        chosen = better.nonzero().squeeze(1)
+        target = active[chosen]
         self.X_adv[target] = X_adv[chosen]
         self.distance[target] = length[chosen]
         self.margin[target] = found[chosen]
