@@ -104,7 +104,7 @@ class Ball:
         # The square of the radius must be finite; beyond this it makes no difference.
         most = torch.finfo(X.dtype).max ** 0.5 / 16
         if isinstance(eps, Tensor):
-            eps = eps.to(X.dtype).clamp(max=most)
+            eps = eps.to(X).clamp(max=most)
         else:
             eps = min(check_non_negative("eps", eps), most)
         X, missing = without_missing(X)
