@@ -16,6 +16,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
 from sklearn.naive_bayes import GaussianNB
 from sklearn.neighbors import KNeighborsClassifier
+from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
 from sklearn.svm import SVC
@@ -259,6 +260,20 @@ def test_no_distance_is_greater_than_that_to_a_sample_that_is_predicted_otherwis
         assert (distances <= nearest * (1 + 1e-6)).all()
         # What is between is nearer still, and does fool.
         assert np.median(distances[predicted == y] / nearest[predicted == y]) < 0.9
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@every_norm
+def test_of_few_features_a_search_four_times_as_long_finds_hardly_more(norm):
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((350, 10))
+    f = np.sin(2 * X[:, 0]) + X[:, 1] * X[:, 2] + np.cos(2 * X[:, 4]) * X[:, 5]
+    y = np.digitize(f, np.quantile(f, [0.3, 0.7]))
+    model = MLPClassifier((32, 32), max_iter=300, random_state=0).fit(X[:200], y[:200])
+    X, y = X[200:], y[200:]
+    distances = adversarial_distances(model, X, y, norm=norm)
+    longer = adversarial_distances(model, X, y, norm=norm, n_restarts=8, n_steps=28, random_state=1)
+    assert (distances > 1.05 * longer).mean() <= 0.02
 
 
 @pytest.mark.parametrize("norm", ["l2", "l1"])

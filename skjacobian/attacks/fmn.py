@@ -37,7 +37,7 @@ NEARER = 0.999
 SHARES_OF_STEPS_TO_RADII = 0.4, 0.3
 BEYOND = 1.25
 # Where few features may change, a search aims at each of the likeliest wrong classes, so many
-# and so briefly; and samples of which nothing was found get so many more starts.
+# and so briefly; and so many more start from random points.
 AIMED_CLASSES = 9
 AIMED_STEPS = 4
 MORE_RESTARTS = 4
@@ -73,8 +73,8 @@ class FMN(Attack):
       ball is 0, and converges in a few steps. It grows at most fourfold in one: on plateaus,
       which kernel machines have, the estimate leads far away from the data.
     - Where at most 100 features may change, short searches towards each of the 9 likeliest wrong
-      classes follow, which is exact if the model is linear, and four more from random points for
-      samples of which nothing was found.
+      classes follow, which is exact if the model is linear, and four more from random points no
+      farther than what was found.
     - Where at most 20 features may change, random points follow, each no farther than what
       was found, until 50 in a row are in vain or 500 were tried; the search goes on from those
       that fooled. Gradients lead past the pockets of kernel machines, and see nothing on their
@@ -215,7 +215,7 @@ class FMN(Attack):
         search.all_balls = ball
         if ball.has_few_features:
             self._aim(search, closest)
-            self._restart_where_nothing_was_found(search, closest, generator)
+            self._restart_nearby(search, closest, generator)
         if len(ball.free_features()) <= PROBED_FEATURES and closest.probe(search, generator):
             self._descend(search, closest, 2, closest.X_adv[search.active])
         search.eligible = eligible
@@ -230,19 +230,15 @@ class FMN(Attack):
             if search.restart(rank):
                 self._descend(search, closest, 0, search.ball.X)
 
-    def _restart_where_nothing_was_found(
+    def _restart_nearby(
         self, search: Search, closest: "_Closest", generator: torch.Generator
     ) -> None:
-        """Search again and again from random points, with the samples that were not fooled."""
-        eligible = search.eligible
+        """Search again and again from random points, no farther than what was found."""
         # A seed for each: what one draws does not depend on who else is searched.
-        seeds = torch.randint(2**62, (MORE_RESTARTS,), generator=generator).tolist()
-        for seed in seeds:
-            search.eligible = eligible & closest.distance.isinf()
+        for seed in torch.randint(2**62, (MORE_RESTARTS,), generator=generator).tolist():
             if search.restart():
                 start = closest.random(search, torch.Generator().manual_seed(seed))
                 self._descend(search, closest, 2, start)
-        search.eligible = eligible
 
     def _descend(self, search: Search, closest: "_Closest", restart: int, X_adv: Tensor) -> None:
         """Approach the boundary once from one start; algorithm 1 of the paper."""
