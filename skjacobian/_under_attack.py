@@ -159,8 +159,9 @@ class UnderAttack:
         armed.check_params()
         armed.check_clean(self.X_tensor)
         said = (threat_model["mutable"], threat_model["constraints"])
-        eps = armed.eps if largest is None else largest
-        asked = armed.with_threat({**armed.threat_model, "eps": eps})
+        asked = armed
+        if largest is not None:
+            asked = armed.with_threat({**armed.threat_model, "eps": largest})
         for message in self.columns.warnings(asked, self.X_tensor, *said):
             warnings.warn(message, AttackWarning, stacklevel=3)
         return self.where_defined(armed)

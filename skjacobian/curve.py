@@ -133,9 +133,8 @@ def adversarial_distances(
     """
     attack: Attack = FMN(norm=norm, eps=eps, n_steps=n_steps, n_restarts=n_restarts, radii=radii)
     attack.check_params()
-    largest = eps
+    largest = eps if radii is None else min(eps, float(check_radii("radii", radii)[-1]))
     if radii is not None:
-        largest = min(eps, float(check_radii("radii", radii)[-1]))
         eps = min(eps, ROOM * largest or np.inf)
     check_count("n_queries", n_queries)
     rays, finite_eps = RayS(n_queries=n_queries, minimal=True), min(eps, LARGEST_RADIUS)
