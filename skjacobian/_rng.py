@@ -25,6 +25,12 @@ def seeded(generator: torch.Generator | None) -> torch.Generator:
     return generator
 
 
+def spawned(generator: torch.Generator, n: int) -> list[torch.Generator]:
+    """Return generators seeded from another: what one draws does not change what others do."""
+    seeds = torch.randint(2**62, (n,), generator=generator).tolist()
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
 def own_random_state(random_state: Any) -> np.random.RandomState:
     """Return the RandomState that is meant; for None a fresh one, not numpy's global."""
     return np.random.RandomState() if random_state is None else check_random_state(random_state)

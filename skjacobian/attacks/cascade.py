@@ -11,6 +11,7 @@ import joblib
 import torch
 from torch import Tensor
 
+from skjacobian._rng import spawned
 from skjacobian._validation import check_count, check_positive
 from skjacobian.attacks._base import Attack
 from skjacobian.attacks._found import Found, Stage
@@ -258,9 +259,9 @@ class Cascade(Attack):
     ) -> None:
         start = time.perf_counter()
         search.on_stage = on_stage
-        # A seed for each stage, so that what it draws does not depend on those before it.
+        # One for each stage, so that what it draws does not depend on those before it.
         longest = max(len(plans) for plans in PLANS.values()) + 1  # and HotFlip
-        seeds = torch.randint(2**62, (2, longest), generator=generator).tolist()
+        by_gradients, by_scores = (spawned(generator, longest) for _ in range(2))
         _run_stage(search, CLEAN, CLEAN, Search.ask_clean)
         if resume is not None:
             _take_up(search, resume)
@@ -273,17 +274,16 @@ class Cascade(Attack):
         if known == "gradients" and search.ball.has_few_features:
             known = "gradients of few features"
         try:
-            self._run_stages(search, known, seeds[0])
+            self._run_stages(search, known, by_gradients)
         except NoGradientError:
             known = "scores"
-            self._run_stages(search, known, seeds[1])
+            self._run_stages(search, known, by_scores)
         _warn_of_weakness(known)
 
-    def _run_stages(self, search: Search, known: str, seeds: list[int]) -> None:
+    def _run_stages(self, search: Search, known: str, generators: list[torch.Generator]) -> None:
         plans = self._plans(search, known)
-        for plan, seed in zip(plans, seeds[: len(plans)], strict=True):
+        for plan, generator in zip(plans, generators[: len(plans)], strict=True):
             attack = plan.attack.with_threat(self.threat_model)
-            generator = torch.Generator().manual_seed(seed)
             search.eligible = plan.who(search)
             with torch.set_grad_enabled(attack.needs == "gradients"):
                 run = partial(attack._search, generator=generator)

@@ -11,6 +11,7 @@ import torch
 from sklearn.base import clone
 from torch import Tensor
 
+from skjacobian._rng import spawned
 from skjacobian._validation import check_count, check_radii, unwrap_scalar
 from skjacobian.attacks._base import Attack
 from skjacobian.attacks._outlook import Slopes
@@ -234,11 +235,10 @@ class FMN(Attack):
         self, search: Search, closest: "_Closest", generator: torch.Generator
     ) -> None:
         """Search again and again from random points, no farther than what was found."""
-        # A seed for each: what one draws does not depend on who else is searched.
-        for seed in torch.randint(2**62, (MORE_RESTARTS,), generator=generator).tolist():
+        # One for each: what it draws does not depend on who else is searched.
+        for own in spawned(generator, MORE_RESTARTS):
             if search.restart():
-                start = closest.random(search, torch.Generator().manual_seed(seed))
-                self._descend(search, closest, 2, start)
+                self._descend(search, closest, 2, closest.random(search, own))
 
     def _descend(self, search: Search, closest: "_Closest", restart: int, X_adv: Tensor) -> None:
         """Approach the boundary once from one start; algorithm 1 of the paper."""
@@ -297,8 +297,8 @@ class _Closest:
         ball = search.ball
         if restart == 0:
             return ball.X
-        # A seed: what others draw does not depend on whether this is drawn.
-        own = torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        # What others draw does not depend on whether this is drawn.
+        (own,) = spawned(generator, 1)
         if restart > 1:
             return self.random(search, own)
         is_found = self.distance[search.active].isfinite()
@@ -322,8 +322,7 @@ class _Closest:
 
         What a sample gets does not depend on who else is searched.
         """
-        (seed,) = torch.randint(2**62, (1,), generator=generator).tolist()
-        own = torch.Generator().manual_seed(seed)
+        (own,) = spawned(generator, 1)
         before, eligible = self.distance.clone(), search.eligible
         in_vain = torch.zeros_like(search.all_y)
         for _ in range(MOST_PROBES):
@@ -367,10 +366,11 @@ class _Closest:
     def flip(self, search: Search, generator: torch.Generator) -> None:
         """Look for closer points by changing categories and whole numbers one by one."""
         attack = HotFlip(n_restarts=2)
-        # A seed for each round: what it draws does not depend on who else is searched.
-        seeds = torch.randint(2**62, (FLIP_ROUNDS,), generator=generator).tolist()
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        promising = [partial(attack.follow_promises, generator=own) for own in generators]
+        # One for each round: what it draws does not depend on who else is searched.
+        promising = [
+            partial(attack.follow_promises, generator=own)
+            for own in spawned(generator, FLIP_ROUNDS)
+        ]
         self._flip_nearer(search, 1 - OVERSHOOT, promising)
         self._flip_nearer(search, CLOSER, [attack.try_each] * FLIP_ROUNDS)
 
