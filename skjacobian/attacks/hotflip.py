@@ -19,9 +19,11 @@ Worth = Callable[[Tensor, Tensor], Tensor]
 
 # Where the ball is cut by a box, a step so many radii long and its projection lead to the best.
 LONG_STEP = 10
-# How many single changes are tried at most, whatever they promise; and steps from each.
-MOST_TRIALS = 64
-STEPS_OF_TRIAL = 4
+# How many single changes are tried at most, whatever they promise; from how many of them, those
+# that turn out best, a search goes on, and for how many steps.
+MOST_TRIALS = 256
+MOST_WALKS = 8
+STEPS_OF_WALK = 4
 
 
 class HotFlip(Attack):
@@ -32,7 +34,8 @@ class HotFlip(Attack):
     price; a change made before may be taken back. At each step what is left of the budget is
     spent on the other features, by two steps along the gradient. Gradient attacks search among
     real numbers and round, which in l2 and l1 balls can lead back to X. For a linear model the
-    first restart is nearly optimal.
+    first restart is nearly optimal. What the first order promises can mislead: where at most 256
+    single changes are possible, each is tried in the end, and the search goes on from the best.
 
     Parameters
     ----------
@@ -110,14 +113,37 @@ class HotFlip(Attack):
                 return
 
     def try_each(self, search: Search) -> None:
-        """Search from each single change, if they are few."""
+        """Make each single change, if they are few, and go on from those that are best."""
         moves = Moves(search.all_balls)
-        for change in moves.trials():
+        changes = moves.trials()
+        margins = torch.full_like(search.best, -torch.inf).repeat(len(changes), 1)
+        for place, margin in enumerate(margins):
             if not search.restart():
                 return
-            start, allowed = moves.tried(search.ball, search.ball.X, change)
-            search.done = ~allowed
-            self._walk(search, moves, start, STEPS_OF_TRIAL, torch.div)
+            start = _changed(search, moves, changes, torch.full_like(search.all_y, place))
+            if len(start):
+                allowed = ~search.done
+                found = self._first_margin(search, moves, start)
+                margin[search.active] = found.where(allowed & ~found.isnan(), -torch.inf)
+        best = margins.sort(dim=0, stable=True, descending=True).indices[:MOST_WALKS]
+        for which in best:
+            if not search.restart():
+                return
+            start = _changed(search, moves, changes, which)
+            if len(start):
+                self._walk(search, moves, start, STEPS_OF_WALK, torch.div)
+
+    def _first_margin(self, search: Search, moves: "Moves", X_adv: Tensor) -> Tensor:
+        """Return the larger margin of points and of those where the rest has followed."""
+        found, _, gradient = search.gradient(X_adv, partial(_soft_margin, search))
+        _keep(search, X_adv, found)
+        rest = moves.rest(search.ball, X_adv)
+        if rest is None:
+            return found
+        completed = _climb(rest, gradient)
+        found_there = search.margin(completed)
+        _keep(search, completed, found_there)
+        return torch.maximum(found, found_there)
 
     def _walk(
         self, search: Search, moves: "Moves", X_adv: Tensor, n_steps: int, worth: Worth
@@ -157,6 +183,17 @@ def _soft_margin(search: Search, logits: Tensor) -> Tensor:
     return soft_margin(logits, search.y)
 
 
+def _changed(search: Search, moves: "Moves", changes: "Changes", which: Tensor) -> Tensor:
+    """Return the active samples, each with the change of its place; those not allowed are done.
+
+    `which` has the place for each sample, active or not.
+    """
+    X_adv, allowed = moves.tried(search.ball, changes, which[search.active])
+    search.done = ~allowed
+    kept = search.drop(0)
+    return X_adv if kept is None else X_adv[kept]
+
+
 def _keep(search: Search, X_adv: Tensor, found: Tensor) -> None:
     """Keep the points if they are better, and end the search of those that fool the model."""
     search.record(X_adv, found, ~search.done)
@@ -182,11 +219,17 @@ def _radii(ball: Ball) -> Tensor:
     return radii.expand(len(ball.X))
 
 
-class Change(NamedTuple):
-    """Of a whole number, by `step`; or of a category, to the column at place `step`."""
+class Changes(NamedTuple):
+    """Single changes: what of a sample they set to 0, and what they add to it then.
 
-    columns: Tensor
-    step: int
+    Of shape (n_changes, n_features) both.
+    """
+
+    cleared: Tensor
+    added: Tensor
+
+    def __len__(self) -> int:
+        return len(self.added)
 
 
 class Moves:
@@ -230,26 +273,31 @@ class Moves:
     def __len__(self) -> int:
         return len(self.columns) + sum(map(len, self.groups))
 
-    def trials(self) -> list["Change"]:
+    def trials(self) -> "Changes":
         """Return the changes to try whatever they promise; none where there are many.
 
         Of a category to any other, of a whole number by 1 or 2.
         """
-        changes = [Change(j.unsqueeze(0), step) for j in self.columns for step in (1, -1, 2, -2)]
-        changes += [Change(group, place) for group in self.groups for place in range(len(group))]
-        return changes if len(changes) <= MOST_TRIALS else []
+        steps = [(column, step) for column in self.columns for step in (1, -1, 2, -2)]
+        entries = [(group, column) for group in self.groups for column in group]
+        if len(steps) + len(entries) > MOST_TRIALS:
+            steps, entries = [], []
+        added = self.scale.new_zeros(len(steps) + len(entries), len(self.scale))
+        cleared = torch.zeros_like(added, dtype=torch.bool)
+        for place, (column, step) in enumerate(steps):
+            added[place, column] = step
+        for place, (group, column) in enumerate(entries, len(steps)):
+            cleared[place, group] = True
+            added[place, column] = 1
+        return Changes(cleared, added)
 
-    def tried(self, ball: Ball, X_adv: Tensor, change: "Change") -> tuple[Tensor, Tensor]:
-        """Return points with a change made, and which of them the sets allow."""
-        flat, (columns, step) = X_adv.flatten(1).clone(), change
-        if len(columns) == 1:
-            flat[:, columns] += step
-        else:
-            flat[:, columns] = 0.0
-            flat[:, columns[step]] = 1.0
-        changed = flat.reshape(X_adv.shape)
-        moved = (changed != X_adv).flatten(1)
+    def tried(self, ball: Ball, changes: "Changes", which: Tensor) -> tuple[Tensor, Tensor]:
+        """Return samples, each with one of the changes made, and which of them the sets allow."""
+        flat = ball.X.flatten(1)
+        changed = torch.where(changes.cleared[which], 0.0, flat) + changes.added[which].to(flat)
+        moved = changed != flat
         allowed = moved.any(1) & ~(moved & ~self.is_free).any(1)
+        changed = changed.reshape(ball.X.shape)
         if ball.box is not None:
             allowed &= ball.box.contains(changed)
         if self.power:

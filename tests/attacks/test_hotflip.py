@@ -222,6 +222,30 @@ def test_changes_that_promise_nothing_are_tried(attack, norm, unit):
     assert not nearer.search(dips, X, y, generator=seeded()).fooled.any()
 
 
+@pytest.mark.parametrize("attack", [HotFlip, Cascade, FMN])
+@pytest.mark.parametrize("norm", POWER)
+def test_changes_that_promise_nothing_are_tried_among_many(attack, norm):
+    rng = np.random.default_rng(0)
+    groups = torch.arange(200).reshape(40, 5)
+    codes = np.eye(5)[rng.integers(5, size=(60, 40))]
+    codes[:, 17] = np.eye(5)[0]
+    X = torch.from_numpy(codes.reshape(60, 200))
+    constraints = FeatureConstraints(one_hot=groups.tolist())
+
+    def dip(X):  # wrong at category 1 of the group 17 alone, behind a dip
+        value = 4 * X[:, 86] ** 2 - 3 * X[:, 86] - 0.25 + 1e-3 * X[:, :85].sum(1)
+        return torch.stack([-value, value], 1)
+
+    y = torch.zeros(len(X), dtype=torch.long)
+    assert (dip(X).argmax(1) == 0).all()
+    another = 2 ** (1 / POWER[norm])
+    found = attack(norm=norm, eps=1.01 * another, constraints=constraints).search(
+        dip, X, y, generator=seeded()
+    )
+    assert found.fooled.all()
+    assert (found.X_adv[:, 86] == 1).all()
+
+
 def test_a_category_goes_back_if_another_pays_more():
     # The first change, of the group of large weights, leaves too little for both others.
     w = torch.tensor([0.0, 1.05, 0.0, 1.0, 0.0, 1.0])
