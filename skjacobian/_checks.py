@@ -103,6 +103,8 @@ class Checks:
     def _robust_share(self, attack: Attack, **threat: Any) -> float:
         """Return the share of the checked samples that stand against an attack."""
         attack = attack.with_threat({**self.attack.threat_model, **threat})
+        if threat:  # where the model is defined was asked up to the attack's own radius
+            attack = self.subject.where_defined(attack)
         found = self.subject.perturb(attack, self.checked, quietly=True).found
         return float((~found.fooled).double().mean())
 

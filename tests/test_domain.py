@@ -14,8 +14,14 @@ from sklearn.impute import SimpleImputer
 from sklearn.kernel_approximation import SkewedChi2Sampler
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import FixedThresholdClassifier
+from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import FunctionTransformer, PowerTransformer, StandardScaler
+from sklearn.preprocessing import (
+    FunctionTransformer,
+    OneHotEncoder,
+    PowerTransformer,
+    StandardScaler,
+)
 from torch import nn
 
 from skjacobian import (
@@ -123,6 +129,25 @@ def test_the_report_and_the_curve_stay_there_too():
     assert not {"gradients", "huge radius"} & set(raised)
     _, (accuracy,) = robustness_curve(model, X, y, eps=[0.5])
     assert report.robust_accuracy <= accuracy <= report.robust_accuracy + 0.05
+
+
+@pytest.mark.parametrize("last", [LogisticRegression(), KNeighborsClassifier()], ids=repr)
+def test_the_check_at_a_huge_radius_stays_there_whatever_the_radius_of_the_report(last):
+    """There categories are looked up, and no model is blamed for what it is not defined for."""
+    table = pd.DataFrame(X, columns=list("abcd")).assign(job=np.where(y == 0, "clerk", "pilot"))
+    table.loc[::3, "job"] = "nurse"
+    columns = (FunctionTransformer(np.log), list("abcd")), (OneHotEncoder(), ["job"])
+    model = make_pipeline(make_column_transformer(*columns), last).fit(table, y)
+    constraints = FeatureConstraints(immutable="job")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", AttackWarning)  # of flags
+        small, large = (
+            evaluate_robustness(model, table, y, eps=eps, n_queries=50, constraints=constraints)
+            for eps in (X.min() / 2, X.max())
+        )
+    for report in (small, large):
+        flag = next(flag for flag in report.flags if flag.name == "huge radius")
+        assert not flag.raised, flag.detail
 
 
 @pytest.mark.parametrize("bounds", ["train", {0: (-5.0, 5.0)}, None])
