@@ -19,6 +19,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import (
     FunctionTransformer,
     OneHotEncoder,
+    PolynomialFeatures,
     PowerTransformer,
     StandardScaler,
 )
@@ -195,6 +196,24 @@ def test_an_attack_that_meets_nan_says_so(attack, generator):
     with pytest.warns(AttackWarning, match="The model returned NaN for 1 of 2 samples"):
         found = attack.search(LogOfDifference(), samples, labels, generator=generator)
     assert found.no_gradient.tolist() == [True, False]
+
+
+@pytest.mark.parametrize("missing", [False, True])
+@pytest.mark.parametrize("attack", [PGD(n_steps=10), APGD(n_steps=10)], ids=str)
+def test_an_attack_that_meets_nan_beside_an_encoder_says_so(attack, missing):
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(rng.normal(3, 1, (80, 2)).clip(0.1), columns=["a", "b"])
+    table["job"] = rng.choice(["clerk", "nurse"], 80)
+    table["home"] = np.where(np.arange(80) % 9 == 0, None, "own") if missing else "own"
+    labels = (table.a > table.b).astype(int)
+    log_of_products = make_pipeline(PolynomialFeatures(), FunctionTransformer(np.log1p))
+    encoded = (OneHotEncoder(), ["job", "home"])
+    columns = make_column_transformer((log_of_products, ["a", "b"]), encoded)
+    model = make_pipeline(columns, LogisticRegression()).fit(table, labels)
+    constraints = FeatureConstraints(immutable=["job", "home"])
+    scorer = RobustScorer(norm="l2", eps=20, attack=attack, constraints=constraints)
+    with pytest.warns(AttackWarning, match="NaN"):
+        assert scorer(model, table, labels) <= model.score(table, labels)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])

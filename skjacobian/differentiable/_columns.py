@@ -87,14 +87,20 @@ class Encoded(View):
             names = numbers if table.columns is None else [table.columns[j] for j in numbers]
             raise NotDifferentiableError(f"In columns of numbers ({shown(names)}): {self.refusal}")
         self.values, self.combinations = [], []
-        place = torch.zeros(len(table.tensor), dtype=torch.int64)
-        for column in _comparable(table.tensor[:, self.columns]).T:
+        # An attack that has lost its way asks about NaN alone: that has a place, too.
+        asked = nn.functional.pad(table.tensor[:, self.columns], (0, 0, 0, 1), value=torch.nan)
+        place = torch.zeros(len(asked), dtype=torch.int64)
+        for column in _comparable(asked).T:
             self.values.append(torch.unique(column))
             pair = self._pair(place, column, self.values[-1])
             self.combinations.append(torch.unique(pair))
             place = torch.searchsorted(self.combinations[-1], pair)
         _, first = np.unique(place.numpy(), return_index=True)
-        self.hold(outputs=self._encode(table, first))
+        is_sample = first < len(table.tensor)
+        encoded = self._encode(table, first[is_sample])
+        outputs = np.full((len(first), encoded.shape[1]), np.nan)
+        outputs[is_sample] = encoded
+        self.hold(outputs=outputs)
 
     def _encode(self, table: Table, rows: np.ndarray) -> np.ndarray:
         columns = self.columns[0] if self.as_series else self.columns
