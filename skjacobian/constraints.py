@@ -282,7 +282,8 @@ class FeatureConstraints(BaseEstimator):
             return None
         if isinstance(self.bounds, str):
             check_is_fitted(self, "low_")
-            return np.nan_to_num(self.low_, nan=-np.inf), np.nan_to_num(self.high_, nan=np.inf)
+            unknown = np.isnan(self.low_)  # what is infinite already stays so
+            return np.where(unknown, -np.inf, self.low_), np.where(unknown, np.inf, self.high_)
         low, high = np.full(n_features, -np.inf), np.full(n_features, np.inf)
         for j, pair in Columns((n_features,)).by_index("bounds", self.bounds).items():
             low[j], high[j] = pair

@@ -164,6 +164,20 @@ def test_constraints_are_kept_beside_the_range(bounds):
         assert (report.X_adv[:, 0] <= 5).all()
 
 
+@pytest.mark.parametrize("norm", EPS)
+def test_the_range_of_training_and_of_categories_of_a_black_box_may_both_be_kept(norm):
+    table = pd.get_dummies(pd.DataFrame({"a": X[:, 0], "job": np.where(y, "pilot", "clerk")}))
+    forest = RandomForestClassifier(10, random_state=0).fit(table, y)
+    constraints = FeatureConstraints(one_hot=[["job_clerk", "job_pilot"]], bounds="train")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", AttackWarning)  # of flags
+        report = evaluate_robustness(
+            forest, table, y, norm=norm, eps=2, n_queries=20, constraints=constraints.fit(table)
+        )
+    assert report.robust_accuracy < report.accuracy
+    assert report.X_adv.a.between(table.a.min(), table.a.max()).all()
+
+
 def test_missing_values_and_whole_numbers_are_no_obstacle():
     table = pd.DataFrame(X, columns=list("abcd")).assign(d=np.ceil(X[:, 3]).astype(int))
     table.loc[::7, "a"] = np.nan
