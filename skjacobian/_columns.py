@@ -39,6 +39,9 @@ class Columns:
     [2, 0]
     >>> columns.indices("immutable", [True, False, True])
     [0, 2]
+    >>> import pandas as pd
+    >>> columns.indices("immutable", pd.Series({"income": True, "age": False, "sex": False}))
+    [2]
     """
 
     shape: tuple[int, ...]
@@ -55,10 +58,12 @@ class Columns:
         parameter : str
             Its name, for the error.
         said : str, int, or array-like of str, int or bool; None for no columns
-            A mask has the shape of a sample, or is flat.
+            A mask has the shape of a sample, or is flat; a Series is read by its labels.
         """
         values = _array(said)
         kind = _kind(values)
+        if kind == "mask":
+            values = _array(self.in_order(parameter, said))
         if values.size == 0:
             return []
         if kind == "mask" and values.shape in (self.shape, (len(self),)):
@@ -86,7 +91,7 @@ class Columns:
         """Tell whether values are a pandas Series with one for the name of each column."""
         return (
             self.names is not None
-            and hasattr(values, "reindex")
+            and hasattr(values, "loc")
             and set(self.names) <= set(values.index)
         )
 
@@ -102,7 +107,7 @@ class Columns:
         >>> Columns((2,), ["sex", "age"]).in_order("feature_scale", by_name)
         array([1., 3.])
         """
-        if self._places and hasattr(values, "reindex") and not by_place(values.index):
+        if self._places and hasattr(values, "loc") and not by_place(values.index):
             self._check_all_have_values(parameter, values.index)
         return values.loc[self.names].to_numpy() if self.are_index_of(values) else values
 
@@ -117,10 +122,12 @@ class Columns:
     def _check_all_have_values(self, parameter: str, index: Any) -> None:
         missing = [name for name in self._places if name not in index]
         if missing:
+            some = ""
+            if parameter in ("feature_scale", "bounds"):
+                some = " FeatureConstraints takes the scale and range of some columns."
             raise ValueError(
                 f"Got {parameter} without values for {missing}, but expected one for each column "
-                f"of X{did_you_mean(missing[0], index)}. FeatureConstraints takes the scale and "
-                "range of some columns."
+                f"of X{did_you_mean(missing[0], index)}.{some}"
             )
 
     @cached_property
@@ -177,6 +184,8 @@ def by_place(said: Any) -> bool:
     (False, True, False)
     """
     values = _array(said)
+    if _kind(values) == "mask" and hasattr(said, "loc"):
+        return by_place(said.index)
     return values.size > 0 and _kind(values) != "names"
 
 

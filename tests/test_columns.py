@@ -206,6 +206,19 @@ def test_names_are_no_places(columns):
     assert not by_place(columns)
 
 
+@pytest.mark.parametrize("parameter", [name for name in SAID if name not in MAPPINGS])
+def test_a_mask_that_is_a_series_is_read_by_its_labels(parameter):
+    mask = pd.Series(MASK, index=FRAME.columns)
+    assert understood(parameter, mask[::-1]) == understood(parameter, mask) == [1, 3]
+    more = pd.concat([mask[::-1], pd.Series({"target": True})])
+    assert understood(parameter, more) == [1, 3]
+    model, turned = LogisticRegression().fit(FRAME, Y), FRAME[FRAME.columns[::-1]]
+    scorer = RobustScorer(**SAID[parameter](given(parameter, mask[::-1])))
+    assert scorer(model, turned, Y) == scorer(model, FRAME, Y)
+    with pytest.raises(ValueError, match=r"without values for \['blue'\], but .* column of X\.$"):
+        understood(parameter, mask.drop("blue"))
+
+
 def test_masks_of_images_have_the_shape_of_a_sample_or_are_flat():
     X, mask = torch.zeros(4, 2, 3), np.array([[True, False, False], [False, True, True]])
     for said in (mask, mask.ravel(), mask.tolist(), torch.from_numpy(mask), [0, 4, -1]):
