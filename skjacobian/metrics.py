@@ -219,7 +219,7 @@ class RobustScorer(BaseEstimator):
         weight = None if sample_weight is None else check_weights(sample_weight, subject.y)
         attacks = {eps: subject.arm(attack, **self._threat_model(eps)) for eps in sorted(radii)}
         right = subject.right.copy()
-        kind = "" if self.average == "mean" else f"{self.average}_"
+        kind = self._kind
         scores = {f"{kind}accuracy": average_accuracy(right, subject.y, weight, self.average)}
         for eps, attack in attacks.items():
             standing = np.flatnonzero(right)
@@ -284,6 +284,16 @@ class RobustScorer(BaseEstimator):
             for eps in radii
         }
         return reports if _is_sequence(self.eps) else reports[_key(radii[0])]
+
+    @property
+    def __name__(self) -> str:
+        # What the displays of scikit-learn call a scorer by, once all is fitted and scored.
+        return f"{self._kind}robust_accuracy"
+
+    @property
+    def _kind(self) -> str:
+        """What the name of an accuracy begins with."""
+        return "" if self.average == "mean" else f"{self.average}_"
 
     def _threat_model(self, eps: float) -> dict[str, Any]:
         """Return what the adversary may do at one of the radii, by parameter."""

@@ -14,10 +14,13 @@ from sklearn.decomposition import PCA
 from sklearn.exceptions import NotFittedError
 from sklearn.experimental import enable_halving_search_cv  # noqa: F401
 from sklearn.frozen import FrozenEstimator
+from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import (
     GridSearchCV,
     HalvingGridSearchCV,
+    LearningCurveDisplay,
     StratifiedKFold,
+    ValidationCurveDisplay,
     cross_val_score,
     cross_validate,
 )
@@ -948,6 +951,23 @@ def test_scoring_leaves_the_attack_object_alone(model):
     before = repr(attack.get_params())
     RobustScorer(attack=attack, norm="l2", eps=[0.1, 0.2], bounds=(0, 9))(model, X, y)
     assert repr(attack.get_params()) == before
+
+
+@pytest.mark.usefixtures("figures_are_closed")
+@pytest.mark.parametrize(
+    ("average", "name"),
+    [("mean", "Robust accuracy"), ("worst_class", "Worst class robust accuracy")],
+)
+def test_curves_of_scikit_learn_are_labelled_by_the_scorer(average, name):
+    scorer = RobustScorer(eps=0.1, n_steps=2, average=average)
+    model, params = LogisticRegression(max_iter=1000), {"cv": CV, "scoring": scorer}
+    drawn = LearningCurveDisplay.from_estimator(model, X, y, train_sizes=[0.5, 1.0], **params)
+    assert drawn.ax_.get_ylabel() == name
+    drawn = ValidationCurveDisplay.from_estimator(
+        model, X, y, param_name="C", param_range=[0.1, 1], negate_score=True, **params
+    )
+    assert drawn.ax_.get_ylabel() == f"Negative {name.lower()}"
+    assert RobustScorer.__name__ == "RobustScorer"
 
 
 # --- attack objects -----------------------------------------------------------------------
