@@ -18,8 +18,8 @@ def reject(name: str, value: object, expected: str) -> NoReturn:
 
 
 def unwrap_scalar(value: Any) -> Any:
-    """Turn a 0-d array or tensor into the number it holds; leave anything else alone."""
-    if isinstance(value, np.ndarray | torch.Tensor) and value.ndim == 0:
+    """Turn a number of numpy, 0-d array or tensor into one of Python; leave anything else alone."""
+    if isinstance(value, np.number | np.ndarray | torch.Tensor) and value.ndim == 0:
         return value.item()
     return value
 

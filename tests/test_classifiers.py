@@ -698,6 +698,8 @@ def test_dtype_follows_the_data(iris):
 def test_numbers_may_come_from_numpy(lam, kind):
     X, y = make_classification(n_samples=40, random_state=0)
     numbers = {"lam": kind(lam), "lr": kind(0.01), "max_epochs": np.array(1)}
+    numbers |= {"penalty_samples": kind(0.5), "validation_fraction": kind(0.25)}
+    numbers |= {"n_projections": np.int8(1), "early_stopping": np.bool_(True)}
     plain = {name: np.asarray(number).item() for name, number in numbers.items()}
     fits = [
         JacobianRegularizedClassifier(**params, batch_size=np.int64(16), random_state=0).fit(X, y)

@@ -123,6 +123,8 @@ def test_unwrapping_keeps_arrays_with_dimensions():
     assert unwrap_scalar(tensor) is tensor
     assert unwrap_scalar(np.array(0.5)) == 0.5
     assert unwrap_scalar(torch.tensor(0.5)) == 0.5
+    assert type(unwrap_scalar(np.float32(0.5))) is float
+    assert type(unwrap_scalar(np.int8(1))) is int
 
 
 def test_a_scalar_interval_looks_inside_0d_arrays():
