@@ -48,7 +48,7 @@ from skjacobian.exceptions import TrainingDivergedError
 from skjacobian.modules import MODULES
 from skjacobian.objectives import Objective
 
-# What is asked for by a name of scikit-learn, or of the default modules.
+# What is asked for by a name of scikit-learn, of the default modules, or of the scorers.
 ASKED_FOR = {
     "hidden_layer_sizes": "module__hidden_units",
     "hidden_units": "module__hidden_units",
@@ -60,6 +60,7 @@ ASKED_FOR = {
     "learning_rate": "lr",
     "learning_rate_init": "lr",
     "max_iter": "max_epochs",
+    "mutable": "constraints",
 }
 
 NESTED_PREFIXES = ("module", "optimizer", "iterator_train", "iterator_valid", "callbacks")
@@ -140,8 +141,9 @@ class RobustClassifier(NetClassifier):
         self.verbose = verbose
         for name in nested:
             if not _is_nested(name):
-                here = ASKED_FOR.get(name)
-                hint = f" (here {here!r})" if here else did_you_mean(name, self._get_param_names())
+                known, here = self._get_param_names(), ASKED_FOR.get(name, "")
+                is_here = here in known or _is_nested(here)
+                hint = f" (here {here!r})" if is_here else did_you_mean(name, known)
                 raise TypeError(
                     f"{type(self).__name__} got an unexpected parameter {name!r}{hint}."
                 )

@@ -841,6 +841,13 @@ def test_a_typo_in_a_parameter_raises_at_once(Classifier):
         Classifier().set_params(lamb=1)
 
 
+def test_what_scorers_say_of_columns_is_led_to_constraints_where_there_are_any():
+    with pytest.raises(TypeError, match=r"unexpected parameter 'mutable' \(here 'constraints'\)\."):
+        AdversarialClassifier(mutable=["age"])
+    with pytest.raises(TypeError, match=r"unexpected parameter 'mutable'(?!.*constraints)"):
+        JacobianRegularizedClassifier(mutable=["age"])
+
+
 @pytest.mark.parametrize("Classifier", CLASSIFIERS)
 @pytest.mark.parametrize(
     ("name", "here"),
