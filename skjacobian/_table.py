@@ -179,7 +179,10 @@ def _columns_by_type(dtypes: list[Any]) -> dict[np.dtype, np.ndarray]:
 def _coded(column: Any) -> tuple[np.ndarray, Any]:
     """Return codes for the values of a column, and what they stand for."""
     is_truth = column.dtype.kind == "b"
-    codes, known = column.factorize(sort=is_truth, use_na_sentinel=False)
+    try:
+        codes, known = column.factorize(sort=is_truth, use_na_sentinel=False)
+    except TypeError:  # of lists and the like, which have no hash: each is a value of its own
+        return np.arange(len(column)), column.array
     if is_truth and len(known) == 1 and not known.hasnans:  # its code is its value
         return codes + int(known[0]), type(known)([False, True], dtype=known.dtype)
     if column.dtype == object:

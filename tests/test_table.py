@@ -4,7 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.compose import make_column_transformer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
+from skjacobian import FeatureConstraints, RobustScorer
 from skjacobian._table import Table
 
 FRAME = pd.DataFrame(
@@ -97,6 +102,23 @@ def test_numbers_that_are_written_out_are_no_numbers():
     assert sorted(table.categories) == [0]
     assert table.decode(table.tensor.numpy()).zip.tolist() == ["10115", "80331"]
     assert sorted(Table(pd.DataFrame({"a": [True, None]}, dtype=object)).categories) == [0]
+
+
+def test_values_without_a_hash_are_categories():
+    tags = [["a", "b"], ["a", "b"], {"c": 1}, None, np.zeros(2)]
+    frame = pd.DataFrame({"age": [20.0, 30.0, 40.0, 50.0, 60.0], "tags": tags})
+    table = Table(frame)
+    assert sorted(table.categories) == [1]
+    for chosen in ([0, 1, 2, 3, 4], [3, 2]):
+        rows = table.rows(np.array(chosen), table.tensor[chosen].numpy())
+        assert all(rows.tags.iloc[i] is tags[j] for i, j in enumerate(chosen))
+        assert rows.index.tolist() == chosen
+    is_missing = FunctionTransformer(lambda frame: frame.isna().to_numpy(dtype=float))
+    columns = make_column_transformer((StandardScaler(), ["age"]), (is_missing, ["tags"]))
+    model = make_pipeline(columns, LogisticRegression()).fit(frame, [0, 0, 0, 1, 1])
+    scorer = RobustScorer(eps=5, constraints=FeatureConstraints(immutable="tags"))
+    assert scorer(model, frame, [0, 0, 0, 1, 1]) == 1
+    assert scorer.set_params(eps=50)(model, frame, [0, 0, 0, 1, 1]) == 0
 
 
 @pytest.mark.parametrize(
