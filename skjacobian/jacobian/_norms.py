@@ -316,10 +316,15 @@ def _by_sample(choose: Choice, linearization: Linearization, y: Tensor | None) -
 
 
 def _leading_direction(rows: Tensor, y: Tensor | None) -> Tensor:
-    """Return the left singular vector of the largest singular value of each J."""
+    """Return the left singular vector of the largest singular value of each J; else NaN.
+
+    `eigh` raises an error for one matrix that is not finite, as of a network that diverges.
+    """
     exact = rows if rows.dtype == torch.float64 else rows.float()
-    _, vectors = torch.linalg.eigh(exact @ exact.transpose(1, 2))
-    return vectors[..., -1].to(rows.dtype)
+    gram = exact @ exact.transpose(1, 2)
+    is_finite = gram.isfinite().all(2, keepdim=True).all(1, keepdim=True)
+    _, vectors = torch.linalg.eigh(gram.where(is_finite, 0.0))
+    return vectors[..., -1].where(is_finite.squeeze(2), torch.nan).to(rows.dtype)
 
 
 def _steepest_difference(rows: Tensor, y: Tensor | None) -> Tensor:

@@ -511,6 +511,24 @@ def test_gradients_are_finite_where_norms_have_kinks(degenerate, activation, opt
     assert torch.isfinite(weight_gradient(net, X, labels(X), **options)).all()
 
 
+@pytest.mark.parametrize("engine", ["closed_form", "batched", "loop"])
+@pytest.mark.parametrize("options", EXACT.values(), ids=EXACT)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_network_that_has_diverged_has_norms_that_are_not_finite(value, options, engine):
+    net, X = make("mlp")
+    with torch.no_grad():
+        net[-1].weight[1, 2] = value
+    norms = jacobian_norm(net, X, labels(X), **options, engine=engine, create_graph=True)
+    assert not norms.isfinite().any()
+
+
+def test_the_largest_singular_value_beside_a_sample_that_is_not_finite_is_its_own():
+    W = torch.tensor([[3.0, 0.0], [0.0, -4.0]])
+    X = torch.tensor([[1.0, 1.0], [math.nan, 1.0], [2.0, 1.0]])
+    norms = jacobian_norm(lambda X: X.square() @ W.T / 2, X, norm="spectral")
+    torch.testing.assert_close(norms, torch.tensor([4.0, math.nan, 6.0]), equal_nan=True)
+
+
 @pytest.mark.parametrize("options", EXACT.values(), ids=EXACT)
 def test_a_feature_that_is_not_used_does_not_stop_the_gradient(options):
     net, X = make("mlp")
