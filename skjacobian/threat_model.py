@@ -183,6 +183,21 @@ def inward(low: Tensor, high: Tensor, X: Tensor) -> tuple[Tensor, Tensor]:
     return lower.to(X.device), upper.to(X.device)
 
 
+def without_shut(
+    scale: Tensor | None, bounds: tuple[Tensor, Tensor] | None, X: Tensor
+) -> Tensor | None:
+    """Return the feature scale, 0 where the bounds leave a feature one value.
+
+    Else the gradient there, which nothing can follow, would count in the length of an l2 step.
+    """
+    if bounds is None or bounds[0].ndim == bounds[1].ndim == 0:
+        return scale
+    is_open = bounds[0] < bounds[1]
+    if not is_open.is_cuda and bool(is_open.all()):  # a card would wait to be asked
+        return scale
+    return is_open.to(X.dtype) if scale is None else scale * is_open
+
+
 def _by_column(value: Any) -> str:
     """Return what takes values of some columns, where that is what was given."""
     is_mapping = isinstance(value, Mapping)

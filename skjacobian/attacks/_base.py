@@ -20,6 +20,7 @@ from skjacobian.threat_model import (
     outside,
     resolve_bounds,
     resolve_feature_scale,
+    without_shut,
 )
 from skjacobian.validity import Rules
 
@@ -232,7 +233,9 @@ class Attack(BaseEstimator):
 
     def _scale(self, X: Tensor, rules: Rules | None) -> Tensor | None:
         scale = resolve_feature_scale(self.feature_scale, X, self.mutable)
-        return scale if rules is None else rules.scaled(scale).to(X)
+        if rules is not None:
+            scale = rules.scaled(scale).to(X)
+        return without_shut(scale, self._own_bounds(X, rules), X)
 
     def _own_bounds(self, X: Tensor, rules: Rules | None) -> tuple[Tensor, Tensor] | None:
         """Return the bounds that clean samples keep, too."""

@@ -370,6 +370,26 @@ def test_features_that_may_not_change_leave_the_optimum_over_the_others(name, no
     assert missed.sum() <= (3 if "Square" in name else 0)
 
 
+@every_norm
+@pytest.mark.parametrize("name", OPTIMAL_ON_LINEAR_MODELS)
+def test_a_feature_whose_bounds_leave_one_value_does_not_stand_in_the_way(name, norm):
+    problem, shut = LinearProblem(), [1, 4]
+    problem.W[:, shut] *= 1000
+    problem.X[:, shut] = 0.5
+    problem.b = -(problem.W @ problem.X.mean(0))
+    problem.y = problem.logits(problem.X).argmax(1)
+    low, high = np.full(6, -5.0), np.full(6, 5.0)
+    low[shut] = high[shut] = 0.5
+    g = (problem.W[1 - problem.y] - problem.W[problem.y])[:, [0, 2, 3, 5]]
+    slope = torch.linalg.vector_norm(g, {"linf": 1, "l2": 2, "l1": torch.inf}[norm], dim=1)
+    distances = -problem.margin(problem.X) / slope
+    eps = float(distances.median()) * 1.001
+    attack = with_threat(ATTACKS[name], norm=norm, eps=eps, bounds=(low, high))
+    found = attack.search(problem.logits, problem.X, problem.y, generator=seeded())
+    assert torch.equal(found.fooled, distances < eps)
+    assert (found.X_adv[:, shut] == 0.5).all()
+
+
 # --- value objects and randomness --------------------------------------------------------
 
 
