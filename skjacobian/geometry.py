@@ -352,6 +352,16 @@ class Ball:
         far = torch.add(X_adv, gradient, alpha=torch.finfo(gradient.dtype).max / 2)
         return far.clamp_(*self.box).sub_(X_adv)
 
+    def open_part(self, X_adv: Tensor, gradient: Tensor) -> Tensor:
+        """Return a copy of a gradient, 0 at the features that the box does not let follow it."""
+        if self.box is None:
+            return gradient.clone()
+        room = self.room(X_adv, gradient).abs_()
+        if self.norm != "linf":  # whose iterates reach their bounds exactly
+            rounding = (X_adv.abs() + self.X.abs()).mul_(8 * torch.finfo(gradient.dtype).eps)
+            room = room.sub_(rounding).relu_()
+        return room.sign_().mul_(gradient)
+
     def ascent_left(self, X_adv: Tensor, gradient: Tensor) -> Tensor:
         """Return how much a linear loss of slope `gradient` can still climb from `X_adv`.
 
@@ -437,6 +447,9 @@ class Ball:
     def _stepped_and_projected(
         self, X_adv: Tensor, gradient: Tensor, step_size: float | Tensor
     ) -> Tensor:
+        if self.rules is not None:
+            # One steep feature that may not fall would take nearly all of each step's length.
+            gradient = self.open_part(X_adv, gradient)
         return self._projected(self.steepest(gradient).mul_(step_size).add_(X_adv))
 
     def _projected(self, X_adv: Tensor) -> Tensor:

@@ -470,11 +470,7 @@ def _length_and_slope(ball: Ball, X_adv: Tensor, gradient: Tensor) -> Tensor:
     """
     length = _scaled_norm(ball, X_adv - ball.X)
     if ball.box is not None:
-        room = ball.room(X_adv, gradient)
-        if ball.norm != "linf":  # whose iterates reach their bounds exactly
-            rounding = (X_adv.abs() + ball.X.abs()).mul_(8 * torch.finfo(gradient.dtype).eps)
-            room = room.abs_().sub_(rounding).relu_()
-        gradient = room.sign_().mul_(gradient)
+        gradient = ball.open_part(X_adv, gradient)
     return torch.stack([length, ball.dual_length(gradient)], dim=1)
 
 

@@ -202,8 +202,8 @@ def _keep(search: Search, X_adv: Tensor, found: Tensor) -> None:
 
 def _climb(rest: Ball, gradient: Tensor) -> Tensor:
     """Return the points of the sets that are best to first order."""
-    # A clone: what is overwritten here says which changes to make.
-    return rest.ascend(rest.X, gradient.clone(), LONG_STEP * rest.eps)
+    # A copy: what is overwritten here says which changes to make.
+    return rest.ascend(rest.X, rest.open_part(rest.X, gradient), LONG_STEP * rest.eps)
 
 
 def flips_pay(ball: Ball) -> bool:

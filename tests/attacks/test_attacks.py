@@ -390,6 +390,32 @@ def test_a_feature_whose_bounds_leave_one_value_does_not_stand_in_the_way(name, 
     assert (found.X_adv[:, shut] == 0.5).all()
 
 
+@pytest.mark.parametrize("scale", [None, [0.2, 0.5, 1.0, 1.5, 2.0, 3.0]], ids=["plain", "scaled"])
+@every_norm
+@pytest.mark.parametrize("name", OPTIMAL_ON_LINEAR_MODELS)
+def test_a_steep_feature_that_may_not_fall_does_not_stand_in_the_way(name, norm, scale):
+    problem, steep = LinearProblem(), [1, 4]
+    problem.W[:, steep] = torch.tensor([[1000.0], [-1000.0]], dtype=torch.float64)
+    problem.X[:, steep] = 0.5
+    problem.b = -(problem.W @ problem.X.mean(0))
+    y = problem.logits(problem.X).argmax(1)
+    problem.X, problem.y = problem.X[y == 0], y[y == 0]
+    g = (problem.W[1] - problem.W[0])[[0, 2, 3, 5]]
+    unit = torch.ones(6) if scale is None else torch.tensor(scale)
+    order = {"linf": 1, "l2": 2, "l1": torch.inf}[norm]
+    slope = torch.linalg.vector_norm(g * unit[[0, 2, 3, 5]], order)
+    distances = -problem.margin(problem.X) / slope
+    eps = float(distances.median()) * 1.001
+    constraints = FeatureConstraints(increasing=steep)
+    attack = with_threat(
+        ATTACKS[name], norm=norm, eps=eps, feature_scale=scale, constraints=constraints
+    )
+    found = attack.search(problem.logits, problem.X, problem.y, generator=seeded())
+    assert 0 < found.fooled.sum() < len(problem.X)
+    assert torch.equal(found.fooled, distances < eps)
+    assert (found.X_adv[:, steep] >= 0.5).all()
+
+
 # --- value objects and randomness --------------------------------------------------------
 
 
