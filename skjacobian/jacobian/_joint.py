@@ -27,7 +27,7 @@ LAYERS = frozenset((nn.Linear, nn.ReLU, nn.LeakyReLU, nn.Flatten, nn.Identity, *
 
 def joint_pass_fits(layers: list[nn.Module], norm: JacobianNorm, n_samples: int) -> bool:
     """Tell whether `joint_pass` knows the layers and the norm, and has room for the rows."""
-    last = layers[-1]
+    last = layers[-1] if layers else None
     if norm.output != "logits" or not isinstance(last, nn.Linear):
         return False
     numbers = 0

@@ -712,6 +712,17 @@ def test_the_closed_form_of_a_network_with_batch_normalization_is_taken_in_train
         torch.testing.assert_close(value.loss, values[0].loss)
 
 
+@pytest.mark.parametrize("penalty_samples", [None, "auto", 2])
+@pytest.mark.parametrize("model", [nn.Sequential(), nn.Identity()], ids=["empty", "identity"])
+@pytest.mark.parametrize("norm", JACOBIAN_NORMS)
+def test_a_model_without_layers_has_the_unit_matrix_as_its_jacobian(norm, model, penalty_samples):
+    X, y = torch.eye(3, dtype=torch.float64), torch.arange(3)
+    objective = JacobianRegularization(norm=norm, penalty_samples=penalty_samples)
+    penalty = objective(model, X, y, generator=seeded()).penalty
+    expected = {"spectral": 1.0, "cross_lipschitz": 2.0}.get(norm, 3.0)
+    torch.testing.assert_close(penalty.sum() / 3, torch.tensor(expected, dtype=torch.float64))
+
+
 def test_parameters_without_a_hash_are_taken_or_named_as_others_are():
     net, (X, y) = make_net(), batch()
     part = JacobianRegularization(penalty_samples=np.array(0.5))
