@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from skjacobian.model_modes import batch_norm_in_eval, frozen
+from skjacobian.model_outputs import outputs
 
 
 class Sizes(NamedTuple):
@@ -30,7 +31,7 @@ def sizes_of(model: Callable[[Tensor], Tensor], X: Tensor) -> Sizes:
     """
     if not isinstance(model, nn.Module):
         with torch.no_grad():
-            return Sizes(0, model(X[:1].detach()).shape[1])
+            return Sizes(0, outputs(model, X[:1].detach()).shape[1])
     if model not in _SIZES:
         counts: list[int] = []
         seen: set[int] = set()
@@ -46,7 +47,7 @@ def sizes_of(model: Callable[[Tensor], Tensor], X: Tensor) -> Sizes:
         hooks = [layer.register_forward_hook(count) for layer in layers]
         try:
             with batch_norm_in_eval(model), frozen(model), torch.no_grad():
-                n_classes = model(X[:1].detach()).shape[1]
+                n_classes = outputs(model, X[:1].detach()).shape[1]
         finally:
             for hook in hooks:
                 hook.remove()

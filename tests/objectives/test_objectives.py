@@ -723,6 +723,19 @@ def test_a_model_without_layers_has_the_unit_matrix_as_its_jacobian(norm, model,
     torch.testing.assert_close(penalty.sum() / 3, torch.tensor(expected, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("penalty_samples", [None, "auto", 2])
+@pytest.mark.parametrize("is_module", [True, False])
+def test_a_model_that_returns_no_logits_is_named(is_module, penalty_samples):
+    class Two(nn.Module):
+        def forward(self, X):
+            return X, X
+
+    objective = JacobianRegularization(penalty_samples=penalty_samples)
+    model = Two() if is_module else (lambda X: (X, X))
+    with pytest.raises(TypeError, match="has type tuple, but expected a tensor of logits"):
+        objective(model, torch.eye(3), torch.arange(3), generator=seeded())
+
+
 def test_parameters_without_a_hash_are_taken_or_named_as_others_are():
     net, (X, y) = make_net(), batch()
     part = JacobianRegularization(penalty_samples=np.array(0.5))
