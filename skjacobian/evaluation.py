@@ -67,7 +67,8 @@ def evaluate_robustness(
         What else makes a sample valid: immutable, whole, one-directional and one-hot columns,
         and scale and bounds by column.
     n_queries : int, optional
-        How often "strong" shows a sample to the model at most.
+        How often "strong" shows a sample to the model at most; for l1 and l2 one query more may
+        confirm the result.
     time_limit : float, optional
         Seconds after which "strong" ends with what it has; the checks take some more.
     batch_size : int or "auto", default="auto"

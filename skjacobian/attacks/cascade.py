@@ -144,8 +144,9 @@ class Cascade(Attack):
     constraints : FeatureConstraints, optional
         What else makes a sample valid, columns given by index.
     n_queries : int, optional
-        How often a sample is shown to the model at most. None is no limit. All samples of a
-        batch stop together, so results under a limit depend on what else is in the batch.
+        How often a sample is shown to the model at most; for l1 and l2 one query more may confirm
+        the result. None is no limit. All samples of a batch stop together, so results under a
+        limit depend on what else is in the batch.
     time_limit : float, optional
         Seconds after which the search ends with what it has. None is no limit. Results
         under a time limit differ from run to run.
