@@ -447,10 +447,19 @@ class Ball:
     def _stepped_and_projected(
         self, X_adv: Tensor, gradient: Tensor, step_size: float | Tensor
     ) -> Tensor:
-        if self.rules is not None:
-            # One steep feature that may not fall would take nearly all of each step's length.
-            gradient = self.open_part(X_adv, gradient)
+        is_table = self.rules is not None or self.X.shape[1:].numel() <= FEW_FEATURES
+        if is_table and self.box is not None:
+            gradient = self._unblocked(X_adv, gradient)
         return self._projected(self.steepest(gradient).mul_(step_size).add_(X_adv))
+
+    def _unblocked(self, X_adv: Tensor, gradient: Tensor) -> Tensor:
+        """Return a copy of a gradient, 0 at the features at X that cannot follow it from there.
+
+        A steep one would take nearly all of each step's length. One that was moved to its bound
+        keeps its gradient, without which the projection, which shrinks all, would take it back.
+        """
+        is_open = self.room(self.X, gradient).abs_() + self.open_part(X_adv, gradient).abs_()
+        return is_open.sign_().mul_(gradient)
 
     def _projected(self, X_adv: Tensor) -> Tensor:
         u, eps = self.to_scaled(X_adv - self.X), self._eps_within_rounding()

@@ -390,10 +390,11 @@ def test_a_feature_whose_bounds_leave_one_value_does_not_stand_in_the_way(name, 
     assert (found.X_adv[:, shut] == 0.5).all()
 
 
+@pytest.mark.parametrize("said_by", ["constraints", "bounds"])
 @pytest.mark.parametrize("scale", [None, [0.2, 0.5, 1.0, 1.5, 2.0, 3.0]], ids=["plain", "scaled"])
 @every_norm
 @pytest.mark.parametrize("name", OPTIMAL_ON_LINEAR_MODELS)
-def test_a_steep_feature_that_may_not_fall_does_not_stand_in_the_way(name, norm, scale):
+def test_a_steep_feature_that_may_not_fall_does_not_stand_in_the_way(name, norm, scale, said_by):
     problem, steep = LinearProblem(), [1, 4]
     problem.W[:, steep] = torch.tensor([[1000.0], [-1000.0]], dtype=torch.float64)
     problem.X[:, steep] = 0.5
@@ -406,10 +407,13 @@ def test_a_steep_feature_that_may_not_fall_does_not_stand_in_the_way(name, norm,
     slope = torch.linalg.vector_norm(g * unit[[0, 2, 3, 5]], order)
     distances = -problem.margin(problem.X) / slope
     eps = float(distances.median()) * 1.001
-    constraints = FeatureConstraints(increasing=steep)
-    attack = with_threat(
-        ATTACKS[name], norm=norm, eps=eps, feature_scale=scale, constraints=constraints
-    )
+    low = np.full(6, -5.0)
+    low[steep] = 0.5
+    threat = {
+        "constraints": {"constraints": FeatureConstraints(increasing=steep)},
+        "bounds": {"bounds": (low, np.full(6, 5.0))},
+    }[said_by]
+    attack = with_threat(ATTACKS[name], norm=norm, eps=eps, feature_scale=scale, **threat)
     found = attack.search(problem.logits, problem.X, problem.y, generator=seeded())
     assert 0 < found.fooled.sum() < len(problem.X)
     assert torch.equal(found.fooled, distances < eps)
