@@ -403,12 +403,13 @@ class Ball:
     ) -> Tensor:
         """Return an ascent step of length α = `step_size` from x, which ends inside the set.
 
-        Π(x + α·d) with the steepest d, for l2 and linf. For l1 that d moves one feature at a
-        time, and the projection takes from all others what a box makes it overshoot, so it
-        stalls short of the optimum even of a linear model. So for l1 the step is that
-        of conditional gradients, x + min(1, α / ‖v - x‖₁)(v - x), towards the best point v
-        of the set to first order (Jaggi, ICML 2013, algorithm 1): exact for a linear model
-        as soon as the steps have crossed the ball.
+        Π(x + α·d) with the steepest d, for l2 and linf; for l2, in tables, α is the length of what
+        the box lets follow of the step. For l1 that d moves one feature at a time, and the
+        projection takes from all others what a box makes it overshoot, so it stalls short of
+        the optimum even of a linear model. So for l1 the step is that of conditional gradients,
+        x + min(1, α / ‖v - x‖₁)(v - x), towards the best point v of the set to first order
+        (Jaggi, ICML 2013, algorithm 1): exact for a linear model as soon as the steps have
+        crossed the ball.
 
         Parameters
         ----------
@@ -449,17 +450,19 @@ class Ball:
     ) -> Tensor:
         is_table = self.rules is not None or self.X.shape[1:].numel() <= FEW_FEATURES
         if is_table and self.box is not None:
-            gradient = self._unblocked(X_adv, gradient)
+            step_size = step_size / rows(self._open_share(X_adv, gradient), X_adv)
         return self._projected(self.steepest(gradient).mul_(step_size).add_(X_adv))
 
-    def _unblocked(self, X_adv: Tensor, gradient: Tensor) -> Tensor:
-        """Return a copy of a gradient, 0 at the features at X that cannot follow it from there.
+    def _open_share(self, X_adv: Tensor, gradient: Tensor) -> Tensor:
+        """Return the share of the length of each gradient that the box lets follow, 1 for none.
 
-        A steep one would take nearly all of each step's length. One that was moved to its bound
-        keeps its gradient, without which the projection, which shrinks all, would take it back.
+        A steep feature at its bound would take nearly all of each step's length. It is no part of
+        the length, but of the step: without it the projection would take it back from there.
         """
-        is_open = self.room(self.X, gradient).abs_() + self.open_part(X_adv, gradient).abs_()
-        return is_open.sign_().mul_(gradient)
+        open_part, whole = (
+            self.dual_length(part) for part in (self.open_part(X_adv, gradient), gradient)
+        )
+        return torch.where(open_part > 0, open_part / whole, 1.0)
 
     def _projected(self, X_adv: Tensor) -> Tensor:
         u, eps = self.to_scaled(X_adv - self.X), self._eps_within_rounding()
