@@ -264,8 +264,9 @@ def robustness_curve(
     """Return the accuracy under attack as a function of the radius.
 
     The smallest perturbation of each sample is searched for once, and serves all radii. The
-    curve is an upper bound on the true one, as tight as the search is strong; for a figure to
-    report at one radius, use ``RobustScorer(attack="strong")``.
+    curve is an upper bound on the true one, as tight as the search is strong. Gradients that
+    mislead leave it far too high, and only the flags of `evaluate_robustness` tell: report its
+    figure beside the curve.
 
     Parameters
     ----------

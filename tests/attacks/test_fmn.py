@@ -182,6 +182,26 @@ def test_random_points_find_the_pockets_that_gradients_lead_past(norm, monkeypat
     assert with_them < too_far() / 2
 
 
+@pytest.mark.parametrize("radii", [None, [0.5, 1.0]])
+@pytest.mark.parametrize("norm", NORMS)
+def test_the_boundary_of_a_model_that_rounds_is_found_where_it_was_leapt_across(norm, radii):
+    w = torch.randn(30, generator=seeded(), dtype=torch.float64)
+    w /= torch.linalg.vector_norm(w, DUAL[norm])
+    X = torch.randn(40, 30, generator=seeded(1), dtype=torch.float64)
+    true = 0.1 + 0.9 * torch.rand(40, generator=seeded(2), dtype=torch.float64)
+    X -= ((X @ w + true) / (w @ w)).unsqueeze(1) * w
+
+    def predict_logits(X):
+        score = 3 * (X @ w)
+        rounded = score.detach().round() + 1e-3 * score
+        return torch.stack([-rounded, rounded], 1)
+
+    y = torch.zeros(40, dtype=torch.int64)
+    distances = FMN(norm=norm, radii=radii).distances(predict_logits, X, y, generator=seeded())
+    assert (distances >= true).all()
+    assert (distances <= 1.01 * true).all()
+
+
 @pytest.mark.parametrize("factor", [1e-3, 1e3])
 @pytest.mark.parametrize("norm", NORMS)
 def test_rescaling_the_logits_changes_nothing(norm, factor):
