@@ -104,6 +104,7 @@ class UnderAttack:
         if isinstance(estimator, nn.Module) and not hasattr(estimator, "predict"):
             estimator = FittedModule(estimator, X)
         _check_has(estimator, "predict")
+        _check_has_one_output(estimator)
         given = X = as_pandas(X)
         X = in_the_order_of_fit(estimator, X)
         self.estimator, self.X, self.verbose = estimator, X, verbose
@@ -340,6 +341,16 @@ def _check_has(estimator: Any, name: str) -> None:
         raise TypeError(
             f"Got an estimator of type {type(estimator).__name__} without {name}, but "
             "expected a fitted classifier, which has predict and classes_."
+        )
+
+
+def _check_has_one_output(estimator: Any) -> None:
+    """Raise if an estimator has classes for each of several outputs."""
+    classes = getattr(estimator, "classes_", ())
+    if isinstance(classes, list) and any(np.ndim(labels) for labels in classes):
+        raise TypeError(
+            f"Got an estimator of type {type(estimator).__name__} with classes for each of "
+            f"{len(classes)} outputs, but expected a classifier with one."
         )
 
 

@@ -15,6 +15,8 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.exceptions import NotFittedError
 from sklearn.gaussian_process import GaussianProcessClassifier
 from sklearn.linear_model import LinearRegression
+from sklearn.multioutput import MultiOutputClassifier
+from sklearn.naive_bayes import GaussianNB
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -804,6 +806,10 @@ def test_bad_data_is_rejected_before_anything_is_computed(net, X, y, match):
     [
         (StandardScaler(), "type StandardScaler without predict, but expected a fitted class"),
         (LinearRegression().fit(X, y), "type LinearRegression without classes_"),
+        (
+            MultiOutputClassifier(GaussianNB()).fit(X, y[:, None]),
+            "type MultiOutputClassifier with classes for each of 1 outputs, but expected",
+        ),
     ],
 )
 def test_what_is_no_classifier_is_rejected(estimator, match):
