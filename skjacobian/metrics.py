@@ -64,8 +64,9 @@ class RobustScorer(BaseEstimator):
         Step of "pgd"; None lets it fall as 2·eps·(1 - step/n_steps)².
     n_restarts : int or "auto", default="auto"
         Random restarts of "pgd". "auto" is 5 where there are more than two classes and at most
-        100 features may change, else 1: there gradients lead to the wrong class, and one
-        search overstated robust accuracy by up to 13 points (docs/benchmarks.md).
+        100 features may change, with brief searches towards the likeliest wrong classes, else 1:
+        there gradients lead to the wrong class, and one search overstated robust accuracy by up
+        to 13 points (docs/benchmarks.md).
     feature_scale : None, "std", "range" or array of shape (n_features,), default=None
         Unit of each feature; "std" and "range" are those of the X that is scored. A feature
         that is constant there is held fixed.
