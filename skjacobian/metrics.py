@@ -63,10 +63,10 @@ class RobustScorer(BaseEstimator):
     step_size : float, optional
         Step of "pgd"; None lets it fall as 2·eps·(1 - step/n_steps)².
     n_restarts : int or "auto", default="auto"
-        Random restarts of "pgd". "auto" is 5 where there are more than two classes and at most
-        100 features may change, with brief searches towards the likeliest wrong classes, else 1:
-        there gradients lead to the wrong class, and one search overstated robust accuracy by up
-        to 13 points (docs/benchmarks.md).
+        Random restarts of "pgd". "auto" is 1, but where there are more than two classes and at
+        most 100 features may change it is 3, and a brief search towards each of the 9 likeliest
+        wrong classes: there gradients may lead to the wrong one, and one search overstated
+        robust accuracy by up to 13 points (docs/benchmarks.md).
     feature_scale : None, "std", "range" or array of shape (n_features,), default=None
         Unit of each feature; "std" and "range" are those of the X that is scored. A feature
         that is constant there is held fixed.

@@ -18,7 +18,7 @@ from skjacobian.constraints import FeatureConstraints
 from skjacobian.geometry import Ball
 
 # In how many searches "auto" looks for what one leads past, where few features may change.
-RESTARTS_OF_FEW = 5
+RESTARTS_OF_FEW = 3
 # And at how many wrong classes, the likeliest first, it aims then, in how many steps each.
 AIMED_CLASSES = 9
 AIMED_STEPS = 10
@@ -58,12 +58,12 @@ class PGD(GradientAscent):
     random_start : bool, default=True
         Begin the first search at a random point of the ball rather than at X; all others do.
     n_restarts : int or "auto", default=1
-        Searches, each of the samples that no search before it fooled. "auto" is 5 where there
-        are more than two classes and at most 100 features may change, and brief searches towards
-        each of the 9 likeliest wrong classes follow; else it is 1. On tables the gradient may
-        lead towards the wrong class, even of a linear model: one search left up to 13 % of the
-        samples standing that several fooled (docs/benchmarks.md), and several up to 68 % where
-        bounds kept the class that leads out of reach.
+        Searches, each of the samples that no search before it fooled. "auto" is 1, but where
+        there are more than two classes and at most 100 features may change it is 3, and a brief
+        search towards each of the 9 likeliest wrong classes. On tables the gradient may lead
+        towards the wrong class, even of a linear model: one search left up to 13 % of the samples
+        standing that more fooled (docs/benchmarks.md), and where bounds kept the class that leads
+        out of reach, 68 %.
     loss : {"soft_margin", "cross_entropy", "margin", "dlr"}, default="soft_margin"
         What the search climbs, see `skjacobian.losses`. The default finds as much as the
         stronger of cross-entropy and margin, whatever the scale of the logits.
@@ -127,11 +127,11 @@ class PGD(GradientAscent):
 
     def _search(self, search: Search, generator: torch.Generator) -> None:
         super()._search(search, generator)
-        if self._is_misled(search) and search.restart():
+        if self._may_be_misled(search) and search.restart():
             self._aimed()._search(search, generator)
 
-    def _is_misled(self, search: Search) -> bool:
-        """Tell whether to take it that gradients lead to wrong classes, known after a query."""
+    def _may_be_misled(self, search: Search) -> bool:
+        """Tell whether gradients may lead to the wrong class of several; known after a query."""
         has_few = search.all_balls.has_few_features
         return self.n_restarts == "auto" and has_few and search.n_classes > 2
 
@@ -147,7 +147,7 @@ class PGD(GradientAscent):
     def _n_restarts(self, search: Search) -> int:
         if self.n_restarts != "auto":
             return super()._n_restarts(search)
-        return RESTARTS_OF_FEW if self._is_misled(search) else 1
+        return RESTARTS_OF_FEW if self._may_be_misled(search) else 1
 
     def _n_steps(self) -> int:
         return check_count("n_steps", self.n_steps)
