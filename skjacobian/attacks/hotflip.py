@@ -17,8 +17,9 @@ from skjacobian.losses import soft_margin
 # Of the gain and the price of changes.
 Worth = Callable[[Tensor, Tensor], Tensor]
 
-# Where the ball is cut by a box, a step so many radii long and its projection lead to the best.
-LONG_STEP = 10
+# Where the ball is cut by a box, a step so many radii long and its projection lead to the best, for
+# features up to so many times as steep as others.
+LONG_STEP = 1e6
 # How many single changes are tried at most, whatever they promise; from how many of them, those
 # that turn out best, a search goes on, and for how many steps.
 MOST_TRIALS = 256
@@ -202,8 +203,11 @@ def _keep(search: Search, X_adv: Tensor, found: Tensor) -> None:
 
 def _climb(rest: Ball, gradient: Tensor) -> Tensor:
     """Return the points of the sets that are best to first order."""
+    assert isinstance(rest.eps, Tensor)
+    # The square of the step must be finite.
+    step = (LONG_STEP * rest.eps).clamp(max=torch.finfo(rest.X.dtype).max ** 0.5 / 2)
     # A copy: what is overwritten here says which changes to make.
-    return rest.ascend(rest.X, rest.open_part(rest.X, gradient), LONG_STEP * rest.eps)
+    return rest.ascend(rest.X, rest.open_part(rest.X, gradient), step)
 
 
 def flips_pay(ball: Ball) -> bool:

@@ -320,3 +320,20 @@ def test_large_whole_numbers_are_left_to_the_gradient():
     assert found.fooled.all()
     assert (found.X_adv == found.X_adv.round()).all()
     assert int(found.n_queries) < 20
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("steepness", [1.0, 1e2, 1e4])
+def test_a_steep_feature_with_little_room_leaves_the_others_the_rest_of_the_budget(
+    steepness, dtype
+):
+    w = torch.tensor([1.0, steepness, 1.0, 1.0, 1.0, 1.0], dtype=dtype)
+    X, room, eps = torch.zeros(1, 6, dtype=dtype), 1e-3, 1.5
+    constraints = FeatureConstraints(integer=[0], bounds={1: (0.0, room)})
+    # The whole number by 1, the steep one to its bound, and four others alike.
+    gain = 1 + steepness * room + 2 * (eps**2 - 1 - room**2) ** 0.5
+    attack = HotFlip(norm="l2", eps=eps, constraints=constraints)
+    for share, is_fooled in ((0.999, True), (1.001, False)):
+        model = Linear(w, share * gain)
+        found = attack.search(model, X, torch.tensor([0]), generator=seeded())
+        assert bool(found.fooled) is is_fooled
