@@ -166,12 +166,24 @@ def restore_net(net: ObjectiveNet, state: dict[str, Any]) -> None:
     for name, parameter in net.module_.named_parameters():
         parameter.requires_grad_(name not in state.get("frozen", ()))
     net.optimizer_.load_state_dict(_to_torch(state["optimizer"]))
+    _lay_out_as_parameters(net.optimizer_)
     net.history[:] = state["history"]
     net.generator.set_state(_to_torch(state["generator"]))
     net.iterator_train__generator.set_state(_to_torch(state["order"]))
     net.stream.state = _to_torch(state["stream"])
     if net.device.type == "cuda" and state["cuda_stream"] is not None:
         net.stream.cuda_state = _to_torch(state["cuda_stream"])
+
+
+def _lay_out_as_parameters(optimizer: torch.optim.Optimizer) -> None:
+    """Give averages of gradients the strides of their parameters, which arrays have lost.
+
+    Fused kernels go through the memory of both side by side, whatever the strides.
+    """
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _to_numpy(value: Any) -> Any:

@@ -462,6 +462,26 @@ def test_a_pickled_half_trained_model_goes_on_bit_identically(module, lr_schedul
     assert len(second.history_) == 4
 
 
+class Transposed(nn.Sequential):
+    """A layer whose weight lies in memory column by column."""
+
+    def __init__(self, n_features, n_classes):
+        layer = nn.Linear(n_features, n_classes)
+        layer.weight = nn.Parameter(layer.weight.detach().T.contiguous().T)
+        super().__init__(layer)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+def test_a_pickle_keeps_the_averages_of_weights_of_any_layout(optimizer, iris):
+    momentum = {"optimizer__momentum": 0.9} if optimizer == "sgd" else {}
+    model = JacobianRegularizedClassifier(
+        Transposed, max_epochs=3, random_state=0, optimizer=optimizer, **momentum
+    )
+    copied = pickle.loads(pickle.dumps(model.fit(*iris)))
+    first, second = model.partial_fit(*iris), copied.partial_fit(*iris)
+    np.testing.assert_array_equal(first.predict_proba(iris[0]), second.predict_proba(iris[0]))
+
+
 @pytest.mark.parametrize("mmap_mode", ["r", "r+"])
 def test_training_on_with_a_memory_mapped_model_leaves_the_file_alone(mmap_mode, iris, tmp_path):
     model = JacobianRegularizedClassifier(**SMALL).fit(*iris)
