@@ -21,6 +21,7 @@ from skorch.callbacks import (
 )
 from skorch.helper import predefined_split
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from skjacobian._batches import Batch, Batches, Samples
 from skjacobian._net_params import VALIDATED, checked_optimizer_params
@@ -375,6 +376,7 @@ def train(
     net.train_split = None if validation is None else predefined_split(validation)
     for group in net.optimizer_.param_groups:
         group["lr"] = group.get(OWN_LR, lr)
+        group.pop("initial_lr", None)  # that of a scheduler before
     n_batches = len(net.get_iterator(samples, training=True))
     if n_batches == 0:
         expected = (
@@ -390,8 +392,19 @@ def train(
     net.callbacks = [*schedule, *callbacks]
     net._initialize_callbacks()
     net.check_callbacks(lr_schedule)
+    _begin_schedules(net)
     net.max_epochs = epochs
     net.partial_fit(samples)
+
+
+def _begin_schedules(net: ObjectiveNet) -> None:
+    """Let schedulers of skorch begin where training does, not at the epochs of fits before.
+
+    There torch asks for the learning rate that those began with, and some steps are taken twice.
+    """
+    for _, callback in net.callbacks_:
+        if isinstance(callback, LRScheduler) and callback.policy_ is not ReduceLROnPlateau:
+            vars(callback).setdefault("last_epoch", -1)
 
 
 def _is_callback(given: Any) -> bool:

@@ -645,6 +645,23 @@ def test_skorch_callbacks_work_unmodified(iris):
     assert model.net_.optimizer_.param_groups[0]["lr"] == pytest.approx(1e-6)
 
 
+def test_a_scheduler_begins_anew_at_the_learning_rate_of_each_fit(iris):
+    policies = {
+        "StepLR": {"step_size": 2, "gamma": 0.5},
+        "LambdaLR": {"lr_lambda": lambda epoch: 0.5**epoch},
+        "CosineAnnealingLR": {"T_max": 3},
+    }
+    for policy, params in policies.items():
+        schedule = LRScheduler(getattr(torch.optim.lr_scheduler, policy), **params)
+        model = JacobianRegularizedClassifier(**SMALL, warm_start=True).fit(*iris)
+        model.set_params(lr=0.5, lr_schedule="constant", callbacks=[schedule]).fit(*iris)
+        model.set_params(lr=0.1).fit(*iris).partial_fit(*iris)
+        rates = np.array([row["event_lr"] for row in model.history_[3:]])
+        assert rates[0] == 0.5 > rates[2]
+        np.testing.assert_allclose(rates[3:6], rates[:3] / 5)
+        assert rates[6] == 0.1
+
+
 def test_verbose_prints_a_table_with_the_penalty(iris, capsys):
     JacobianRegularizedClassifier(**SMALL, verbose=1).fit(*iris)
     assert "train_penalty" in capsys.readouterr().out
