@@ -29,6 +29,7 @@ from skjacobian._optimizer import Adam
 from skjacobian._rng import RandomStream, numpy_seeded
 from skjacobian._validation import did_you_mean, reject
 from skjacobian.exceptions import TrainingDivergedError
+from skjacobian.losses import cross_entropy
 from skjacobian.modules import may_draw
 from skjacobian.objectives import CrossEntropy, Objective
 
@@ -151,6 +152,14 @@ class ObjectiveNet(NeuralNetClassifier):
         step = {"loss": value.loss.detach() @ share, "y_pred": value.logits.detach()}
         if value.penalty is not None:
             step["penalty"] = value.penalty @ share
+        return step
+
+    def validation_step(self, batch: Batch, **fit_params: Any) -> dict[str, Any]:
+        """Return the weighted mean of the cross-entropy of held-out samples."""
+        step: dict[str, Any] = super().validation_step(batch, **fit_params)
+        if batch.sample_weight is not None:
+            loss = cross_entropy(step["y_pred"], batch[1].to(step["y_pred"].device))
+            step["loss"] = loss @ shares(batch.sample_weight, like=loss)
         return step
 
     def run_single_epoch(

@@ -617,6 +617,30 @@ def test_batch_normalization_is_trained_whatever_the_number_of_samples(n_samples
     assert len(model.history_) == 2
 
 
+def test_the_loss_of_held_out_samples_is_weighted_as_that_of_training_is(iris):
+    X, first = np.unique(iris[0], axis=0, return_index=True)
+    y = iris[1][first]
+    weight = np.random.default_rng(0).random(len(y)) ** 4
+    held_out = {}
+
+    class Keeper(Callback):
+        def on_epoch_end(self, net, dataset_valid, **kwargs):
+            held_out["X"], held_out["y"] = dataset_valid.X.numpy(), dataset_valid.y.numpy()
+
+    model = JacobianRegularizedClassifier(
+        **{**SMALL, "max_epochs": 1},
+        early_stopping=True,
+        validation_fraction=0.3,
+        class_weight={0: 1, 1: 2, 2: 5},
+        iterator_valid__batch_size=7,
+        callbacks=[Keeper],
+    ).fit(X, y, sample_weight=weight)
+    rows = [int(np.flatnonzero((sample == X).all(1))[0]) for sample in held_out["X"]]
+    losses = -model.predict_log_proba(X[rows])[np.arange(len(rows)), y[rows]]
+    expected = np.average(losses, weights=weight[rows] * np.array([1, 2, 5])[y[rows]])
+    assert model.history_[0]["valid_loss"] == pytest.approx(expected, rel=1e-5)
+
+
 def test_skorch_callbacks_work_unmodified(iris):
     seen = []
 
