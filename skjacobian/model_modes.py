@@ -30,10 +30,12 @@ def frozen(model: object) -> Iterator[None]:
             module.training = mode
 
 
-def mixes_samples(model: object) -> bool:
-    """Tell whether `model` is a module that has batch normalization in training mode."""
+def trains_norms(model: object) -> bool:
+    """Tell whether `model` is a module in training mode that `batch_norm_in_eval` changes."""
     return isinstance(model, nn.Module) and any(
-        isinstance(module, _BatchNorm) and module.training for module in model.modules()
+        isinstance(module, _BatchNorm) or module.track_running_stats
+        for module in model.modules()
+        if isinstance(module, _NormBase) and module.training
     )
 
 

@@ -5,7 +5,7 @@ from torch import nn
 from skjacobian.model_modes import (
     batch_norm_in_eval,
     frozen,
-    mixes_samples,
+    trains_norms,
 )
 
 
@@ -61,7 +61,7 @@ def test_contexts_nest(context):
 @pytest.mark.parametrize("model", [lambda X: X, None])
 def test_what_is_no_module_is_left_alone(context, model):
     with context(model):
-        assert not mixes_samples(model)
+        assert not trains_norms(model)
 
 
 def test_a_frozen_module_is_in_eval_mode_and_needs_no_gradient():
@@ -78,30 +78,32 @@ def test_only_batch_normalization_is_put_in_eval_mode():
         others = [module for module in net.modules() if not isinstance(module, nn.BatchNorm1d)]
         assert not any(module.training for module in norms)
         assert all(module.training for module in others)
-        assert not mixes_samples(net)
+        assert not trains_norms(net)
 
 
 @pytest.mark.parametrize("tracks", [True, False])
 def test_instance_normalization_is_put_in_eval_mode_if_it_keeps_statistics(tracks):
     net = nn.Sequential(nn.InstanceNorm2d(2, track_running_stats=tracks)).train()
     before = {name: value.clone() for name, value in net.state_dict().items()}
+    assert trains_norms(net) is tracks
     with batch_norm_in_eval(net):
         assert net[0].training is not tracks
+        assert not trains_norms(net)
         net(torch.randn(3, 2, 4, 4))
     assert net[0].training
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
 @pytest.mark.parametrize("norm", [nn.BatchNorm1d(4), nn.SyncBatchNorm(4)])
-def test_batch_normalization_mixes_samples_in_training_mode_only(norm):
+def test_batch_normalization_is_trained_in_training_mode_only(norm):
     net = nn.Sequential(nn.Linear(3, 4), norm)
-    assert mixes_samples(net.train())
-    assert not mixes_samples(net.eval())
+    assert trains_norms(net.train())
+    assert not trains_norms(net.eval())
 
 
 @pytest.mark.parametrize("norm", [nn.LayerNorm(4), nn.GroupNorm(2, 4), nn.Dropout()])
-def test_other_layers_do_not_mix_samples(norm):
-    assert not mixes_samples(nn.Sequential(nn.Linear(3, 4), norm).train())
+def test_other_layers_have_no_statistics_to_train(norm):
+    assert not trains_norms(nn.Sequential(nn.Linear(3, 4), norm).train())
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -20,7 +20,7 @@ from skjacobian.jacobian._norms import CLASSWISE_NORMS, JacobianNorm, checked_no
 from skjacobian.jacobian._sizes import Sizes, sizes_of
 from skjacobian.jacobian._stack import Stack
 from skjacobian.losses import cross_entropy
-from skjacobian.model_modes import PredictLogits, mixes_samples
+from skjacobian.model_modes import PredictLogits, trains_norms
 from skjacobian.norms import rows
 from skjacobian.objectives._base import Objective, ObjectiveValue
 
@@ -283,8 +283,8 @@ def _logits_and_penalty_at(
 def _layers(predict_logits: PredictLogits, engine: str) -> list[nn.Module] | None:
     """Return the layers of a model whose Jacobian has a closed form; else None."""
     # Batch normalization in training mode has none for the loss, and one for the penalty.
-    mixes = engine == "closed_form" and mixes_samples(predict_logits)
-    return None if mixes else closed_form(predict_logits, engine)
+    has_none = engine == "closed_form" and trains_norms(predict_logits)
+    return None if has_none else closed_form(predict_logits, engine)
 
 
 def _forward(
@@ -297,14 +297,14 @@ def _forward(
     """Run a model on X for the loss and for the Jacobian at `index`, once if possible.
 
     The closed form needs nothing but the one forward pass. By autograd the samples
-    penalized take a pass of their own, unless they are all. So they do where batch
-    normalization mixes the samples of a batch: the loss sees the statistics of the batch,
-    the Jacobian the running ones, and both the same dropout masks if all are penalized.
+    penalized take a pass of their own, unless they are all. So they do where normalization
+    keeps running statistics: the loss sees those of the batch, or of the instance, the
+    Jacobian the running ones, and both the same dropout masks if all are penalized.
     """
     if layers is not None:
         stack = Stack(layers, X)
         return stack.logits, stack.linearize(index)
-    if index is None and not mixes_samples(predict_logits):
+    if index is None and not trains_norms(predict_logits):
         linearization = linearize(predict_logits, X, engine=engine, create_graph=True)
         return linearization.logits, linearization
     with replayed_rng(X.device) as replay:

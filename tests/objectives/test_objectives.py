@@ -336,6 +336,19 @@ def test_with_batch_normalization_and_dropout_the_mask_is_drawn_once(generator):
     torch.testing.assert_close(value.penalty, jacobian.square().sum((1, 2)))
 
 
+@pytest.mark.parametrize("penalty_samples", [None, 3])
+def test_the_loss_sees_each_instance_where_its_normalization_keeps_statistics(
+    penalty_samples, generator
+):
+    norm = nn.InstanceNorm1d(2, track_running_stats=True)
+    net = nn.Sequential(nn.Unflatten(1, (2, 3)), norm, nn.Flatten(), nn.Linear(6, 3)).to(DOUBLE)
+    X, y = torch.randn(8, 6, dtype=DOUBLE), torch.arange(8) % 3
+    objective = JacobianRegularization(lam=0.3, penalty_samples=penalty_samples)
+    value = objective(net, X, y, generator=generator)
+    torch.testing.assert_close(norm.running_mean, 0.1 * X.unflatten(1, (2, 3)).mean((0, 2)))
+    torch.testing.assert_close(value.logits, net(X))
+
+
 @pytest.mark.parametrize(
     ("params", "message"),
     [
