@@ -165,8 +165,7 @@ def restore_net(net: ObjectiveNet, state: dict[str, Any]) -> None:
     net.module_.load_state_dict(_to_torch(state["weights"]))
     for name, parameter in net.module_.named_parameters():
         parameter.requires_grad_(name not in state.get("frozen", ()))
-    net.optimizer_.load_state_dict(_to_torch(state["optimizer"]))
-    _lay_out_as_parameters(net.optimizer_)
+    _restore_optimizer(net.optimizer_, _to_torch(state["optimizer"]))
     net.history[:] = state["history"]
     net.generator.set_state(_to_torch(state["generator"]))
     net.iterator_train__generator.set_state(_to_torch(state["order"]))
@@ -175,15 +174,22 @@ def restore_net(net: ObjectiveNet, state: dict[str, Any]) -> None:
         net.stream.cuda_state = _to_torch(state["cuda_stream"])
 
 
-def _lay_out_as_parameters(optimizer: torch.optim.Optimizer) -> None:
-    """Give averages of gradients the strides of their parameters, which arrays have lost.
+def _restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Put a state into an optimizer, its tensors as training had them.
 
-    Fused kernels go through the memory of both side by side, whatever the strides.
+    Averages of gradients get the strides of their parameters, which arrays have lost: fused
+    kernels go through the memory of both side by side. And torch casts all to the dtype of the
+    parameters, also the products of NAdam, which are of another.
     """
-    for parameter, state in optimizer.state.items():
-        for name, value in state.items():
-            if isinstance(value, Tensor) and value.shape == parameter.shape:
-                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+    optimizer.load_state_dict(saved)
+    parameters = (p for group in optimizer.param_groups for p in group["params"])
+    for index, parameter in enumerate(parameters):
+        for name, value in saved["state"].get(index, {}).items():
+            if isinstance(value, Tensor):
+                loaded = optimizer.state[parameter][name]
+                like = parameter if value.shape == parameter.shape else loaded
+                made = torch.empty_like(like, dtype=value.dtype, device=loaded.device)
+                optimizer.state[parameter][name] = made.copy_(value)
 
 
 def _to_numpy(value: Any) -> Any:

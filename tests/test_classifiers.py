@@ -471,9 +471,10 @@ class Transposed(nn.Sequential):
         super().__init__(layer)
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd", torch.optim.NAdam])
 def test_a_pickle_keeps_the_averages_of_weights_of_any_layout(optimizer, iris):
     momentum = {"optimizer__momentum": 0.9} if optimizer == "sgd" else {}
+    iris = iris[0].astype(np.float64), iris[1]
     model = JacobianRegularizedClassifier(
         Transposed, max_epochs=3, random_state=0, optimizer=optimizer, **momentum
     )
