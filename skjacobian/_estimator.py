@@ -367,7 +367,8 @@ class RobustClassifier(NetClassifier):
         """Warn if the net answers all of the samples alike, as where training went wrong."""
         spread = np.linspace(0, len(X) - 1, min(len(X), 200)).astype(int)
         X = X[spread].cpu()
-        logits = predict_logits(self.net_, X, len(X))
+        with self.net_.drawing():
+            logits = predict_logits(self.net_, X, len(X))
         # What all classes have in common is no matter.
         ranges = np.ptp(logits - logits.mean(1, keepdims=True), axis=0)
         if torch.equal(X, X[:1].expand_as(X)) or ranges.max() >= 1e-3:

@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from fnmatch import fnmatch
 from types import TracebackType
 from typing import Any
@@ -135,6 +135,10 @@ class ObjectiveNet(NeuralNetClassifier):
         self.draws_ = may_draw(self.module_)
         return self
 
+    def drawing(self) -> AbstractContextManager[None]:
+        """Let a module that may draw do so from the private random stream."""
+        return self.stream.borrowed() if self.draws_ else nullcontext()
+
     def _set_training(self, training: bool = True) -> None:
         # Walking the modules costs more than a small layer, so only when the mode changes.
         if self.module_.training != training:
@@ -144,7 +148,7 @@ class ObjectiveNet(NeuralNetClassifier):
         """Take the gradient of the weighted mean of the objective."""
         self._set_training(True)
         X, y = (tensor.to(self.device) for tensor in batch)
-        with self.stream.borrowed() if self.draws_ else nullcontext():
+        with self.drawing():
             value = self.objective(self.module_, X, y, generator=self.generator)
         share = shares(batch.sample_weight, like=value.loss)
         # The gradient of the weighted mean, without a node for the mean.
@@ -156,7 +160,8 @@ class ObjectiveNet(NeuralNetClassifier):
 
     def validation_step(self, batch: Batch, **fit_params: Any) -> dict[str, Any]:
         """Return the weighted mean of the cross-entropy of held-out samples."""
-        step: dict[str, Any] = super().validation_step(batch, **fit_params)
+        with self.drawing():
+            step: dict[str, Any] = super().validation_step(batch, **fit_params)
         if batch.sample_weight is not None:
             loss = cross_entropy(step["y_pred"], batch[1].to(step["y_pred"].device))
             step["loss"] = loss @ shares(batch.sample_weight, like=loss)
@@ -302,9 +307,11 @@ class ValidationScores(Callback):
     def __init__(self, score: Callable[[], dict[str, float]]) -> None:
         self.score = score
 
-    def on_epoch_end(self, net: NeuralNetClassifier, **kwargs: Any) -> None:
+    def on_epoch_end(self, net: ObjectiveNet, **kwargs: Any) -> None:
         """Record the scores."""
-        for name, value in self.score().items():
+        with net.drawing():
+            scores = self.score()
+        for name, value in scores.items():
             net.history.record(name, value)
 
 

@@ -1,7 +1,6 @@
 """The two robust classifiers."""
 
 import warnings
-from contextlib import nullcontext
 from numbers import Integral, Real
 from typing import Any
 
@@ -573,7 +572,7 @@ class AdversarialClassifier(RobustClassifier):
             return attack
 
         def is_defined(points: Tensor) -> Tensor:
-            with frozen(self.module_), torch.no_grad():
+            with self.net_.drawing(), frozen(self.module_), torch.no_grad():
                 return self.module_(points.to(X)).isfinite().all(1).cpu()
 
         return attack.where_defined(is_defined, X.cpu())
@@ -600,6 +599,6 @@ def _penalized(net: ObjectiveNet, X: Tensor, lam: Any, norm: str, **options: Any
     penalized = JacobianRegularization(lam=strength, norm=norm, **options).checked()
     if strength == 0:
         return CrossEntropy()
-    with net.stream.borrowed() if net.draws_ else nullcontext():
+    with net.drawing():
         check_samples_apart(net.module_, X[:2].to(net.device))
     return penalized

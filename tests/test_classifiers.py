@@ -245,6 +245,40 @@ def test_images_and_flat_images_give_the_same_network(Classifier, digits):
 # --- the same result twice ------------------------------------------------------------------
 
 
+class Noisy(nn.Module):
+    """Adds noise to its input, also when it is asked."""
+
+    def __init__(self, n_features, n_classes):
+        super().__init__()
+        self.linear = nn.Linear(n_features, n_classes)
+
+    def forward(self, X):
+        return self.linear(X + torch.randn_like(X))
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("early_stopping", [True, False])
+@pytest.mark.parametrize("Classifier", CLASSIFIERS)
+def test_the_global_state_plays_no_part_in_a_fit_of_a_module_that_draws_when_asked(
+    Classifier, early_stopping, iris
+):
+    histories = []
+    for seed in range(2):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            before = torch.get_rng_state()
+            model = Classifier(
+                Noisy,
+                preprocessor=StandardScaler(),
+                early_stopping=early_stopping,
+                max_epochs=5,
+                random_state=0,
+            ).fit(*iris)
+            assert torch.equal(torch.get_rng_state(), before)
+        histories.append([{**row, "dur": 0} for row in model.history_])
+    assert histories[0] == histories[1]
+
+
 @pytest.mark.parametrize(
     "model",
     [
