@@ -19,6 +19,7 @@ from skorch.callbacks import (
     PassthroughScoring,
     PrintLog,
 )
+from skorch.dataset import Dataset as SkorchDataset
 from skorch.helper import predefined_split
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -48,6 +49,18 @@ OWN_LR = "own_lr"
 
 # The name under which other files speak of any skorch net.
 SkorchNet = NeuralNet
+
+
+class ScoredSamples(Samples, SkorchDataset):
+    """Samples whose X and y callbacks of skorch find, to score them without the cache.
+
+    Parameters
+    ----------
+    samples : Samples
+    """
+
+    def __init__(self, samples: Samples) -> None:
+        super().__init__(samples.X, samples.y, samples.sample_weight)
 
 
 class ObjectiveNet(NeuralNetClassifier):
@@ -123,6 +136,15 @@ class ObjectiveNet(NeuralNetClassifier):
 
     def check_data(self, X: Any, y: Any = None) -> None:
         """Do nothing: the estimator has checked the data."""
+
+    def get_dataset(self, X: Any, y: Any = None) -> Samples:
+        """Return samples as they are; what a callback predicts has no labels."""
+        if isinstance(X, Samples):
+            return X
+        X = torch.as_tensor(X)
+        return Samples(
+            X, X.new_zeros(len(X), dtype=torch.long) if y is None else torch.as_tensor(y)
+        )
 
     def initialize_module(self) -> "ObjectiveNet":
         """Make the module from the private random stream.
@@ -389,7 +411,9 @@ def train(
     """Train for `epochs` more, with the settings given now and the weights as they are."""
     net.objective = objective
     net.batch_size, net.verbose = batch_size, verbose
-    net.train_split = None if validation is None else predefined_split(validation)
+    net.train_split = None
+    if validation is not None:
+        net.train_split = predefined_split(ScoredSamples(validation))
     for group in net.optimizer_.param_groups:
         group["lr"] = group.get(OWN_LR, lr)
         group.pop("initial_lr", None)  # that of a scheduler before
@@ -410,7 +434,7 @@ def train(
     net.check_callbacks(lr_schedule)
     _begin_schedules(net)
     net.max_epochs = epochs
-    net.partial_fit(samples)
+    net.partial_fit(ScoredSamples(samples))
 
 
 def _begin_schedules(net: ObjectiveNet) -> None:

@@ -704,6 +704,26 @@ def test_skorch_callbacks_work_unmodified(iris):
     assert model.net_.optimizer_.param_groups[0]["lr"] == pytest.approx(1e-6)
 
 
+@pytest.mark.parametrize("scoring", ["accuracy", "roc_auc_ovr", "neg_log_loss"])
+def test_callbacks_score_with_and_without_the_cache(scoring, iris):
+    X, y = iris
+    how = {"scoring": scoring, "lower_is_better": False}
+    model = AdversarialClassifier(
+        **SMALL,
+        early_stopping=True,
+        n_steps=2,
+        callbacks=[
+            ("cached", EpochScoring(**how, name="cached")),
+            ("again", EpochScoring(**how, name="again", use_caching=False)),
+            ("clean", EpochScoring(**how, name="clean", on_train=True, use_caching=False)),
+        ],
+    ).fit(X, y)
+    for row in model.history_:
+        assert row["again"] == pytest.approx(row["cached"])
+        assert np.isfinite(row["clean"])
+    np.testing.assert_array_equal(model.net_.predict(X), model.predict(X))
+
+
 def test_a_scheduler_begins_anew_at_the_learning_rate_of_each_fit(iris):
     policies = {
         "StepLR": {"step_size": 2, "gamma": 0.5},
