@@ -23,6 +23,8 @@ BALL_NORMS = ("l2", "linf", "l1")
 # Up to so many features that may change X is like a table: queries are cheap, a single sample
 # counts for more, and gradients miss more.
 FEW_FEATURES = 100
+# Among many features a step is lengthened of which the box lets follow less than this share.
+HINDERED = 0.2
 # Numbers of one tensor in a block of rows that the caches of a CPU hold, with others like it.
 NUMBERS_IN_BLOCK = 2**16
 # A radius beyond all data.
@@ -404,7 +406,7 @@ class Ball:
         """Return an ascent step of length α = `step_size` from x, which ends inside the set.
 
         Π(x + α·d) with the steepest d, for l2 and linf; for l2, in tables, α is the length of what
-        the box lets follow of the step. For l1 that d moves one feature at a time, and the
+        the box lets follow of α·d. For l1 that d moves one feature at a time, and the
         projection takes from all others what a box makes it overshoot, so it stalls short of
         the optimum even of a linear model. So for l1 the step is that of conditional gradients,
         x + min(1, α / ‖v - x‖₁)(v - x), towards the best point v of the set to first order
@@ -448,10 +450,34 @@ class Ball:
     def _stepped_and_projected(
         self, X_adv: Tensor, gradient: Tensor, step_size: float | Tensor
     ) -> Tensor:
-        is_table = self.rules is not None or self.X.shape[1:].numel() <= FEW_FEATURES
-        if is_table and self.box is not None:
-            step_size = step_size / rows(self._open_share(X_adv, gradient), X_adv)
-        return self._projected(self.steepest(gradient).mul_(step_size).add_(X_adv))
+        step = self.steepest(gradient).mul_(step_size)
+        if self.box is not None:
+            step = self._lengthened(step, step_size, X_adv, gradient)
+        return self._projected(step.add_(X_adv))
+
+    def _lengthened(
+        self, step: Tensor, step_size: float | Tensor, X_adv: Tensor, gradient: Tensor
+    ) -> Tensor:
+        """Return the step so long that what the box lets follow of it has the length meant.
+
+        Of many features only a step longer than the radius of which the box lets little follow:
+        images, whose pixels have one unit, pay no more than the question.
+        """
+        if self.rules is not None or self.X.shape[1:].numel() <= FEW_FEATURES:
+            return step / rows(self._open_share(X_adv, gradient), step)
+        assert self.box is not None
+        length, radius = (
+            torch.as_tensor(size, device=step.device).flatten() for size in (step_size, self.eps)
+        )
+        is_long = length > radius
+        if not step.is_cuda and not bool(is_long.any()):  # a card would wait to be asked
+            return step
+        followed = self.to_scaled((step + X_adv).clamp_(*self.box).sub_(X_adv))
+        is_hindered = is_long & (vector_norm(followed, self.norm) < HINDERED * length)
+        if not step.is_cuda and not bool(is_hindered.any()):
+            return step
+        share = self._open_share(X_adv, gradient).where(is_hindered, 1.0)
+        return step / rows(share, step)
 
     def _open_share(self, X_adv: Tensor, gradient: Tensor) -> Tensor:
         """Return the share of the length of each gradient that the box lets follow, 1 for none.

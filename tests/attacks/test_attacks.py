@@ -420,6 +420,37 @@ def test_a_steep_feature_that_may_not_fall_does_not_stand_in_the_way(name, norm,
     assert (found.X_adv[:, steep] >= 0.5).all()
 
 
+@pytest.mark.parametrize("attack", [PGD(), APGD(), FMN(), Cascade()], ids=repr)
+@pytest.mark.parametrize("steepness", [1.0, 30.0, 300.0])
+def test_steep_features_at_their_bounds_do_not_stand_in_the_way_of_many(attack, steepness):
+    rng, n, n_bounded, n_free = np.random.default_rng(0), 30, 120, 30
+    w = np.r_[steepness * rng.normal(size=n_bounded), rng.normal(size=n_free)]
+    X = np.c_[rng.integers(0, 2, (n, n_bounded)).astype(float), rng.normal(size=(n, n_free))]
+    low, high = np.r_[np.zeros(n_bounded), np.full(n_free, -np.inf)], np.full(150, np.inf)
+    high[:n_bounded] = 1.0
+    # All of the steep features that can follow come to their other bound.
+    distances = 10 * np.r_[np.linspace(0.85, 0.99, 15), np.linspace(1.01, 1.15, 15)]
+    lead = [
+        w @ (x + best_step(w, distance, low - x, high - x))
+        for x, distance in zip(X, distances, strict=True)
+    ]
+    # The last feature, which may not change, is the logit of the true class.
+    data, weight = torch.from_numpy(np.c_[X, lead]), torch.from_numpy(w)
+    found = with_threat(
+        attack,
+        norm="l2",
+        eps=10.0,
+        bounds=(np.r_[low, -np.inf], np.r_[high, np.inf]),
+        mutable=list(range(150)),
+    ).search(
+        lambda X: torch.stack([X[:, -1], X[:, :-1] @ weight], 1),
+        data,
+        torch.zeros(n, dtype=torch.int64),
+        generator=seeded(),
+    )
+    np.testing.assert_array_equal(found.fooled.numpy(), distances < 10)
+
+
 # --- value objects and randomness --------------------------------------------------------
 
 
