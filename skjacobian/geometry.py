@@ -23,7 +23,7 @@ BALL_NORMS = ("l2", "linf", "l1")
 # Up to so many features that may change X is like a table: queries are cheap, a single sample
 # counts for more, and gradients miss more.
 FEW_FEATURES = 100
-# Among many features a step is lengthened of which the box lets follow less than this share.
+# Among many features, steps are lengthened of which the box lets follow less than this share.
 HINDERED = 0.2
 # Numbers of one tensor in a block of rows that the caches of a CPU hold, with others like it.
 NUMBERS_IN_BLOCK = 2**16
@@ -466,15 +466,13 @@ class Ball:
         if self.rules is not None or self.X.shape[1:].numel() <= FEW_FEATURES:
             return step / rows(self._open_share(X_adv, gradient), step)
         assert self.box is not None
-        length, radius = (
-            torch.as_tensor(size, device=step.device).flatten() for size in (step_size, self.eps)
-        )
-        is_long = length > radius
-        if not step.is_cuda and not bool(is_long.any()):  # a card would wait to be asked
+        length = step_size.flatten() if isinstance(step_size, Tensor) else step_size
+        is_long = length > self.radii()
+        if _is_nowhere(is_long):
             return step
         followed = self.to_scaled((step + X_adv).clamp_(*self.box).sub_(X_adv))
-        is_hindered = is_long & (vector_norm(followed, self.norm) < HINDERED * length)
-        if not step.is_cuda and not bool(is_hindered.any()):
+        is_hindered = (vector_norm(followed, self.norm) < HINDERED * length) & is_long
+        if _is_nowhere(is_hindered):
             return step
         share = self._open_share(X_adv, gradient).where(is_hindered, 1.0)
         return step / rows(share, step)
@@ -545,6 +543,13 @@ class Ball:
                 for block in blocks
             ]
         )
+
+
+def _is_nowhere(condition: bool | Tensor) -> bool:
+    """Tell whether a condition holds for no row; not of a card, which would wait to be asked."""
+    if isinstance(condition, Tensor):
+        return not condition.is_cuda and not bool(condition.any())
+    return not condition
 
 
 def _of_block(value: Any, block: slice) -> Any:
