@@ -520,7 +520,7 @@ class Ball:
         limit = self.eps * (1 - slack)
         # Who is inside stays: a point just across the decision boundary must not be moved.
         is_outside = length > limit
-        if is_outside.is_cuda or bool(is_outside.any()):  # a card would wait to be asked
+        if not _is_nowhere(is_outside):
             shrink = (limit / length.clamp(min=1e-300)).clamp(max=1.0)
             delta = delta * shrink.to(delta.dtype)
             moved = self.X + delta.sign() * self._rounded_inward(delta.abs())
