@@ -358,11 +358,15 @@ class Ball:
         """Return a copy of a gradient, 0 at the features that the box does not let follow it."""
         if self.box is None:
             return gradient.clone()
-        room = self.room(X_adv, gradient).abs_()
+        return self.open_features(X_adv, gradient).mul_(gradient)
+
+    def open_features(self, X_adv: Tensor, gradient: Tensor) -> Tensor:
+        """Return 1 at the features that the box lets follow a gradient, 0 at the others."""
+        room = self.room(X_adv, gradient)
         if self.norm != "linf":  # whose iterates reach their bounds exactly
             rounding = (X_adv.abs() + self.X.abs()).mul_(8 * torch.finfo(gradient.dtype).eps)
-            room = room.sub_(rounding).relu_()
-        return room.sign_().mul_(gradient)
+            room = room.abs_().sub_(rounding).relu_()
+        return room.sign_().abs_()
 
     def ascent_left(self, X_adv: Tensor, gradient: Tensor) -> Tensor:
         """Return how much a linear loss of slope `gradient` can still climb from `X_adv`.

@@ -110,6 +110,32 @@ def test_the_distance_to_a_linear_boundary_inside_a_box_is_found(norm, scale):
     assert found[reachable].mean() <= true[reachable].mean() * 1.005
 
 
+@pytest.mark.parametrize("n_features", [10, 120])
+@pytest.mark.parametrize("norm", NORMS)
+def test_distances_are_exact_where_steep_features_end_at_their_bounds(norm, n_features):
+    rng = np.random.default_rng(0)
+    steep = n_features * 3 // 4
+    g = rng.normal(size=n_features) * np.where(np.arange(n_features) < steep, 30.0, 1.0)
+    X = rng.integers(0, 2, size=(30, n_features)).astype(float)
+    X[:, steep:] = rng.normal(size=(30, n_features - steep))
+    # The steep features alone do not cross, or just do.
+    room = np.abs(g) * np.where(g > 0, 1 - X, X)
+    lead = room[:, :steep].sum(1) * rng.uniform(0.9, 1.1, size=30) + 0.1
+    low, high = (np.full(n_features + 1, side) for side in (-np.inf, np.inf))
+    low[:steep], high[:steep] = 0, 1
+
+    def predict_logits(points):  # whose last column is the boundary of each sample
+        climbed = points[:, :-1] @ torch.from_numpy(g)
+        return torch.stack([points[:, -1], climbed], 1)
+
+    own = torch.from_numpy(np.column_stack([X, X @ g + lead]))
+    attack = FMN(norm=norm, bounds=(low, high), mutable=range(n_features))
+    found = attack.distances(predict_logits, own, torch.zeros(30, dtype=torch.long))
+    sides = [np.clip(side[:-1] - X, -1e3, 1e3) for side in (low, high)]
+    true = [box_distance(g, lead[i], sides[0][i], sides[1][i], norm) for i in range(30)]
+    assert found.tolist() == pytest.approx(true, rel=1e-3)
+
+
 @pytest.mark.parametrize("norm", NORMS)
 def test_features_that_are_held_fixed_do_not_move(norm):
     model = Linear()
