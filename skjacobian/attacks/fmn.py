@@ -1,6 +1,5 @@
 """Fast minimum-norm attack (Pintor et al., arXiv 2102.12827)."""
 
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from numbers import Real
@@ -14,19 +13,17 @@ from torch import Tensor
 from skjacobian._rng import spawned
 from skjacobian._validation import check_count, check_radii, unwrap_scalar
 from skjacobian.attacks._base import Attack
+from skjacobian.attacks._closest import FARTHER, OVERSHOOT, Closest
 from skjacobian.attacks._outlook import Slopes
 from skjacobian.attacks._search import Search
-from skjacobian.attacks.hotflip import HotFlip, flips_pay
+from skjacobian.attacks.hotflip import flips_pay
 from skjacobian.constraints import FeatureConstraints
 from skjacobian.geometry import LARGEST_RADIUS, Ball
 from skjacobian.losses import soft_margin, targeted_margin
 from skjacobian.model_modes import PredictLogits
-from skjacobian.norms import rows, vector_norm
+from skjacobian.norms import rows
 
-# How far beyond the boundary to aim, as a share of its distance.
-OVERSHOOT = 1e-4
-# By how much a radius may grow in one step, and from what share of the norm of the sample.
-FARTHER = 4.0
+# By how much a radius may grow in one step from 0, as a share of the norm of the sample.
 FIRST = 1 / 16
 # Samples are given up, from this share of the steps of a search on, that to first order come
 # no nearer than this share of the distance found.
@@ -42,20 +39,8 @@ BEYOND = 1.25
 AIMED_CLASSES = 9
 AIMED_STEPS = 4
 MORE_RESTARTS = 4
-# Of how few features random points find what gradients lead past; how many a sample gets in
-# vain, and at all.
+# Of how few features random points find what gradients lead past.
 PROBED_FEATURES = 20
-PATIENCE = 50
-MOST_PROBES = 500
-# How often at most HotFlip looks nearer than what it has found; and by how much where it tries
-# each single change, which is costly.
-FLIP_ROUNDS = 10
-CLOSER = 0.99
-# What share of the clean margin is a leap across the boundary, as where a model rounds: its slope
-# says nothing then of how near the boundary is.
-LEAP = 0.01
-# How precisely the way back to X is searched, after a leap or for what other features must change.
-N_HALVINGS = 10
 
 
 class FMN(Attack):
@@ -213,7 +198,7 @@ class FMN(Attack):
         return self.ball(X).distance(found.X_adv).where(found.fooled, torch.inf)
 
     def _search(self, search: Search, generator: torch.Generator) -> None:
-        ball, closest, eligible = search.all_balls, _Closest(search.all_balls), search.eligible
+        ball, closest, eligible = search.all_balls, Closest(search.all_balls), search.eligible
         for sets in _ways_to_round(ball):
             search.all_balls = sets
             for restart in range(check_count("n_restarts", self.n_restarts)):
@@ -231,23 +216,21 @@ class FMN(Attack):
             closest.flip(search, generator)
         closest.record(search)
 
-    def _aim(self, search: Search, closest: "_Closest") -> None:
+    def _aim(self, search: Search, closest: Closest) -> None:
         """Search towards each wrong class in turn, the likeliest first: exact if linear."""
         n_wrong = search.n_wrong_classes()
         for rank in range(min(AIMED_CLASSES, n_wrong) if n_wrong > 1 else 0):
             if search.restart(rank):
                 self._descend(search, closest, 0, search.ball.X)
 
-    def _restart_nearby(
-        self, search: Search, closest: "_Closest", generator: torch.Generator
-    ) -> None:
+    def _restart_nearby(self, search: Search, closest: Closest, generator: torch.Generator) -> None:
         """Search again and again from random points, no farther than what was found."""
         # One for each: what it draws does not depend on who else is searched.
         for own in spawned(generator, MORE_RESTARTS):
             if search.restart():
                 self._descend(search, closest, 2, closest.random(search, own))
 
-    def _descend(self, search: Search, closest: "_Closest", restart: int, X_adv: Tensor) -> None:
+    def _descend(self, search: Search, closest: Closest, restart: int, X_adv: Tensor) -> None:
         """Approach the boundary once from one start; algorithm 1 of the paper."""
         is_aimed = search.target is not None
         n_steps = AIMED_STEPS if is_aimed else check_count("n_steps", self.n_steps)
@@ -255,13 +238,12 @@ class FMN(Attack):
         for step in range(n_steps):
             progress = step / n_steps if restart == 0 else 1.0
             found, value, gradient = search.gradient(X_adv, self._loss(search, progress))
-            course = search.ball.in_blocks(_course, X_adv, gradient)
-            length, slope = course[:, 0], course[:, 1]
+            length, slope, moving = search.ball.in_blocks(_course, X_adv, gradient).unbind(1)
             if restart == step == 0:
                 closest.clean[search.active] = found
             closest.update(search, X_adv, found, length)
             lead = value.to(found.dtype) if is_aimed else found
-            radius = _newton(lead, *course.unbind(1), closest.size[search.active])
+            radius = _newton(lead, length, slope, moving, closest.size[search.active])
             distance = closest.distance[search.active]
             if is_aimed or step >= SHARE_OF_STEPS[self.norm] * n_steps:
                 search.done |= (radius > NEARER * distance) & ~closest.has_leapt(search.active)
@@ -280,7 +262,7 @@ class FMN(Attack):
             factor, power = self.STEP_SIZES[self.norm]
             step_size = rows(factor * (1 - step / n_steps) ** power * radius, X_adv)
             X_adv = _ascend(search.ball, X_adv, gradient, radius, step_size)
-        closest.update(search, X_adv, search.margin(X_adv), _length(search.ball, X_adv))
+        closest.update(search, X_adv, search.margin(X_adv), search.ball.quick_distance(X_adv))
         closest.approach(search)
 
     def _radii_asked(self, search: Search) -> Tensor | None:
@@ -294,167 +276,6 @@ class FMN(Attack):
             return partial(targeted_margin, y=search.y, target=search.target)
         hot, cold = self.TEMPERATURES
         return partial(soft_margin, y=search.y, temperature=hot * (cold / hot) ** progress)
-
-
-class _Closest:
-    """The closest perturbation of each sample that fooled the model, and its distance."""
-
-    def __init__(self, ball: Ball) -> None:
-        self.X_adv = ball.X.clone()
-        self.distance = ball.X.new_full((len(ball.X),), torch.inf)
-        self.margin = ball.X.new_full((len(ball.X),), -torch.inf)
-        self.clean = torch.full_like(self.margin, torch.nan)
-        self.size = _scaled_norm(ball, ball.X)
-
-    def start(self, search: Search, restart: int, generator: torch.Generator) -> Tensor:
-        """Return where a restart begins: at X, opposite of the closest, or at random."""
-        ball = search.ball
-        if restart == 0:
-            return ball.X
-        # What others draw does not depend on whether this is drawn.
-        (own,) = spawned(generator, 1)
-        if restart > 1:
-            return self.random(search, own)
-        is_found = self.distance[search.active].isfinite()
-        opposite = 2 * ball.X - self.X_adv[search.active]
-        if ball.box is not None:
-            opposite = opposite.clamp_(*ball.box)
-        if not opposite.is_cuda and bool(is_found.all()):
-            return opposite
-        return torch.where(rows(is_found, opposite), opposite, self.random(search, own))
-
-    def random(self, search: Search, generator: torch.Generator) -> Tensor:
-        """Return random points of the active samples, at most as far from X as the closest."""
-        ball, distance = search.ball, self.distance[search.active]
-        # Where nothing was found, at most as far as the sample is from 0.
-        size = self.size[search.active]
-        radius = distance.where(distance.isfinite(), size.where(size > 0, 1.0))
-        return ball.with_radius(radius).random_start(generator)
-
-    def probe(self, search: Search, generator: torch.Generator) -> bool:
-        """Look for closer points at random; turn to the samples that have one, if any has.
-
-        What a sample gets does not depend on who else is searched.
-        """
-        (own,) = spawned(generator, 1)
-        before, eligible = self.distance.clone(), search.eligible
-        in_vain = torch.zeros_like(search.all_y)
-        for _ in range(MOST_PROBES):
-            search.eligible = eligible & (in_vain < PATIENCE)
-            if not search.restart():
-                break
-            X_adv = self.random(search, own)
-            so_far = self.distance.clone()
-            self.update(search, X_adv, search.margin(X_adv), _length(search.ball, X_adv))
-            in_vain = torch.where(self.distance < so_far, 0, in_vain + 1)
-        search.eligible = eligible & (self.distance < before)
-        return search.restart()
-
-    def update(self, search: Search, X_adv: Tensor, found: Tensor, length: Tensor) -> None:
-        """Keep those of the active samples' points that fool the model and are closer."""
-        given_up = search.done
-        standing = self.distance[search.active].isinf()
-        search.record(X_adv, found, standing & (found <= 0))
-        # Misclassified from the outset: nothing can be closer.
-        search.record(X_adv, found, (found > 0) & (length == 0))
-        search.done = given_up | (found > 0) & (length == 0)
-        # Not by rounding alone: who is fooled at the distance kept stays at that distance.
-        X_adv = search.ball.nearest_valid(X_adv)
-        if search.ball.rules is not None:
-            length = _length(search.ball, X_adv)
-        closer = length < self.distance[search.active] * (1 - OVERSHOOT)
-        # Who waits to be dropped gets no more than who has been.
-        better, active = (found > 0) & closer & ~given_up, search.active
-        if better.is_cuda:  # without waiting for the device
-            better_row = rows(better, X_adv)
-            self.X_adv[active] = torch.where(better_row, X_adv, self.X_adv[active])
-            self.distance[active] = torch.where(better, length, self.distance[active])
-            self.margin[active] = torch.where(better, found, self.margin[active])
-            return
-        chosen = better.nonzero().squeeze(1)
-        target = active[chosen]
-        self.X_adv[target] = X_adv[chosen]
-        self.distance[target] = length[chosen]
-        self.margin[target] = found[chosen]
-
-    def has_leapt(self, index: Tensor) -> Tensor:
-        """Tell which samples the model is far more wrong about than a step across would make it."""
-        return self.margin[index] > LEAP * self.clean[index].abs()
-
-    def approach(self, search: Search) -> None:
-        """Bisect the way back to X of the active samples that a leap has fooled."""
-        search.done |= ~self.has_leapt(search.active)
-        search.drop(0)
-        X, far = search.ball.X, self.X_adv[search.active]
-        spared, needed = (torch.full_like(self.distance[search.active], s) for s in (0.0, 1.0))
-        for _ in range(N_HALVINGS if len(X) else 0):
-            share = (spared + needed) / 2
-            X_adv = torch.lerp(X, far, rows(share, far))
-            found = search.margin(X_adv)
-            self.update(search, X_adv, found, _length(search.ball, X_adv))
-            spared, needed = share.where(found <= 0, spared), share.where(found > 0, needed)
-
-    def flip(self, search: Search, generator: torch.Generator) -> None:
-        """Look for closer points by changing categories and whole numbers one by one."""
-        attack = HotFlip(n_restarts=2)
-        # One for each round: what it draws does not depend on who else is searched.
-        promising = [
-            partial(attack.follow_promises, generator=own)
-            for own in spawned(generator, FLIP_ROUNDS)
-        ]
-        self._flip_nearer(search, 1 - OVERSHOOT, promising)
-        self._flip_nearer(search, CLOSER, [attack.try_each] * FLIP_ROUNDS)
-
-    def _flip_nearer(
-        self, search: Search, share: float, rounds: Sequence[Callable[[Search], None]]
-    ) -> None:
-        """Look, in each round, within a share of the distance that those before have found."""
-        ball, eligible = search.all_balls, self.distance > 0
-        for look in rounds:
-            radius = share * torch.minimum(self.distance, FARTHER * (1 + self.size))
-            inner = Search(search.model, ball.with_radius(radius), search.all_y)
-            inner.inspected, inner.eligible = True, eligible
-            inner.output_kind = search.output_kind
-            look(inner)
-            _shorten(inner)
-            search.n_queries += inner.n_queries
-            search.is_undefined |= inner.is_undefined
-            length = _length(ball, inner.X_best)
-            eligible = (inner.best > 0) & (length < self.distance)
-            if not bool(eligible.any()):
-                return
-            self.X_adv[eligible] = inner.X_best[eligible]
-            self.distance[eligible] = length[eligible]
-            self.margin[eligible] = inner.best[eligible]
-
-    def record(self, search: Search) -> None:
-        """Hand over what was found."""
-        if search.restart():
-            chosen = search.active
-            search.record(self.X_adv[chosen], self.margin[chosen], self.margin[chosen] > 0)
-
-
-def _shorten(search: Search) -> None:
-    """Take back, by bisection, what other features than whole numbers have moved too far."""
-    ball, fooled = search.all_balls, search.best > 0
-    assert ball.rules is not None
-    flipped = torch.where(ball.rules.is_whole, search.X_best, ball.X)
-    if not bool(fooled.any()) or bool((flipped == search.X_best).all()):
-        return
-    search.eligible, best = fooled, search.best.clone()
-    search.best = search.best.where(~fooled, -torch.inf)
-    search.restart()
-    start, far = flipped[search.active], search.X_best[search.active]
-    spared, needed = (torch.full_like(best[search.active], share) for share in (0.0, 1.0))
-    for _ in range(N_HALVINGS):
-        share = (spared + needed) / 2
-        found = search.margin(torch.lerp(start, far, rows(share, far)))
-        spared, needed = share.where(found <= 0, spared), share.where(found > 0, needed)
-    X_adv = torch.lerp(start, far, rows(needed, far))
-    found = search.margin(X_adv)
-    search.best = best
-    kept = search.active[found > 0]
-    search.X_best[kept], search.best[kept] = X_adv[found > 0], found[found > 0]
 
 
 def _ways_to_round(ball: Ball) -> list[Ball]:
@@ -503,11 +324,11 @@ def _course(ball: Ball, X_adv: Tensor, gradient: Tensor) -> Tensor:
     that the box lets follow it; and, under l2, the length over these.
     """
     delta = X_adv - ball.X
-    length = _scaled_norm(ball, delta)
+    length = ball.length_of(delta)
     if ball.box is None:
         return torch.stack([length, ball.dual_length(gradient), length], dim=1)
     is_open = ball.open_features(X_adv, gradient)
-    moving = _scaled_norm(ball, delta.mul_(is_open)) if ball.norm == "l2" else length
+    moving = ball.length_of(delta.mul_(is_open)) if ball.norm == "l2" else length
     return torch.stack([length, ball.dual_length(is_open.mul_(gradient)), moving], dim=1)
 
 
@@ -518,7 +339,7 @@ def _ascend(
     if ball.norm == "linf":
         return ball.in_blocks(_ascend_linf, X_adv, gradient, radius, step_size)
     if ball.norm == "l1":  # whose step starts inside
-        length = _length(ball, X_adv)
+        length = ball.quick_distance(X_adv)
         share = radius / torch.maximum(length, radius).clamp(min=torch.finfo(length.dtype).tiny)
         X_adv = torch.lerp(ball.X, X_adv, rows(share, X_adv))
     X_adv = ball.with_radius(radius).ascend(X_adv, gradient, step_size)
@@ -536,12 +357,3 @@ def _ascend_linf(
     torch.minimum(delta, reach, out=delta)
     torch.maximum(delta, -reach, out=delta)
     return delta.add_(ball.X).clamp_(*ball.box)
-
-
-def _length(ball: Ball, X_adv: Tensor) -> Tensor:
-    """Return ‖(X_adv - X) / scale‖ in the precision of the samples, which is faster."""
-    return ball.in_blocks(lambda sets, X: _scaled_norm(sets, X - sets.X), X_adv)
-
-
-def _scaled_norm(ball: Ball, delta: Tensor) -> Tensor:
-    return vector_norm(ball.to_scaled(delta), ball.norm)
