@@ -22,6 +22,10 @@ from skjacobian.model_outputs import (
 )
 from skjacobian.norms import rows
 
+# At how many wrong classes brief searches of tables aim, the likeliest first: as many as APGD-T of
+# AutoAttack, all of 10.
+AIMED_CLASSES = 9
+
 
 class BudgetSpentError(Exception):
     """A search has used up its queries or its time."""

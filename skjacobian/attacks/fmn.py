@@ -15,7 +15,7 @@ from skjacobian._validation import check_count, check_radii, unwrap_scalar
 from skjacobian.attacks._base import Attack
 from skjacobian.attacks._closest import FARTHER, OVERSHOOT, Closest
 from skjacobian.attacks._outlook import Slopes
-from skjacobian.attacks._search import Search
+from skjacobian.attacks._search import AIMED_CLASSES, Search
 from skjacobian.attacks.hotflip import flips_pay
 from skjacobian.constraints import FeatureConstraints
 from skjacobian.geometry import LARGEST_RADIUS, Ball
@@ -34,9 +34,8 @@ NEARER = 0.999
 # slope has been steady, unlike that of kernel machines, of which the first order says too little.
 SHARES_OF_STEPS_TO_RADII = 0.4, 0.3
 BEYOND = 1.25
-# Where few features may change, a search aims at each of the likeliest wrong classes, so many
-# and so briefly; and so many more start from random points.
-AIMED_CLASSES = 9
+# Where few features may change, a search aims at each of the likeliest wrong classes, so briefly;
+# and so many more start from random points.
 AIMED_STEPS = 4
 MORE_RESTARTS = 4
 # Of how few features random points find what gradients lead past.

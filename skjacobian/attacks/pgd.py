@@ -13,14 +13,13 @@ from skjacobian._validation import (
     unwrap_scalar,
 )
 from skjacobian.attacks._ascent import GradientAscent
-from skjacobian.attacks._search import Search
+from skjacobian.attacks._search import AIMED_CLASSES, Search
 from skjacobian.constraints import FeatureConstraints
 from skjacobian.geometry import Ball
 
 # In how many searches "auto" looks for what one leads past, where few features may change.
 RESTARTS_OF_FEW = 3
-# And at how many wrong classes, the likeliest first, it aims then, in how many steps each.
-AIMED_CLASSES = 9
+# And how briefly it aims then at the likeliest wrong classes.
 AIMED_STEPS = 10
 
 
