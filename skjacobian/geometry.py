@@ -1,4 +1,4 @@
-"""Perturbation sets: norms and their duals, starts, steps, membership with no tolerance.
+"""Perturbation sets: random starts, projection, membership with no tolerance.
 
 Everything is row by row: a sample is a row, its features may have any shape. A feature
 scale s turns the constraint into ‖delta / s‖ <= eps, so all of it is computed in the
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from skjacobian._validation import check_non_negative, check_option
-from skjacobian.norms import rows, unit_rows, vector_norm
-from skjacobian.projections import best_l1_vertex, project_l1, project_l1_box, project_l2_box
+from skjacobian.norms import rows, vector_norm
+from skjacobian.projections import project_l1, project_l1_box, project_l2_box
 from skjacobian.random_points import in_unit_ball, uniform_rows
 from skjacobian.validity import Box, PassThrough, Rules, valid_range, without_missing
 
@@ -23,8 +23,6 @@ BALL_NORMS = ("l2", "linf", "l1")
 # Up to so many features that may change X is like a table: queries are cheap, a single sample
 # counts for more, and gradients miss more.
 FEW_FEATURES = 100
-# Among many features, steps are lengthened of which the box lets follow less than this share.
-HINDERED = 0.2
 # Numbers of one tensor in a block of rows that the caches of a CPU hold, with others like it.
 NUMBERS_IN_BLOCK = 2**16
 # A radius beyond all data.
@@ -142,12 +140,12 @@ class Ball:
         """Return ‖delta / scale‖ of each row, in the precision of the samples."""
         return vector_norm(self.to_scaled(delta), self.norm)
 
-    def _from_scaled(self, u: Tensor) -> Tensor:
+    def from_scaled(self, u: Tensor) -> Tensor:
         """Return X + u * scale, for rows u."""
         delta = u.reshape(self.X.shape)
         return self.X + (delta if self.scale is None else delta * self.scale)
 
-    def _eps_within_rounding(self) -> float | Tensor:
+    def eps_within_rounding(self) -> float | Tensor:
         """Return eps, in a shape that broadcasts over rows of features, short of it by rounding.
 
         So that `enforce` leaves most points alone: those it moves must be judged again.
@@ -318,140 +316,6 @@ class Ball:
         """Whether few features may change, as in a table."""
         return len(self.free_features()) <= FEW_FEATURES
 
-    def steepest(self, gradient: Tensor) -> Tensor:
-        """Return the unit step that climbs the first-order loss most, for ∂loss/∂x.
-
-        argmax {gᵀd : ‖d / scale‖ <= 1}: sign(g) for linf, g / ‖g‖₂ for l2, the sign of the
-        largest |g_j| alone for l1, in scaled coordinates. A zero gradient gives a zero step.
-        For linf the columns of a category point at the best one: it can be one alone.
-        """
-        if self.norm == "linf":
-            step = self._signs(gradient.clone())
-            return step if self.scale is None else step * self.scale
-        if self.norm == "l1":
-            scaled = gradient if self.scale is None else gradient * self.scale
-            step = best_l1_vertex(scaled.flatten(1), 1.0).reshape(gradient.shape)
-            return step if self.scale is None else step * self.scale
-        if self.scale is None:
-            return unit_rows(gradient)
-        return self.scale * unit_rows(self.scale * gradient)
-
-    def _signs(self, gradient: Tensor) -> Tensor:
-        """Return sign(g), in the place of g; of a category 1 where g is largest, else -1."""
-        groups = () if self.rules is None else self.rules.groups
-        flat = gradient.flatten(1)
-        of_groups = [flat[:, group] for group in groups]
-        signs = gradient.sign_()
-        for group, g in zip(groups, of_groups, strict=True):
-            assert self.box is not None
-            reachable = self.box.high.flatten(1)[:, group] >= 1
-            best = g.where(reachable, -torch.inf).argmax(1, keepdim=True)
-            toward = torch.full_like(g, -1.0).scatter_(1, best, 1.0)
-            signs.flatten(1)[:, group] = toward * (g != 0).any(1, keepdim=True)
-        return signs
-
-    def dual_length(self, gradient: Tensor) -> Tensor:
-        """Return max {gᵀd : ‖d / scale‖ <= 1} of each row, shape (n_samples,)."""
-        scaled = gradient if self.scale is None else gradient * self.scale
-        return vector_norm(scaled, {"linf": "l1", "l2": "l2", "l1": "linf"}[self.norm])
-
-    def room(self, X_adv: Tensor, gradient: Tensor) -> Tensor:
-        """Return how far, and which way, the box lets each feature follow a gradient."""
-        # Arithmetic, because on the CPU comparisons cost ten times as much.
-        assert self.box is not None
-        far = torch.add(X_adv, gradient, alpha=torch.finfo(gradient.dtype).max / 2)
-        return far.clamp_(*self.box).sub_(X_adv)
-
-    def open_part(self, X_adv: Tensor, gradient: Tensor) -> Tensor:
-        """Return a copy of a gradient, 0 at the features that the box does not let follow it."""
-        if self.box is None:
-            return gradient.clone()
-        return self.open_features(X_adv, gradient).mul_(gradient)
-
-    def open_features(self, X_adv: Tensor, gradient: Tensor) -> Tensor:
-        """Return 1 at the features that the box lets follow a gradient, 0 at the others."""
-        room = self.room(X_adv, gradient)
-        if self.norm != "linf":  # whose iterates reach their bounds exactly
-            rounding = (X_adv.abs() + self.X.abs()).mul_(8 * torch.finfo(gradient.dtype).eps)
-            room = room.abs_().sub_(rounding).relu_()
-        return room.sign_().abs_()
-
-    def ascent_left(self, X_adv: Tensor, gradient: Tensor) -> Tensor:
-        """Return how much a linear loss of slope `gradient` can still climb from `X_adv`.
-
-        The Frank-Wolfe gap max {gᵀ(x - X_adv)} over each set (Jaggi, ICML 2013, equation 2): 0
-        where a search has come to rest. For l2 and l1 with a box it is a bound from above, the
-        ball alone for the features that the box lets move from X.
-
-        Parameters
-        ----------
-        X_adv : Tensor of shape (n_samples, *features)
-            Points inside the sets.
-        gradient : Tensor of shape (n_samples, *features)
-
-        Returns
-        -------
-        Tensor of shape (n_samples,)
-
-        Examples
-        --------
-        >>> import torch
-        >>> ball = Ball.around(torch.zeros(1, 2), norm="l2", eps=1.0)
-        >>> ball.ascent_left(torch.tensor([[0.0, 0.5]]), torch.tensor([[0.0, 2.0]]))
-        tensor([1.])
-        """
-        if self.norm == "linf":
-            assert self.box is not None
-            down, up = (gradient * (side - X_adv) for side in self.box)
-            return torch.maximum(up, down).flatten(1).sum(1)
-        climbed = (gradient * (X_adv - self.X)).flatten(1).sum(1)
-        if self.box is not None:
-            gradient = self.room(self.X, gradient).sign_().mul_(gradient)
-        return (self.radii() * self.dual_length(gradient) - climbed).clamp_(min=0.0)
-
-    def ascend(
-        self,
-        X_adv: Tensor,
-        gradient: Tensor,
-        step_size: float | Tensor,
-    ) -> Tensor:
-        """Return an ascent step of length α = `step_size` from x, which ends inside the set.
-
-        Π(x + α·d) with the steepest d, for l2 and linf; for l2, in tables, α is the length of what
-        the box lets follow of α·d. For l1 that d moves one feature at a time, and the
-        projection takes from all others what a box makes it overshoot, so it stalls short of
-        the optimum even of a linear model. So for l1 the step is that of conditional gradients,
-        x + min(1, α / ‖v - x‖₁)(v - x), towards the best point v of the set to first order
-        (Jaggi, ICML 2013, algorithm 1): exact for a linear model as soon as the steps have
-        crossed the ball.
-
-        Parameters
-        ----------
-        X_adv : Tensor of shape (n_samples, *features)
-            Points inside the sets.
-        gradient : Tensor of shape (n_samples, *features)
-            ∂loss/∂x at `X_adv`. Overwritten, which saves an allocation of its size.
-        step_size : float or Tensor of shape (n_samples, 1, ...)
-        """
-        if self.norm == "linf":
-            assert self.box is not None
-            d = self._signs(gradient)
-            d = d if self.scale is None else d.mul_(self.scale)
-            return torch.clamp(d.mul_(step_size).add_(X_adv), *self.box, out=d)
-        if self.norm == "l2":
-            return self.in_blocks(Ball._stepped_and_projected, X_adv, gradient, step_size)
-        best = self.best_point(gradient)
-        length = self.to_scaled(best - X_adv).abs_().sum(1)
-        share = step_size / rows(length.clamp_(min=torch.finfo(length.dtype).tiny), X_adv)
-        share = share.clamp_(max=1.0) * rows(gradient.flatten(1).abs().amax(1).sign_(), X_adv)
-        return torch.lerp(X_adv, best, share)
-
-    def best_point(self, gradient: Tensor) -> Tensor:
-        """Return argmax {gᵀx} over each l1 set: where a linear loss of this slope is largest."""
-        scaled = gradient if self.scale is None else gradient * self.scale
-        u = best_l1_vertex(scaled.flatten(1), self._eps_within_rounding(), *(self.u_box or ()))
-        return self._from_scaled(u)
-
     def project(self, X_adv: Tensor) -> Tensor:
         """Return the nearest point of each set (in scaled coordinates), up to rounding."""
         if self.norm == "linf":
@@ -459,49 +323,8 @@ class Ball:
             return torch.clamp(X_adv, *self.box)
         return self.in_blocks(Ball._projected, X_adv)
 
-    def _stepped_and_projected(
-        self, X_adv: Tensor, gradient: Tensor, step_size: float | Tensor
-    ) -> Tensor:
-        step = self.steepest(gradient).mul_(step_size)
-        if self.box is not None:
-            step = self._lengthened(step, step_size, X_adv, gradient)
-        return self._projected(step.add_(X_adv))
-
-    def _lengthened(
-        self, step: Tensor, step_size: float | Tensor, X_adv: Tensor, gradient: Tensor
-    ) -> Tensor:
-        """Return the step so long that what the box lets follow of it has the length meant.
-
-        Of many features only a step longer than the radius of which the box lets little follow:
-        images, whose pixels have one unit, pay no more than the question.
-        """
-        if self.rules is not None or self.X.shape[1:].numel() <= FEW_FEATURES:
-            return step / rows(self._open_share(X_adv, gradient), step)
-        assert self.box is not None
-        length = step_size.flatten() if isinstance(step_size, Tensor) else step_size
-        is_long = length > self.radii()
-        if _is_nowhere(is_long):
-            return step
-        followed = (step + X_adv).clamp_(*self.box).sub_(X_adv)
-        is_hindered = (self.length_of(followed) < HINDERED * length) & is_long
-        if _is_nowhere(is_hindered):
-            return step
-        share = self._open_share(X_adv, gradient).where(is_hindered, 1.0)
-        return step / rows(share, step)
-
-    def _open_share(self, X_adv: Tensor, gradient: Tensor) -> Tensor:
-        """Return the share of the length of each gradient that the box lets follow, 1 for none.
-
-        A steep feature at its bound would take nearly all of each step's length. It is no part of
-        the length, but of the step: without it the projection would take it back from there.
-        """
-        open_part, whole = (
-            self.dual_length(part) for part in (self.open_part(X_adv, gradient), gradient)
-        )
-        return torch.where(open_part > 0, open_part / whole, 1.0)
-
     def _projected(self, X_adv: Tensor) -> Tensor:
-        u, eps = self.to_scaled(X_adv - self.X), self._eps_within_rounding()
+        u, eps = self.to_scaled(X_adv - self.X), self.eps_within_rounding()
         if self.u_box is not None:
             project = project_l1_box if self.norm == "l1" else project_l2_box
             u = project(u, eps, *self.u_box)
@@ -510,7 +333,7 @@ class Ball:
         else:
             length = torch.linalg.vector_norm(u, dim=1, keepdim=True)
             u = u * (eps / length.where(length > 0, 1.0)).clamp(max=1.0)
-        return self._from_scaled(u)
+        return self.from_scaled(u)
 
     def enforce(self, X_adv: Tensor) -> Tensor:
         """Return `X_adv` with every row exactly inside, moved by rounding errors at most.
@@ -532,7 +355,7 @@ class Ball:
         limit = self.eps * (1 - slack)
         # Who is inside stays: a point just across the decision boundary must not be moved.
         is_outside = length > limit
-        if not _is_nowhere(is_outside):
+        if not is_nowhere(is_outside):
             shrink = (limit / length.clamp(min=1e-300)).clamp(max=1.0)
             delta = delta * shrink.to(delta.dtype)
             moved = self.X + delta.sign() * self._rounded_inward(delta.abs())
@@ -557,7 +380,7 @@ class Ball:
         )
 
 
-def _is_nowhere(condition: bool | Tensor) -> bool:
+def is_nowhere(condition: bool | Tensor) -> bool:
     """Tell whether a condition holds for no row; not of a card, which would wait to be asked."""
     if isinstance(condition, Tensor):
         return not condition.is_cuda and not bool(condition.any())

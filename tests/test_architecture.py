@@ -31,6 +31,7 @@ LAYERS = {
     "_table": 0,
     "_validation": 0,
     "_version": 0,
+    "ascent_steps": 1,
     "averages": 1,
     "datasets": 1,
     "constraints": 1,

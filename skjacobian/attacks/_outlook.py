@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from skjacobian.ascent_steps import ascent_left, dual_length
 from skjacobian.attacks._search import Search
 from skjacobian.losses import LEADS
 
@@ -114,12 +115,12 @@ class Outlook:
         """
         ball = self.search.ball
         lead, derivative = self.lead(value)
-        length = ball.dual_length(gradient)
+        length = dual_length(ball, gradient)
         self.slopes.observe(derivative * length)
         self.leads = [*self.leads[-self.n_last :], lead]
         if step < self.patience or len(self.leads) <= self.n_last:
             return torch.zeros_like(self.search.done)
-        climb = ball.ascent_left(X_adv, gradient)
+        climb = ascent_left(ball, X_adv, gradient)
         if reach < 1:
             climb = torch.minimum(climb, reach * ball.radii() * length)
         leads_nowhere = self.leads[0] - lead < self.PROGRESS * lead

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from skjacobian._validation import check_count
+from skjacobian.ascent_steps import ascend
 from skjacobian.attacks._ascent import LossAttack
 from skjacobian.attacks._search import Search
 from skjacobian.constraints import FeatureConstraints
@@ -131,7 +132,7 @@ class APGD(LossAttack):
         """Return the next iterate: x + α (z - x) + (1 - α) (x - x_previous), z = Π(x + η d)."""
         X = state.X_adv
         step_size = rows(state.step_size, X) * ball.eps
-        Z = ball.ascend(X, gradient.clone(), step_size)
+        Z = ascend(ball, X, gradient.clone(), step_size)
         moved = X + share * (Z - X) + (1 - share) * (X - state.X_previous)
         return replace(state, X_adv=ball.project(moved), X_previous=X)
 

@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
+from skjacobian.ascent_steps import ascend
 from skjacobian.attacks._ascent import GradientAscent
 from skjacobian.constraints import FeatureConstraints
 from skjacobian.geometry import Ball
@@ -75,4 +76,4 @@ class FGSM(GradientAscent):
 
     def _step(self, X_adv: Tensor, direction: Tensor, ball: Ball, step: int) -> Tensor:
         step_size = 1.25 * ball.eps if self.random_start else ball.eps
-        return ball.ascend(X_adv, direction, step_size)
+        return ascend(ball, X_adv, direction, step_size)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from skjacobian._rng import spawned
 from skjacobian._validation import check_count, check_radii, unwrap_scalar
+from skjacobian.ascent_steps import ascend, dual_length, open_features, steepest
 from skjacobian.attacks._base import Attack
 from skjacobian.attacks._closest import FARTHER, OVERSHOOT, Closest
 from skjacobian.attacks._outlook import Slopes
@@ -74,7 +75,7 @@ class FMN(Attack):
       way back to X follows: without it, curves were up to 60 points above PGD.
     - Over categories, and in l2 and l1 balls over whole numbers, HotFlip looks for closer points.
     - α falls as 4r·(1 - step/n_steps)³, large enough at first to cross the ball. For l1 it
-      is r·(1 - step/n_steps)², a step of conditional gradients (`Ball.ascend`): projected
+      is r·(1 - step/n_steps)², a step of conditional gradients (`ascend`): projected
       full gradients left the robust accuracy a point higher.
     - What is climbed is the margin with a soft maximum over the wrong classes, whose
       temperature falls. Following the one class that leads now ends at worse optima.
@@ -325,10 +326,10 @@ def _course(ball: Ball, X_adv: Tensor, gradient: Tensor) -> Tensor:
     delta = X_adv - ball.X
     length = ball.length_of(delta)
     if ball.box is None:
-        return torch.stack([length, ball.dual_length(gradient), length], dim=1)
-    is_open = ball.open_features(X_adv, gradient)
+        return torch.stack([length, dual_length(ball, gradient), length], dim=1)
+    is_open = open_features(ball, X_adv, gradient)
     moving = ball.length_of(delta.mul_(is_open)) if ball.norm == "l2" else length
-    return torch.stack([length, ball.dual_length(is_open.mul_(gradient)), moving], dim=1)
+    return torch.stack([length, dual_length(ball, is_open.mul_(gradient)), moving], dim=1)
 
 
 def _ascend(
@@ -341,7 +342,7 @@ def _ascend(
         length = ball.quick_distance(X_adv)
         share = radius / torch.maximum(length, radius).clamp(min=torch.finfo(length.dtype).tiny)
         X_adv = torch.lerp(ball.X, X_adv, rows(share, X_adv))
-    X_adv = ball.with_radius(radius).ascend(X_adv, gradient, step_size)
+    X_adv = ascend(ball.with_radius(radius), X_adv, gradient, step_size)
     # What rounding leaves outside the box is moved before it is judged, not after.
     return X_adv if ball.box is None else X_adv.clamp_(*ball.box)
 
@@ -352,7 +353,7 @@ def _ascend_linf(
     """Ascend without building the box of this radius, which took as long as the model."""
     assert ball.box is not None
     reach = rows(radius, X_adv) if ball.scale is None else rows(radius, X_adv) * ball.scale
-    delta = (X_adv - ball.X).addcmul_(ball.steepest(gradient), step_size)
+    delta = (X_adv - ball.X).addcmul_(steepest(ball, gradient), step_size)
     torch.minimum(delta, reach, out=delta)
     torch.maximum(delta, -reach, out=delta)
     return delta.add_(ball.X).clamp_(*ball.box)

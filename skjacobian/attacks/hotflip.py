@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from skjacobian._validation import check_count
+from skjacobian.ascent_steps import ascend, open_part
 from skjacobian.attacks._base import Attack
 from skjacobian.attacks._search import Search
 from skjacobian.constraints import FeatureConstraints
@@ -207,7 +208,7 @@ def _climb(rest: Ball, gradient: Tensor) -> Tensor:
     # The square of the step must be finite.
     step = (LONG_STEP * rest.eps).clamp(max=torch.finfo(rest.X.dtype).max ** 0.5 / 2)
     # A copy: what is overwritten here says which changes to make.
-    return rest.ascend(rest.X, rest.open_part(rest.X, gradient), step)
+    return ascend(rest, rest.X, open_part(rest, rest.X, gradient), step)
 
 
 def flips_pay(ball: Ball) -> bool:

@@ -12,6 +12,7 @@ from skjacobian._validation import (
     check_positive,
     unwrap_scalar,
 )
+from skjacobian.ascent_steps import ascend
 from skjacobian.attacks._ascent import GradientAscent
 from skjacobian.attacks._search import AIMED_CLASSES, Search
 from skjacobian.constraints import FeatureConstraints
@@ -28,7 +29,7 @@ class PGD(GradientAscent):
 
     x ← Π(x + α·argmax_{‖d‖<=1} dᵀ∇ₓℓ) (Madry et al., arXiv 1706.06083, section 2.1). For l1
     that moves one feature at a time; there the step is one of conditional gradients, towards the
-    best point of ball and box (`skjacobian.geometry.Ball.ascend`).
+    best point of ball and box (`skjacobian.ascent_steps.ascend`).
 
     With the default steps and no momentum, samples are given up that even a slope five times as
     steep would not fool, from a fifth of the steps on, where the slope has been steady and the last
@@ -160,4 +161,4 @@ class PGD(GradientAscent):
     def _step(self, X_adv: Tensor, direction: Tensor, ball: Ball, step: int) -> Tensor:
         falling = 2 * ball.eps * (1 - step / self._n_steps()) ** 2
         step_size = falling if self.step_size is None else unwrap_scalar(self.step_size)
-        return ball.ascend(X_adv, direction, step_size)
+        return ascend(ball, X_adv, direction, step_size)
