@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.parameter import is_lazy
 
 # What attacks, norms and objectives take for a model: samples in, logits out.
 PredictLogits = Callable[[Tensor], Tensor]
@@ -57,11 +58,24 @@ def batch_norm_in_eval(model: object) -> Iterator[None]:
                 "itself: such a layer mixes the samples of a batch, so a sample has no "
                 "Jacobian of its own. Use nn.GroupNorm or nn.LayerNorm."
             )
-    modes = [module.training for module in norms]
+    changed = [
+        (module, module.running_mean, module.running_var)
+        for module in norms
+        if module.training and module.track_running_stats
+    ]
     try:
-        for module in norms:
-            module.training = module.training and not module.track_running_stats
+        for module, mean, variance in changed:
+            module.training = False
+            # A pass in training mode changes them in place, unseen by autograd: a graph that is
+            # made here and differentiated after such a pass needs statistics of its own.
+            module.running_mean, module.running_var = _copy(mean), _copy(variance)
         yield
     finally:
-        for module, mode in zip(norms, modes, strict=True):
-            module.training = mode
+        for module, mean, variance in changed:
+            module.training = True
+            module.running_mean, module.running_var = mean, variance
+
+
+def _copy(statistics: Tensor | None) -> Tensor | None:
+    """Return a copy of what there is; what a lazy layer has yet to make it makes in place."""
+    return statistics if statistics is None or is_lazy(statistics) else statistics.clone()

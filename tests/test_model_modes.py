@@ -125,3 +125,22 @@ def test_batch_normalization_in_eval_leaves_its_statistics_alone():
     with batch_norm_in_eval(net):
         net(torch.randn(5, 3))
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_a_pass_in_training_mode_does_not_change_gradients_of_graphs_made_in_eval():
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 2)).double()
+    X = 3 * torch.randn(5, 3, dtype=torch.float64) + 1
+    with batch_norm_in_eval(net):
+        before, after = net(X).sum(), net(X).sum()
+    (expected,) = torch.autograd.grad(before, net[0].weight)
+    net(X)
+    (gradient,) = torch.autograd.grad(after, net[0].weight)
+    torch.testing.assert_close(gradient, expected, rtol=0, atol=0)
+
+
+def test_lazy_normalization_is_sized_in_eval():
+    net = nn.Sequential(nn.LazyLinear(4), nn.LazyBatchNorm1d(), nn.Linear(4, 2))
+    with batch_norm_in_eval(net):
+        net(torch.ones(5, 3))
+    assert net.training
+    assert net[1].running_mean.shape == (4,)

@@ -533,6 +533,20 @@ def test_the_penalty_of_the_clean_objective_is_kept():
     torch.testing.assert_close(value.penalty, jacobian_norm(net, X))
 
 
+def test_the_gradient_of_the_penalty_is_at_the_running_statistics_of_the_clean_samples():
+    net, (X, y) = make_net("batch norm"), batch()
+    oracle = copy.deepcopy(net)
+    oracle(X)  # the pass of the attacked samples, which comes later, changes them again
+    penalty = jacobian_norm(oracle.eval(), X, create_graph=True)
+
+    def gradient(lam):
+        own = copy.deepcopy(net)
+        objective = TRADES(attack=PGD(n_steps=4), objective=JacobianRegularization(lam=lam))
+        return gradient_of(own, objective(own, X, y, generator=seeded(1)).loss)
+
+    torch.testing.assert_close(gradient(0.3) - gradient(0), 0.3 * gradient_of(oracle, penalty))
+
+
 @pytest.mark.parametrize("penalty_samples", [1, 3, 0.25, np.int64(4)])
 @pytest.mark.parametrize(("norm", "n_projections"), [("l2", None), ("l1", None), ("l21", 1)])
 def test_a_penalty_on_a_part_of_the_batch_is_unbiased(penalty_samples, norm, n_projections):
