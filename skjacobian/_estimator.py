@@ -321,9 +321,11 @@ class RobustClassifier(NetClassifier):
         weight, rows = training_weights(values, sample_weight)
         self._learn_classes(y, rows, classes, fresh)
         random_state = own_random_state(self.random_state)
-        seed = draw_seed(random_state) if fresh else None
+        # Drawn by all fits, so that a seed holds out the same rows where training goes on: others
+        # would have been trained on before.
+        seed = draw_seed(random_state)
         rows, held_out = self._hold_out(rows, y, random_state)
-        if seed is not None:
+        if fresh:
             names = getattr(self, "feature_names_in_", None)
             preprocessor = fit_preprocessor(self.preprocessor, values, y, weight, rows, names)
             self._init_net(preprocessor, values, seed)

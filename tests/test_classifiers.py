@@ -1382,6 +1382,20 @@ def test_a_scoring_that_fails_on_the_samples_held_out_is_named(iris):
         model.fit(*iris)
 
 
+def test_with_a_seed_a_fit_that_goes_on_holds_out_the_same_samples(iris):
+    seen = []
+
+    def scoring(model, X, y):
+        seen.append(X)
+        return model.score(X, y)
+
+    model = JacobianRegularizedClassifier(
+        **SMALL, early_stopping=True, scoring=scoring, warm_start=True
+    )
+    model.fit(*iris).fit(*iris)
+    np.testing.assert_array_equal(seen[-1], seen[0])
+
+
 def test_the_number_of_epochs_is_that_of_the_history(iris):
     model = JacobianRegularizedClassifier(max_epochs=3, random_state=0).fit(*iris)
     assert model.n_iter_ == 3 == len(model.history_)
