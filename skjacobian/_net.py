@@ -464,8 +464,11 @@ def early_stopping(monitor: str, patience: int) -> tuple[str, Callback]:
 
 
 def predict_logits(net: ObjectiveNet, X: Tensor, batch_size: int) -> np.ndarray:
-    """Return the logits of `X` as an array, computed in batches in eval mode."""
+    """Return the logits of `X` as an array of its type, computed in batches in eval mode.
+
+    A module may compute in lower precision inside; numpy has no bfloat16.
+    """
     net._set_training(False)
     with torch.no_grad():  # not inference mode, whose tensors modules may keep and need again
-        logits = [net.module_(batch.to(net.device)).cpu() for batch in torch.split(X, batch_size)]
-    return torch.cat(logits).numpy()
+        logits = [net.module_(batch.to(net.device)) for batch in torch.split(X, batch_size)]
+    return torch.cat([part.to("cpu", X.dtype) for part in logits]).numpy()

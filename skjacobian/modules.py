@@ -269,6 +269,8 @@ def make_module(
     if probe._version:
         raise ValueError(CHANGES_X)
     _check_logits(module, output, n_classes)
+    if not any(weight.requires_grad for weight in made.parameters()):
+        reject("module", module, "one with a parameter to train (requires_grad=True)")
     return made
 
 

@@ -1382,6 +1382,25 @@ def test_a_scoring_that_fails_on_the_samples_held_out_is_named(iris):
         model.fit(*iris)
 
 
+class InBfloat16(nn.Module):
+    def __init__(self, n_features, n_classes):
+        super().__init__()
+        self.layer = nn.Linear(n_features, n_classes)
+
+    def forward(self, X):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return self.layer(X)
+
+
+def test_a_module_may_return_logits_of_lower_precision(iris):
+    X, y = iris
+    model = JacobianRegularizedClassifier(InBfloat16, dtype="float32", max_epochs=2, random_state=0)
+    probability = model.fit(X, y).predict_proba(X)
+    assert probability.dtype == np.float32
+    np.testing.assert_allclose(probability.sum(1), 1, rtol=1e-6)
+    assert RobustScorer(eps=0.0)(model, X, y) == model.score(X, y)
+
+
 def test_with_a_seed_a_fit_that_goes_on_holds_out_the_same_samples(iris):
     seen = []
 

@@ -294,6 +294,12 @@ def test_complex_weights_are_rejected():
         make_module(make, {}, dtype=torch.float32, input_shape=(4,), n_classes=3)
 
 
+@pytest.mark.parametrize("make", [nn.Identity, lambda: nn.Linear(3, 3).requires_grad_(False)])
+def test_a_module_with_nothing_to_train_is_rejected(make):
+    with pytest.raises(ValueError, match="expected one with a parameter to train"):
+        make_module(make, {}, dtype=torch.float32, input_shape=(3,), n_classes=3)
+
+
 def test_a_module_that_wants_more_than_the_data_say_is_an_error_that_tells_how():
     def wants_width(n_features, n_classes, width):
         return MLP(n_features, n_classes, hidden_units=width)
