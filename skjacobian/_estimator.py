@@ -497,10 +497,11 @@ class RobustClassifier(NetClassifier):
         return int(unwrap_scalar(self.max_epochs))
 
     def _batch_size(self, n_samples: int) -> int:
-        """Return `batch_size`; "auto" is a twentieth of the samples, between 32 and 128."""
-        if self.batch_size == "auto":
+        """Return that of training; "auto" is a twentieth of the samples, between 32 and 128."""
+        batch_size = self._nested.get("iterator_train__batch_size", self.batch_size)
+        if isinstance(batch_size, str):
             return int(np.clip(n_samples // 20, 32, 128))
-        return int(unwrap_scalar(self.batch_size))
+        return int(unwrap_scalar(batch_size))
 
     def _validation_callbacks(
         self, X: Any, y: np.ndarray, weight: np.ndarray | None, rows: np.ndarray

@@ -207,10 +207,13 @@ def _by_column(value: Any) -> str:
 def _per_feature(name: str, value: Any, X: Tensor) -> Tensor:
     """Return `value` as a CPU tensor that broadcasts over a sample of `X`."""
     try:
+        given = np.asarray(value)
         # A copy, for arrays that nobody may write to.
-        tensor = torch.tensor(np.asarray(value, dtype=np.float64), dtype=X.dtype)
+        tensor = torch.tensor(given.astype(np.float64), dtype=X.dtype)
     except (TypeError, ValueError):
         reject(name, value, "numbers" + _by_column(value))
+    if given.dtype.kind in "SU":
+        reject(name, value, "numbers, not strings")
     if tensor.numel() == 1:
         return tensor.reshape(())
     shape = X.shape[1:]

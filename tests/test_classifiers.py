@@ -1401,6 +1401,12 @@ def test_a_module_may_return_logits_of_lower_precision(iris):
     assert RobustScorer(eps=0.0)(model, X, y) == model.score(X, y)
 
 
+def test_the_number_of_epochs_follows_from_the_batches_that_are_trained_on(iris):
+    nested = JacobianRegularizedClassifier(iterator_train__batch_size=5, random_state=0)
+    plain = JacobianRegularizedClassifier(batch_size=5, random_state=0)
+    assert nested.fit(*iris).n_iter_ == plain.fit(*iris).n_iter_ == 34  # 30 batches, 1000 steps
+
+
 def test_with_a_seed_a_fit_that_goes_on_holds_out_the_same_samples(iris):
     seen = []
 

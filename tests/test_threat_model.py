@@ -128,6 +128,7 @@ def test_bad_bounds_are_rejected(bounds, message):
         ([1, 2, 3], "Got feature_scale with 3 values, but expected one number or one value for"),
         ([[1], [1, 2]], "but expected numbers"),
         (slice(None), "but expected numbers"),
+        (["1", "2"], "but expected numbers, not strings"),
         (
             "sdt",
             "Got feature_scale='sdt', but expected one of 'std', 'range' (did you mean 'std'?)",

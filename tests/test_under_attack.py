@@ -272,6 +272,13 @@ def test_a_trained_module_is_attacked_as_the_classifier_that_it_comes_from(dtype
     assert module.training
 
 
+def test_a_module_takes_tensors_without_a_warning():
+    X, y = torch.rand(6, 3), torch.tensor([0, 1] * 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DeprecationWarning)
+        RobustScorer(eps=0.0)(nn.Linear(3, 2), X, y)
+
+
 class Relabelled(ClassifierMixin, BaseEstimator):
     """A logistic regression with its classes in another order, or a threshold of its own."""
 

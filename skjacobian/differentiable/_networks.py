@@ -110,7 +110,7 @@ class FittedModule(ClassifierMixin, BaseEstimator):
         return predicted
 
     def _outputs(self, X: Any) -> Tensor:
-        view, samples = Network(self.module), torch.from_numpy(np.array(X))
+        view, samples = Network(self.module), torch.from_numpy(np.asarray(X).copy())
         batches = torch.split(samples, self.BATCH_SIZE)
         with frozen(self.module), torch.no_grad():
             try:
