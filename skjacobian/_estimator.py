@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from scipy.sparse import issparse
 from sklearn.base import _fit_context
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import accuracy_score, check_scoring
@@ -420,6 +421,12 @@ class RobustClassifier(NetClassifier):
     def _validate_training_data(
         self, X: Any, y: Any, *, reset: bool
     ) -> tuple[np.ndarray, np.ndarray]:
+        if issparse(X):
+            raise TypeError(
+                f"Got X as a sparse {type(X).__name__}, but {type(self).__name__} expected a dense "
+                "array: X.toarray(), or in a pipeline OneHotEncoder(sparse_output=False) and "
+                "ColumnTransformer(sparse_threshold=0)."
+            )
         if not reset:
             self._check_image_shape(X)
         try:

@@ -16,6 +16,7 @@ import sklearn
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.sparse import csr_matrix
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import load_digits, load_iris, make_classification
@@ -1405,6 +1406,12 @@ def test_the_number_of_epochs_follows_from_the_batches_that_are_trained_on(iris)
     nested = JacobianRegularizedClassifier(iterator_train__batch_size=5, random_state=0)
     plain = JacobianRegularizedClassifier(batch_size=5, random_state=0)
     assert nested.fit(*iris).n_iter_ == plain.fit(*iris).n_iter_ == 34  # 30 batches, 1000 steps
+
+
+def test_what_makes_an_encoder_dense_is_said_where_x_is_sparse(iris):
+    X, y = iris
+    with pytest.raises(TypeError, match=r"sparse csr_matrix, but .*sparse_output=False"):
+        JacobianRegularizedClassifier().fit(csr_matrix(X), y)
 
 
 def test_with_a_seed_a_fit_that_goes_on_holds_out_the_same_samples(iris):
