@@ -304,6 +304,45 @@ def test_more_starts_follow_where_nothing_was_found(monkeypatch):
     assert with_more == len(X) > n_found()
 
 
+def islands(seed):
+    """Islands of the wrong class, in the plane, of which the steepest leads, not the nearest."""
+    generator = seeded(seed)
+    centers, X = (4 * torch.rand(n, 2, generator=generator).double() - 2 for n in (20, 200))
+    radii = 0.1 + 0.3 * torch.rand(20, generator=generator).double()
+    slopes = torch.randn(20, generator=generator).double().exp()
+
+    def model(X):
+        lead = (slopes * (radii - torch.cdist(X, centers))).amax(1)
+        return torch.stack([torch.zeros_like(lead), lead], dim=1)
+
+    return model, X[model(X)[:, 1] < 0], centers, radii
+
+
+def distance_to_islands(X, centers, radii, norm):
+    apart = (X[:, None] - centers).abs()
+    if norm == "l2":
+        return (apart.norm(dim=2) - radii).amin(1)
+    near, far = torch.zeros_like(apart[..., 0]), apart.amax(2)
+    for _ in range(60):
+        half = (near + far) / 2
+        inside = (apart - half[..., None]).clamp(min=0).norm(dim=2) <= radii
+        near, far = half.where(~inside, near), half.where(inside, far)
+    return far.amin(1)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_searches_from_random_points_stay_near_them(norm):
+    too_large = []
+    for seed in range(3):
+        model, X, centers, radii = islands(seed)
+        y = torch.zeros(len(X), dtype=torch.long)
+        found = FMN(norm=norm).distances(model, X, y, generator=seeded())
+        exact = distance_to_islands(X, centers, radii, norm)
+        assert (found >= (1 - 1e-9) * exact).all()
+        too_large.append((found > 1.05 * exact).double().mean())
+    assert sum(too_large) / 3 < 0.075  # a tenth with steps that cross the ball
+
+
 @pytest.mark.parametrize("norm", NORMS)
 def test_more_restarts_are_never_worse(norm, monkeypatch):
     monkeypatch.setattr(geometry, "FEW_FEATURES", 0)  # without what follows on restarts
