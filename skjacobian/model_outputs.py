@@ -113,7 +113,7 @@ def log_of_probabilities(probabilities: Tensor) -> Tensor:
 
 
 def input_gradient(loss: SampleLoss, X: Tensor) -> Tensor:
-    """Return ∂(Σ_i loss_i)/∂X, shape of X, by `torch.autograd.grad`.
+    """Return ∂(Σ_i loss_i)/∂X, shape of X, by `torch.autograd.grad`; it may be overwritten.
 
     Raises
     ------
@@ -130,4 +130,5 @@ def input_gradient(loss: SampleLoss, X: Tensor) -> Tensor:
             "Got predict_logits whose output does not depend on X differentiably, but "
             "expected a differentiable model: a gradient attack cannot run on it."
         )
-    return gradient
+    # Behind a sum over features all of these share one number in memory.
+    return gradient.contiguous() if 0 in gradient.stride() else gradient

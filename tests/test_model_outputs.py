@@ -10,6 +10,7 @@ from skjacobian.attacks import FGSM, FMN, PGD, RayS, Square
 from skjacobian.jacobian import jacobian_norm
 from skjacobian.losses import margin
 from skjacobian.model_outputs import log_of_probabilities, output_kind, outputs
+from tests.seeds import seeded
 
 LOGITS = torch.tensor([[2.0, -1.0, 0.5], [0.0, 3.0, -2.0]], dtype=torch.float64)
 
@@ -126,3 +127,16 @@ def test_inference_mode_has_no_jacobian():
 def test_outputs_are_brought_to_the_device_of_the_samples():
     X = torch.zeros(4, 5, device="meta")
     assert outputs(lambda X: torch.zeros(len(X), 3), X).device == X.device
+
+
+@pytest.mark.parametrize("attack", [FGSM, PGD, FMN])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_the_gradient_behind_a_sum_of_features_may_be_overwritten(attack, norm):
+    def model(X):  # the gradient at all features is one number in memory
+        return X.sum(1, keepdim=True) * torch.tensor([1.0, -1.0])
+
+    X, y = torch.full((3, 4), 0.25), torch.zeros(3, dtype=int)
+    nearest = {"linf": 0.25, "l2": 0.5, "l1": 1.0}[norm]
+    for eps, fooled in ((0.99 * nearest, False), (1.01 * nearest, True)):
+        found = attack(norm=norm, eps=eps).search(model, X, y, generator=seeded())
+        assert (found.fooled == fooled).all()
