@@ -1,6 +1,5 @@
 """What both classifiers share besides prediction: parameters, checks, fitting."""
 
-import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,20 +11,17 @@ import torch
 from scipy.sparse import issparse
 from sklearn.base import _fit_context
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.metrics import accuracy_score, check_scoring
-from sklearn.model_selection import train_test_split
-from sklearn.utils import Tags, _safe_indexing
+from sklearn.utils import Tags
 from sklearn.utils._param_validation import RealNotInt, StrOptions
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import column_or_1d, validate_data
 from torch import Tensor
 
 from skjacobian._batches import Samples, n_batches
+from skjacobian._early_stopping import hold_out, warn_of_a_flat_score, watch
 from skjacobian._net import (
     LR_SCHEDULES,
     OPTIMIZERS,
-    ValidationScores,
-    early_stopping,
     predict_logits,
     train,
 )
@@ -325,14 +321,17 @@ class RobustClassifier(NetClassifier):
         # Drawn by all fits, so that a seed holds out the same rows where training goes on: others
         # would have been trained on before.
         seed = draw_seed(random_state)
-        rows, held_out = self._hold_out(rows, y, random_state)
+        held_out = rows[:0]
+        if self.early_stopping:
+            share = float(unwrap_scalar(self.validation_fraction))
+            rows, held_out = hold_out(rows, y, share, random_state)
         if fresh:
             names = getattr(self, "feature_names_in_", None)
             preprocessor = fit_preprocessor(self.preprocessor, values, y, weight, rows, names)
             self._init_net(preprocessor, values, seed)
         samples = self._samples(values, y, weight, rows)
         objective = self._make_objective(samples.X)
-        scores = self._validation_callbacks(X, y, weight, held_out)
+        watching = watch(self, X, y, weight, held_out) if len(held_out) else []
         n_before = len(self.net_.history)
         train(
             self.net_,
@@ -343,11 +342,11 @@ class RobustClassifier(NetClassifier):
             lr=float(unwrap_scalar(self.lr)),
             lr_schedule="constant" if partial else self.lr_schedule,
             batch_size=self._batch_size(len(samples)),
-            callbacks=[*scores, *(self.callbacks or [])],
+            callbacks=[*watching, *(self.callbacks or [])],
             verbose=int(self.verbose),
         )
         if len(held_out) and self.scoring is not None:
-            self._warn_of_a_flat_score(self.history_[n_before:])
+            warn_of_a_flat_score(self, self.history_[n_before:])
         if not partial:
             self._warn_of_a_constant(samples.X)
         return self
@@ -383,40 +382,6 @@ class RobustClassifier(NetClassifier):
             ConvergenceWarning,
             stacklevel=5,
         )
-
-    def _warn_of_a_flat_score(self, epochs: list[dict[str, Any]]) -> None:
-        """Warn if the score that early stopping watched says nothing of what was learned."""
-        ended = [epoch for epoch in epochs if "valid_score" in epoch]
-        scores = {epoch["valid_score"] for epoch in ended}
-        accuracies = [epoch["valid_accuracy"] for epoch in ended]
-        if len(scores) == 1 and max(accuracies) > accuracies[0]:
-            warnings.warn(
-                f"Got scoring={self.scoring!r}, whose score was {scores.pop():g} in every epoch "
-                "while accuracy rose, so early stopping kept the weights of the first. A scorer "
-                f"sees X as {type(self).__name__} gets it: behind a scaler in a pipeline, scaled.",
-                UserWarning,
-                stacklevel=5,
-            )
-
-    def _hold_out(
-        self, rows: np.ndarray, y: np.ndarray, random_state: np.random.RandomState
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the rows to train on, and those that early stopping watches."""
-        if not self.early_stopping:
-            return rows, rows[:0]
-        share = float(unwrap_scalar(self.validation_fraction))
-        try:
-            trained, held_out = train_test_split(
-                rows, test_size=share, stratify=y[rows], random_state=random_state
-            )
-        except ValueError as error:
-            sizes = np.unique(y[rows], return_counts=True)[1]
-            raise ValueError(
-                f"Got early_stopping=True and validation_fraction={share:g} of {len(rows)} samples "
-                f"of {len(sizes)} classes, the smallest of {sizes.min()}, but expected at least 2 "
-                "samples of each class, and enough to train on and to hold out one of each."
-            ) from error
-        return trained, held_out
 
     def _validate_training_data(
         self, X: Any, y: Any, *, reset: bool
@@ -509,46 +474,6 @@ class RobustClassifier(NetClassifier):
         if isinstance(batch_size, str):
             return int(np.clip(n_samples // 20, 32, 128))
         return int(unwrap_scalar(batch_size))
-
-    def _validation_callbacks(
-        self, X: Any, y: np.ndarray, weight: np.ndarray | None, rows: np.ndarray
-    ) -> list[tuple[str, Any]]:
-        """Return the callbacks that score the held-out rows and stop early."""
-        if len(rows) == 0:
-            return []
-        if isinstance(self.scoring, type):
-            reject("scoring", self.scoring, f"an instance of it, {self.scoring.__name__}(...)")
-        X, y = _safe_indexing(X, rows), y[rows]
-        weight = None if weight is None else weight[rows]
-        scorer = None if self.scoring is None else check_scoring(self, self.scoring)
-
-        def score() -> dict[str, float]:
-            accuracy = float(accuracy_score(y, self.predict(X), sample_weight=weight))
-            if scorer is None:
-                return {"valid_accuracy": accuracy}
-            return {"valid_accuracy": accuracy, "valid_score": self._score(scorer, X, y, weight)}
-
-        monitor = "valid_accuracy" if self.scoring is None else "valid_score"
-        patience = int(unwrap_scalar(self.n_iter_no_change))
-        return [("valid_scores", ValidationScores(score)), early_stopping(monitor, patience)]
-
-    def _score(self, scorer: Any, X: Any, y: np.ndarray, weight: np.ndarray | None) -> float:
-        """Return what a scorer says of the held-out samples, if early stopping can follow it."""
-        accepts_weight = getattr(scorer, "_accept_sample_weight", lambda: False)()
-        weighted = {"sample_weight": weight} if weight is not None and accepts_weight else {}
-        try:
-            score = scorer(self, X, y, **weighted)
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"Got scoring={self.scoring!r}, but expected a scorer of the samples that early "
-                f"stopping holds out: {error}"
-            ) from error
-        number = unwrap_scalar(score)
-        if not isinstance(number, Real) or math.isnan(number):
-            returned = "several" if isinstance(score, dict) else repr(score)
-            expected = f"a scorer that returns one number; it returned {returned}"
-            reject("scoring", self.scoring, expected)
-        return float(number)
 
 
 def _holds_numbers(X: Any) -> bool:

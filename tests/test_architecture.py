@@ -59,6 +59,7 @@ LAYERS = {
     "differentiable": 4,
     "modules": 4,
     "_attacked_columns": 5,
+    "_early_stopping": 5,
     "_domain": 1,
     "_estimator": 5,
     "_prediction": 5,
