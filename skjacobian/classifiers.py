@@ -20,7 +20,7 @@ from skjacobian.exceptions import AttackWarning
 from skjacobian.geometry import BALL_NORMS
 from skjacobian.jacobian import JACOBIAN_NORMS, OUTPUTS
 from skjacobian.model_modes import frozen
-from skjacobian.model_outputs import check_samples_apart
+from skjacobian.model_outputs import check_samples_apart, check_samples_apart_in_training
 from skjacobian.objectives import (
     TRADES,
     AdversarialTraining,
@@ -601,4 +601,5 @@ def _penalized(net: ObjectiveNet, X: Tensor, lam: Any, norm: str, **options: Any
         return CrossEntropy()
     with net.drawing():
         check_samples_apart(net.module_, X[:2].to(net.device))
+        check_samples_apart_in_training(net.module_, X[:4].to(net.device))
     return penalized

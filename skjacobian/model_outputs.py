@@ -1,10 +1,12 @@
 """What a model returns: asked with checks, told apart, turned into logits, differentiated."""
 
+import copy
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from skjacobian._rng import replayed_rng
 from skjacobian.exceptions import NoGradientError
 from skjacobian.model_modes import PredictLogits, batch_norm_in_eval, frozen
 
@@ -14,6 +16,14 @@ SampleLoss = Callable[[Tensor], Tensor]
 CHANGES_X = (
     "Got a model that changes its input in place, but expected one that leaves X as it is: "
     "x = x - 0.5, not x -= 0.5, and no inplace=True in its first layer."
+)
+
+
+MIXES_SAMPLES = (
+    "Got a model whose answer to a sample depends on the samples beside it{}, but expected one "
+    "that treats each by itself: else a sample has no Jacobian of its own. Statistics and sums "
+    "over the batch do this (not those of nn.BatchNorm1d and its like, which are in eval mode "
+    "meanwhile), and recurrent layers or attention without batch_first=True."
 )
 
 
@@ -84,12 +94,28 @@ def check_samples_apart(model: PredictLogits, X: Tensor) -> None:
     alone = torch.stack([of_first[0], of_second[1]])
     rounding = torch.finfo(beside.dtype).eps ** 0.5 * beside.abs().amax()
     if not bool(((beside - alone).abs() <= rounding).all()):
-        raise ValueError(
-            "Got a model whose answer to a sample depends on the samples beside it, but expected "
-            "one that treats each by itself: else a sample has no Jacobian of its own. Statistics "
-            "and sums over the batch do this, and recurrent layers or attention without "
-            "batch_first=True."
-        )
+        raise ValueError(MIXES_SAMPLES.format(""))
+
+
+def check_samples_apart_in_training(module: nn.Module, X: Tensor) -> None:
+    """Raise a ValueError if a module's answer to a sample depends on others in training mode.
+
+    Normalization that torch does not know as such keeps samples apart in eval mode alone. Behind
+    the statistics of a batch the gradients of all its samples add up to nearly 0, and a penalty
+    penalizes nothing. Asked is a copy, by gradients, which dropout does not disturb. Of a module
+    that cannot be copied this says nothing.
+    """
+    X = X[:4].detach().requires_grad_()
+    with replayed_rng(X.device) as replay, replay():
+        try:
+            copied = copy.deepcopy(module).train()
+            with batch_norm_in_eval(copied), torch.enable_grad():
+                first = copied(X)[0]
+                (by_X,) = torch.autograd.grad(first, X, torch.arange(1, len(first) + 1).to(first))
+        except Exception:
+            return
+    if bool((by_X[1:].abs() > 0).any()):
+        raise ValueError(MIXES_SAMPLES.format(" in training mode"))
 
 
 def output_kind(output: Tensor) -> str:

@@ -9,7 +9,12 @@ from skjacobian import JacobianRegularizedClassifier
 from skjacobian.attacks import FGSM, FMN, PGD, RayS, Square
 from skjacobian.jacobian import jacobian_norm
 from skjacobian.losses import margin
-from skjacobian.model_outputs import log_of_probabilities, output_kind, outputs
+from skjacobian.model_outputs import (
+    check_samples_apart_in_training,
+    log_of_probabilities,
+    output_kind,
+    outputs,
+)
 from tests.seeds import seeded
 
 LOGITS = torch.tensor([[2.0, -1.0, 0.5], [0.0, 3.0, -2.0]], dtype=torch.float64)
@@ -140,3 +145,13 @@ def test_the_gradient_behind_a_sum_of_features_may_be_overwritten(attack, norm):
     for eps, fooled in ((0.99 * nearest, False), (1.01 * nearest, True)):
         found = attack(norm=norm, eps=eps).search(model, X, y, generator=seeded())
         assert (found.fooled == fooled).all()
+
+
+def test_asking_whether_samples_are_apart_leaves_module_and_random_state_as_they_were():
+    module = nn.Sequential(nn.Linear(3, 4), nn.Dropout(), nn.BatchNorm1d(4), nn.Linear(4, 2)).eval()
+    state = {name: value.clone() for name, value in module.state_dict().items()}
+    X, drawn = torch.rand(5, 3), torch.get_rng_state()
+    check_samples_apart_in_training(module, X)
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert not any(layer.training for layer in module.modules())
+    assert all(torch.equal(value, state[name]) for name, value in module.state_dict().items())
