@@ -208,7 +208,7 @@ def _movable(attack: Attack, X: Tensor) -> tuple[Tensor, Tensor]:
     if attack.constraints is None:
         return reach > 0, torch.zeros_like(reach, dtype=torch.bool)
     rules = attack.constraints.resolve(X)
-    free = (reach > 0) & ~(rules.increasing & rules.decreasing)
+    free = reach > 0
     lost = free & rules.is_whole & (3 * reach.floor() < 2 * reach)
     return free & ~(rules.is_whole & (reach < 1)), lost
 

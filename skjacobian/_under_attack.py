@@ -158,7 +158,7 @@ class UnderAttack:
         """
         armed = attack.with_threat(self.columns.threat_model(self.X_tensor, **threat_model))
         armed.check_params()
-        armed.check_clean(self.X_tensor)
+        armed.check_clean(self.X_tensor, self.columns.columns)
         said = (threat_model["mutable"], threat_model["constraints"])
         asked = armed
         if largest is not None:

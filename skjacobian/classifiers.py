@@ -565,7 +565,7 @@ class AdversarialClassifier(RobustClassifier):
         else:
             n_steps = int(unwrap_scalar(self.n_steps))
             attack = PGD(**params, n_steps=n_steps, step_size=self.step_size)
-        attack.check_clean(X)
+        attack.check_clean(X, self._columns.columns)
         for message in self._columns.warnings(attack, X.cpu(), None, self.constraints):
             warnings.warn(message, AttackWarning, stacklevel=6)
         if self.preprocessor is None:

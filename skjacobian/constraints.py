@@ -155,6 +155,24 @@ class FeatureConstraints(BaseEstimator):
             if not is_mapping or not all(map(_is_range, self.bounds.values())):
                 reject("bounds", self.bounds, expected)
 
+    def _check_consistent(self, columns: Columns) -> None:
+        """Raise for columns that must both grow and fall, and for groups that share some."""
+        grow, fall = (columns.indices(name, getattr(self, name)) for name in COLUMNS[2:])
+        if both := sorted({*grow}.intersection(fall)):
+            raise ValueError(
+                f"Got increasing and decreasing with the same columns ({columns.shown(both)}), but "
+                "expected each in one of them; immutable is for what cannot change."
+            )
+        groups = [columns.indices("one_hot", group) for group in self._groups]
+        if not all(groups):
+            reject("one_hot", self.one_hot, "columns in each group")
+        members = [j for group in groups for j in group]
+        if shared := sorted({j for j in members if members.count(j) > 1}):
+            raise ValueError(
+                f"Got one_hot with columns ({columns.shown(shared)}) in several groups, but "
+                "expected each in one."
+            )
+
     def __sklearn_clone__(self) -> "FeatureConstraints":
         # What was learned is a fact about the data, as are the constraints: it is part of
         # them, where a search copies the scorer that holds them.
@@ -171,6 +189,7 @@ class FeatureConstraints(BaseEstimator):
             Further columns that are `immutable`, `integer`, `increasing` or `decreasing`.
         """
         self._check_values()
+        self._check_consistent(columns)
         indexed = copy.copy(self)
         for name in COLUMNS:
             said = columns.indices(name, getattr(self, name))
@@ -247,6 +266,7 @@ class FeatureConstraints(BaseEstimator):
             )
         self._check_values()
         columns = Columns(X.shape[1:])
+        self._check_consistent(columns)
         masks = {name: columns.mask(name, getattr(self, name)) for name in COLUMNS}
         groups = [columns.indices("one_hot", group) for group in self._groups]
         return Rules(

@@ -137,7 +137,7 @@ def evaluate_robustness(
         columns.threat_model(samples, norm, eps, feature_scale, bounds, mutable, constraints)
     )
     attack.check_params()
-    attack.check_valid(samples)
+    attack.check_valid(samples, columns.columns)
     inside = ~attack.outside(samples).numpy()
     attacked = np.flatnonzero(subject.right & inside)
     with warnings.catch_warnings():

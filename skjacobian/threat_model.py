@@ -239,7 +239,9 @@ def outside(X: Tensor, bounds: tuple[Tensor, Tensor] | None) -> Tensor:
     return (excess > ulps * X.abs().clamp(min=1.0)).flatten(1).any(1)
 
 
-def check_inside(X: Tensor, bounds: tuple[Tensor, Tensor] | None) -> None:
+def check_inside(
+    X: Tensor, bounds: tuple[Tensor, Tensor] | None, columns: Columns | None = None
+) -> None:
     """Raise a ValueError unless every sample of `X` lies inside `bounds`, up to rounding."""
     if bounds is None or X.numel() == 0:
         return
@@ -249,13 +251,12 @@ def check_inside(X: Tensor, bounds: tuple[Tensor, Tensor] | None) -> None:
     is_outside = outside(X, bounds)
     if bool(is_outside.any()):
         excess = torch.maximum(low - X, X - high).nan_to_num(nan=0.0)[is_outside]
-        shown = str(tuple(round(float(side.max()), 6) for side in bounds))
+        shown = f"bounds={tuple(round(float(side.max()), 6) for side in bounds)}"
         if low.numel() > 1 or high.numel() > 1:
-            shown = (
-                f"those of features {(excess > 0).flatten(1).any(0).nonzero().flatten().tolist()}"
-            )
+            broken = (excess > 0).flatten(1).any(0).nonzero().flatten().tolist()
+            shown = f"the bounds of columns ({(columns or Columns(X.shape[1:])).shown(broken)})"
         raise ValueError(
-            f"Got X with {int(is_outside.sum())} of {len(X)} samples outside bounds={shown}, by "
+            f"Got X with {int(is_outside.sum())} of {len(X)} samples outside {shown}, by "
             f"up to {float(excess.max()):.4g}, but expected every clean sample inside its bounds. "
             "Bounds are in the units of the array that is attacked; "
             "FeatureConstraints(bounds='train') lets a sample outside go no farther out."

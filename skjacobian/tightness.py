@@ -191,7 +191,7 @@ def surrogate_gap(
             "Got X with missing values or columns of categories, but expected numbers alone: the "
             "theory is about vectors. Pass what the preprocessing makes of X, and the classifier."
         )
-    attack.check_clean(subject.X_tensor)
+    attack.check_clean(subject.X_tensor, subject.columns.columns)
     parts = [
         _gap_of(subject.logits_view, attack, X_batch, y_batch, n_restarts, subject.seed)
         for X_batch, y_batch in _batches(subject)

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from skjacobian._columns import Columns
+
 
 class Box(NamedTuple):
     """The range of each feature of each sample."""
@@ -109,14 +111,14 @@ class Rules:
             whole &= (flat[:, group].sum(1) == 1) & (flat[:, group] >= 0).all(1)
         return whole
 
-    def check_clean(self, X: Tensor) -> None:
+    def check_clean(self, X: Tensor, columns: Columns) -> None:
         """Raise a ValueError unless the samples themselves are valid."""
         flat = X.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).flatten(1)
         broken = ((flat != flat.round()) & self.integer.flatten()).any(0).nonzero().flatten()
         if len(broken):
             raise ValueError(
-                f"Got X with fractions in columns {broken.tolist()}, but expected whole numbers: "
-                "FeatureConstraints says integer."
+                f"Got X with fractions in columns ({columns.shown(broken.tolist())}), but expected "
+                "whole numbers: FeatureConstraints says integer."
             )
         for group in self.groups:
             ones = flat[:, group]
@@ -124,8 +126,8 @@ class Rules:
             if bool(wrong.any()):
                 raise ValueError(
                     f"Got X with {int(wrong.sum())} samples that are not one-hot in columns "
-                    f"{group.tolist()}, but expected one 1 and zeros: FeatureConstraints says "
-                    "one_hot."
+                    f"({columns.shown(group.tolist())}), but expected one 1 and zeros: "
+                    "FeatureConstraints says one_hot."
                 )
 
 

@@ -12,6 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 
 from skjacobian import (
+    AdversarialClassifier,
     FeatureConstraints,
     RobustScorer,
     adversarial_distances,
@@ -297,15 +298,24 @@ def test_whole_numbers_that_cannot_move_are_said():
 
 
 BAD = [
-    ({"integer": ["income"]}, r"Got X with fractions in columns \[1\]"),
-    ({"one_hot": [["job_a", "job_b"]]}, r"not one-hot in columns \[3, 4\]"),
+    ({"integer": ["income"]}, r"Got X with fractions in columns \(income\)"),
+    ({"one_hot": [["job_a", "job_b"]]}, r"not one-hot in columns \(job_a, job_b\)"),
     ({"bounds": {"age": (5, 1)}}, "Got bounds=.*low <= high"),
     ({"bounds": (0, 1)}, r"Got bounds=\(0, 1\), but expected a mapping"),
     ({"bounds": {"age": (None, 5)}}, "Got bounds=.*, but expected a mapping"),
     ({"scale": [1.0, 2.0]}, r"Got scale=\[1.0, 2.0\], but expected a mapping"),
     ({"bounds": "test"}, "Got bounds='test', but expected one of 'train'"),
     ({"scale": {"age": -1}}, "Got scale=.*positive finite"),
-    ({"bounds": {"age": (0, 20)}}, r"samples outside bounds=those of features \[0\]"),
+    ({"bounds": {"age": (0, 20)}}, r"samples outside the bounds of columns \(age\)"),
+    (
+        {"increasing": ["age", "debt"], "decreasing": ["income", "age"]},
+        r"Got increasing and decreasing with the same columns \(age\), but expected each in one",
+    ),
+    (
+        {"one_hot": [JOBS, ["job_a", "children"]]},
+        r"Got one_hot with columns \(job_a\) in several groups, but expected each in one",
+    ),
+    ({"one_hot": [JOBS, []]}, "Got one_hot=.*, but expected columns in each group"),
 ]
 
 
@@ -314,6 +324,15 @@ def test_bad_constraints_are_named(params, match):
     scorer = RobustScorer(constraints=FeatureConstraints(**params))
     with pytest.raises(ValueError, match=match):
         scorer(MODEL, FRAME, Y)
+    trained = AdversarialClassifier(max_epochs=1, constraints=scorer.constraints)
+    with pytest.raises(ValueError, match=match):
+        trained.fit(FRAME, Y)
+
+
+def test_columns_of_an_array_that_break_constraints_are_said_by_index():
+    scorer = RobustScorer(constraints=FeatureConstraints(integer=[0, 1, 4]))
+    with pytest.raises(ValueError, match=r"Got X with fractions in columns \(1\)"):
+        scorer(LogisticRegression(max_iter=2000).fit(FRAME.to_numpy(), Y), FRAME.to_numpy(), Y)
 
 
 def test_constraints_that_learn_must_be_fitted_on_as_many_columns():

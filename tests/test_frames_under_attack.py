@@ -152,7 +152,7 @@ def test_that_nothing_can_move_is_said(feature_scale):
             model, X.to_numpy()[:1], y[:1], eps=9, feature_scale=feature_scale
         )
     assert "no feature can change" in str(report)
-    held = FeatureConstraints(increasing=range(4), decreasing=range(4))
+    held = FeatureConstraints(immutable=range(4))
     with pytest.warns(AttackWarning, match="at which no feature can change"):
         assert RobustScorer(constraints=held)(model, X.to_numpy(), y) == model.score(
             X.to_numpy(), y

@@ -36,7 +36,7 @@ def test_clean_samples_are_held_against_the_bounds_of_their_own_feature():
     X = torch.tensor([[0.5, 9.0], [0.5, 11.0]])
     check_inside(X[:1], resolve_bounds(([0, 0], [1, 10]), X))
     with pytest.raises(
-        ValueError, match=r"1 of 2 samples outside bounds=those of features \[1\], by up to"
+        ValueError, match=r"1 of 2 samples outside the bounds of columns \(1\), by up to"
     ):
         check_inside(X, resolve_bounds(([0, 0], [1, 10]), X))
 

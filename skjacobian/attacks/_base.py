@@ -7,6 +7,7 @@ import torch
 from sklearn.base import BaseEstimator, clone
 from torch import Tensor
 
+from skjacobian._columns import Columns
 from skjacobian._domain import IsDefined, domain
 from skjacobian._rng import seeded
 from skjacobian._validation import check_non_negative, check_option, check_tensor, reject
@@ -245,16 +246,19 @@ class Attack(BaseEstimator):
         """Tell which clean samples lie outside their bounds, by more than rounding."""
         return outside(X, self._own_bounds(X, self._rules(X)))
 
-    def check_valid(self, X: Tensor) -> None:
+    def check_valid(self, X: Tensor, columns: Columns | None = None) -> None:
         """Raise a ValueError unless clean samples are whole or one-hot where they must be."""
         rules = self._rules(X)
         if rules is not None:
-            rules.check_clean(X)
+            rules.check_clean(X, columns or Columns(X.shape[1:]))
 
-    def check_clean(self, X: Tensor) -> None:
-        """Raise a ValueError unless clean samples obey bounds and constraints themselves."""
-        self.check_valid(X)
-        check_inside(X, self._own_bounds(X, self._rules(X)))
+    def check_clean(self, X: Tensor, columns: Columns | None = None) -> None:
+        """Raise a ValueError unless clean samples obey bounds and constraints themselves.
+
+        What breaks them is said by the names of the columns, where they are known.
+        """
+        self.check_valid(X, columns)
+        check_inside(X, self._own_bounds(X, self._rules(X)), columns)
 
     def ball(self, X: Tensor) -> Ball:
         """Return the sets that this adversary may choose from, around the rows of `X`."""
