@@ -79,3 +79,15 @@ def batch_norm_in_eval(model: object) -> Iterator[None]:
 def _copy(statistics: Tensor | None) -> Tensor | None:
     """Return a copy of what there is; what a lazy layer has yet to make it makes in place."""
     return statistics if statistics is None or is_lazy(statistics) else statistics.clone()
+
+
+def running_statistics(model: object) -> dict[str, Tensor]:
+    """Return the running statistics that normalization in eval mode uses now, by name."""
+    if not isinstance(model, nn.Module):
+        return {}
+    return {
+        f"{prefix}.{name}".removeprefix("."): buffer
+        for prefix, module in model.named_modules()
+        if isinstance(module, _NormBase)
+        for name, buffer in module.named_buffers()
+    }

@@ -13,7 +13,7 @@ from skjacobian._rng import replayed_rng
 from skjacobian.jacobian._linearization import Linearization
 from skjacobian.jacobian._reductions import ReducedRows, Reduction
 from skjacobian.layers import CONVOLUTIONS
-from skjacobian.model_modes import PredictLogits, batch_norm_in_eval
+from skjacobian.model_modes import PredictLogits, batch_norm_in_eval, running_statistics
 from skjacobian.model_outputs import outputs
 
 
@@ -61,6 +61,7 @@ class AutogradLinearization(Linearization):
             sdpa_kernel(SDPBackend.MATH) if create_graph else nullcontext(),
         ):
             self.X = X.detach().requires_grad_()
+            self._statistics = running_statistics(predict_logits)
             with torch.autograd.graph.saved_tensors_hooks(count, lambda saved: saved):
                 logits = outputs(predict_logits, self.X)
         super().__init__(logits)
@@ -143,11 +144,12 @@ class AutogradLinearization(Linearization):
         model = self.predict_logits
         predict_logits = model
         if isinstance(model, nn.Module):
-            weights = _by_place(model, tensors)
+            # A pass in training mode may have changed the statistics by the time of the gradients.
+            state = _by_place(model, tensors) | self._statistics
 
             def predict_logits(X: Tensor) -> Tensor:
                 with batch_norm_in_eval(model):
-                    output = functional_call(model, weights, (X,), tie_weights=False)
+                    output = functional_call(model, state, (X,), tie_weights=False)
                     return cast(Tensor, output)
 
         with self._replay(variant=samples.start or 0):

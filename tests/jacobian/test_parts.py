@@ -305,6 +305,23 @@ def test_parts_put_batch_normalization_in_eval_mode(name, engine):
     assert all(p.grad is None for p in net.parameters())
 
 
+@every_engine
+@pytest.mark.parametrize("weight", WEIGHTS.values(), ids=WEIGHTS)
+def test_a_pass_in_training_mode_does_not_change_the_gradients_of_norms_taken_before(
+    engine, weight
+):
+    net, X, y = made(*NETS["batch norm CNN"])
+    expected = norms_and_gradients(net, X, y, weight, engine=engine)[1]
+    net.train()
+    with room_for(1, net, X, engine):
+        norms = jacobian_norm(net, X, y, create_graph=True, engine=engine)
+        net(5 * X + 1)
+        gradients = torch.autograd.grad(
+            weight @ norms, list(net.parameters()), materialize_grads=True, allow_unused=True
+        )
+    agree(gradients, expected)
+
+
 # --- dropout -----------------------------------------------------------------------------
 
 
