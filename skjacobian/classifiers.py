@@ -325,7 +325,7 @@ class AdversarialClassifier(RobustClassifier):
         training at its cost.
     feature_scale : None, "std", "range" or array of shape (n_features,), default=None
         Unit of each feature, ‖delta / feature_scale‖ <= eps. "std" and "range" are those
-        of the training data.
+        of the training data, in which each row counts alike whatever its weight.
     n_steps : int, default=10
         Gradient steps of the attack; "fgsm" always makes one.
     step_size : float, optional
