@@ -222,10 +222,13 @@ class FMN(Attack):
 
     def _aim(self, search: Search, closest: Closest) -> None:
         """Search towards each wrong class in turn, the likeliest first: exact if linear."""
-        n_wrong = search.n_wrong_classes()
-        for rank in range(min(AIMED_CLASSES, n_wrong) if n_wrong > 1 else 0):
-            if search.restart(rank):
-                self._descend(search, closest, 0, search.ball.X)
+        ball, n_wrong = search.all_balls, search.n_wrong_classes()
+        for sets in _ways_to_round(ball):
+            search.all_balls = sets
+            for rank in range(min(AIMED_CLASSES, n_wrong) if n_wrong > 1 else 0):
+                if search.restart(rank):
+                    self._descend(search, closest, 0, search.ball.X)
+        search.all_balls = ball
 
     def _restart_nearby(self, search: Search, closest: Closest, generator: torch.Generator) -> None:
         """Search again and again from random points, no farther than what was found."""
@@ -327,13 +330,16 @@ def _course(ball: Ball, X_adv: Tensor, gradient: Tensor) -> Tensor:
     """Return how far points are, how fast the margin climbs from there, and along how much.
 
     As columns: the length of the perturbation; the dual length of the gradient over the features
-    that the box lets follow it; and, under l2, the length over these.
+    that the box lets follow it; and, under l2, the length over these. Under linf categories are
+    none of them: all change at one radius, at which the margin leaps.
     """
     delta = X_adv - ball.X
     length = ball.length_of(delta)
     if ball.box is None:
         return torch.stack([length, dual_length(ball, gradient), length], dim=1)
     is_open = open_features(ball, X_adv, gradient)
+    if ball.norm == "linf" and ball.rules is not None and ball.rules.groups:
+        is_open.flatten(1)[:, torch.cat(ball.rules.groups)] = 0.0
     moving = ball.length_of(delta.mul_(is_open)) if ball.norm == "l2" else length
     return torch.stack([length, dual_length(ball, is_open.mul_(gradient)), moving], dim=1)
 

@@ -178,6 +178,33 @@ def test_the_smallest_perturbations_of_whole_numbers_and_categories_are_found(no
         assert (distances > eps).sum() <= robust.sum() + 1
 
 
+def test_linf_distances_over_many_categories_are_those_of_a_linear_model():
+    rng = np.random.default_rng(1)
+    X = np.hstack([rng.normal(size=(60, 3)), np.eye(30)[rng.integers(0, 30, 60)]])
+    W = rng.normal(size=(3, 33))
+    b = -np.median(X @ W.T, axis=0)
+    logits = X @ W.T + b
+    y = logits.argmax(1)
+    exact = np.full(60, np.inf)
+    for k in range(3):
+        w, missing = W[k] - W[y], logits[np.arange(60), y] - logits[:, k]
+        total = np.abs(w[:, :3]).sum(1)
+        category = w[:, 3:].max(1) - (w * X)[:, 3:].sum(1)  # at radius 1
+        with np.errstate(invalid="ignore"):
+            by_numbers, with_category = missing / total, (missing - category) / total
+        radius = np.where(by_numbers < 1, by_numbers, np.maximum(with_category, 1.0))
+        exact = np.where(k == y, exact, np.minimum(exact, radius))
+    attack = FMN(norm="linf", constraints=FeatureConstraints(one_hot=[range(3, 33)]))
+    weight, offset = torch.from_numpy(W), torch.from_numpy(b)
+    found = attack.distances(
+        lambda Z: Z @ weight.T + offset,
+        torch.from_numpy(X),
+        torch.from_numpy(y),
+        generator=seeded(),
+    )
+    np.testing.assert_allclose(found.numpy(), exact, rtol=2e-3)
+
+
 @pytest.mark.parametrize(("norm", "eps"), [("l1", 2.0), ("l2", 1.5)])
 def test_few_whole_numbers_of_a_network_are_changed_nearly_as_well_as_by_enumeration(norm, eps):
     torch.manual_seed(0)
