@@ -155,3 +155,19 @@ def test_asking_whether_samples_are_apart_leaves_module_and_random_state_as_they
     assert torch.equal(torch.get_rng_state(), drawn)
     assert not any(layer.training for layer in module.modules())
     assert all(torch.equal(value, state[name]) for name, value in module.state_dict().items())
+
+
+class AuxiliaryInTraining(nn.Module):
+    def __init__(self, n_features, n_classes):
+        super().__init__()
+        self.layer = nn.Linear(n_features, n_classes)
+
+    def forward(self, X):
+        return (self.layer(X), X) if self.training else self.layer(X)
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.1])
+def test_a_module_that_returns_more_in_training_mode_is_named(lam):
+    X, y = np.random.default_rng(0).random((20, 3)), np.arange(20) % 2
+    with pytest.raises(TypeError, match="has type tuple, but expected a tensor of logits"):
+        JacobianRegularizedClassifier(AuxiliaryInTraining, lam=lam).fit(X, y)

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from skjacobian.losses import cross_entropy
 from skjacobian.model_modes import PredictLogits
+from skjacobian.model_outputs import check_output
 from skjacobian.objectives._base import Objective, ObjectiveValue
 
 
@@ -29,6 +30,13 @@ class CrossEntropy(Objective):
         *,
         generator: torch.Generator,
     ) -> ObjectiveValue:
-        """Return the cross-entropy of each sample; `generator` is not used."""
+        """Return the cross-entropy of each sample; `generator` is not used.
+
+        Raises
+        ------
+        TypeError
+            If the model does not return a row of logits for each sample.
+        """
         logits = predict_logits(X)
+        check_output(logits, X)
         return ObjectiveValue(cross_entropy(logits, y), None, logits)

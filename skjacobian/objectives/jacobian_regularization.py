@@ -23,6 +23,7 @@ from skjacobian.losses import cross_entropy
 from skjacobian.model_modes import PredictLogits, trains_norms
 from skjacobian.norms import rows
 from skjacobian.objectives._base import Objective, ObjectiveValue
+from skjacobian.objectives.cross_entropy import CrossEntropy
 
 
 class JacobianRegularization(Objective):
@@ -114,9 +115,8 @@ class JacobianRegularization(Objective):
         sizes = sizes_of(predict_logits, X) if self.penalty_samples == "auto" else None
         norm, part = self._plan(len(X), sizes, X.is_cuda)
         if part.every > 1 and int(torch.randint(part.every, (1,), generator=generator)) > 0:
-            logits = predict_logits(X)
-            loss = cross_entropy(logits, y)
-            return ObjectiveValue(loss, torch.zeros_like(loss), logits)
+            plain = CrossEntropy()(predict_logits, X, y, generator=generator)
+            return plain._replace(penalty=torch.zeros_like(plain.loss))
         index = None
         if part.n_samples < len(X):
             index = torch.randperm(len(X), generator=generator)[: part.n_samples]
