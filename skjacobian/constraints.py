@@ -37,10 +37,10 @@ class FeatureConstraints(BaseEstimator):
         Columns of whole numbers. `RobustScorer` and the like take the columns of a DataFrame
         that have an integer type for such anyway.
     increasing, decreasing : str, int, or array-like of str, int or bool, optional
-        Columns that can only grow, or only fall: age, years left.
+        Columns that can only grow, or only fall: age, years left; no column is in both.
     one_hot : sequence of array-like of str, int or bool, optional
-        Groups of columns of which exactly one is 1 and the others are 0. Another category is
-        a perturbation of two columns by 1.
+        Groups of columns of which exactly one is 1 and the others are 0; no column is in two.
+        Another category is a perturbation of two columns by 1.
     scale : "std", "range", or mapping of column to number, "std" or "range", optional
         Unit of columns, ‖delta / scale‖ <= eps; 1 for those not named. "std" and "range" are
         those of the data that `fit` sees.
@@ -108,7 +108,8 @@ class FeatureConstraints(BaseEstimator):
         Raises
         ------
         ValueError
-            For a column that `X` does not have, and a scale or range that makes no sense.
+            For a column that `X` does not have, for constraints that contradict each other, and
+            for a scale or range that makes no sense.
         """
         table = Table(X)
         # A new one: an earlier fit may have learned other columns.

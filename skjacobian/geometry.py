@@ -259,8 +259,8 @@ class Ball:
         """Return the nearest valid samples that are not too far from X, 0 where a value misses.
 
         Nearest is best, where that is no farther from X than eps (not with `stays_closer`) or
-        than the point itself; then the nearest with the categories of X; then whole numbers
-        on the way to X.
+        than the point itself; then whole numbers on the way to X; then the nearest with the
+        categories of X; then whole numbers on the way to X with these.
         """
         if self.rules is None:
             return X_adv
@@ -270,7 +270,8 @@ class Ball:
         nearest = self.rules.nearest(X_adv)
         kept = self.rules.with_groups_of(self.X, nearest)
         valid = self.rules.toward(self.X, X_adv)
-        for better in (kept, nearest):
+        between = self.rules.with_groups_of(nearest, valid)
+        for better in (kept, between, nearest) if self.rules.groups else (kept, nearest):
             valid = torch.where(rows(self._reaches(better, limit), valid), better, valid)
         return valid
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from skjacobian._rng import spawned
 from skjacobian.attacks._search import Search
-from skjacobian.attacks.hotflip import HotFlip
+from skjacobian.attacks.hotflip import HotFlip, Moves
 from skjacobian.geometry import Ball
 from skjacobian.norms import rows
 
@@ -192,10 +192,10 @@ def shortest_way(
 
 
 def _shorten(search: Search) -> None:
-    """Take back, by bisection, what other features than whole numbers have moved too far."""
+    """Take back, by bisection, what features that are not changed one by one have moved too far."""
     ball, best = search.all_balls, search.best
-    assert ball.rules is not None
-    flipped = torch.where(ball.rules.is_whole, search.X_best, ball.X)
+    single = Moves(ball).one_by_one(ball).reshape(ball.X.shape)
+    flipped = torch.where(single, search.X_best, ball.X)
     fooled = best > 0
     if not bool(fooled.any()) or bool((flipped == search.X_best).all()):
         return
@@ -203,7 +203,6 @@ def _shorten(search: Search) -> None:
     search.eligible, search.best = fooled, best.where(~fooled, -torch.inf)
     search.restart()
     chosen = search.active
-    search.X_best[chosen], best[chosen] = shortest_way(
-        search, flipped[chosen], search.X_best[chosen], best[chosen]
-    )
+    X_adv, best[chosen] = shortest_way(search, flipped[chosen], search.X_best[chosen], best[chosen])
+    search.X_best[chosen] = search.ball.nearest_valid(X_adv)
     search.best = best

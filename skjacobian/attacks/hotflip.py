@@ -250,8 +250,7 @@ class Moves:
 
     # Prices are at least this, in units of the budget: what is free or pays back comes first.
     LEAST_PRICE = 1e-6
-    # Whole numbers that can change by more than this, where one radius is that of all samples,
-    # are left to the gradient.
+    # Whole numbers that can change by more than this are left to the gradient.
     MOST_STEPS = 20
 
     def __init__(self, ball: Ball) -> None:
@@ -260,23 +259,29 @@ class Moves:
         self.scale = scale.expand(ball.X.shape[1:]).flatten().double()
         self.power = {"l1": 1, "l2": 2, "linf": 0}[ball.norm]
         groups = () if rules is None else rules.groups
-        whole = torch.zeros(n_features, dtype=torch.bool, device=ball.X.device)
+        self.whole = torch.zeros(n_features, dtype=torch.bool, device=ball.X.device)
         if rules is not None:
-            whole = rules.is_whole.expand(ball.X.shape[1:]).flatten().clone()
-        in_group = torch.zeros_like(whole)
+            self.whole = rules.is_whole.expand(ball.X.shape[1:]).flatten().clone()
+        self.in_group = torch.zeros_like(self.whole)
         for group in groups:
-            in_group[group] = True
+            self.in_group[group] = True
         self.is_free = self.scale > 0
-        self.whole = whole
-        # Where many steps fit into the radius, real numbers that are rounded do as well. Samples
-        # with radii of their own must not decide for each other.
-        if not isinstance(ball.eps, Tensor):
-            self.whole = whole & (in_group | (ball.eps * self.scale <= self.MOST_STEPS))
-        self.columns = (self.whole & ~in_group & self.is_free).nonzero().squeeze(1)
+        # Samples with radii of their own must not decide which moves there are for others.
+        has_own_radii = isinstance(ball.eps, Tensor)
+        single = self.whole if has_own_radii else self.one_by_one(ball).any(0)
+        self.columns = (single & ~self.in_group & self.is_free).nonzero().squeeze(1)
         self.groups = [group for group in groups if int(self.is_free[group].sum()) > 1]
 
     def __len__(self) -> int:
         return len(self.columns) + sum(map(len, self.groups))
+
+    def one_by_one(self, ball: Ball) -> Tensor:
+        """Tell of each sample which of its features are changed one by one.
+
+        Where many steps fit into the radius, real numbers that are rounded do as well.
+        """
+        few = _radii(ball).unsqueeze(1) * self.scale <= self.MOST_STEPS
+        return self.whole & (self.in_group | few)
 
     def trials(self) -> "Changes":
         """Return the changes to try whatever they promise; none where there are many.
@@ -301,7 +306,7 @@ class Moves:
         flat = ball.X.flatten(1)
         changed = torch.where(changes.cleared[which], 0.0, flat) + changes.added[which].to(flat)
         moved = changed != flat
-        allowed = moved.any(1) & ~(moved & ~self.is_free).any(1)
+        allowed = moved.any(1) & ~(moved & ~(self.one_by_one(ball) & self.is_free)).any(1)
         changed = changed.reshape(ball.X.shape)
         if ball.box is not None:
             allowed &= ball.box.contains(changed)
@@ -311,9 +316,9 @@ class Moves:
 
     def spent(self, ball: Ball, X_adv: Tensor) -> Tensor:
         """Return what whole numbers and categories have used up of the budget."""
-        delta = (X_adv - ball.X).flatten(1).double()[:, self.whole]
-        scale = self.scale[self.whole]
-        return torch.where(delta != 0, delta.abs() / scale, 0.0).pow(self.power).sum(1)
+        delta = (X_adv - ball.X).flatten(1).double()
+        counted = self.one_by_one(ball) & (delta != 0)
+        return torch.where(counted, delta.abs() / self.scale, 0.0).pow(self.power).sum(1)
 
     def budget(self, ball: Ball) -> Tensor:
         """Return the radius, to the power that adds up over features."""
@@ -321,7 +326,7 @@ class Moves:
 
     def rest(self, ball: Ball, X_adv: Tensor) -> Ball | None:
         """Return the sets that are left for the other features; None if there are none."""
-        free = ~self.whole & self.is_free
+        free = ~self.one_by_one(ball) & self.is_free
         if not bool(free.any()):
             return None
         eps = _radii(ball)
@@ -329,15 +334,21 @@ class Moves:
             rounding = 16 * torch.finfo(X_adv.dtype).eps
             left = (1 - rounding) * self.budget(ball) - self.spent(ball, X_adv)
             eps = left.clamp(min=0.0).pow(1 / self.power)
-        scale = (self.scale * free).to(X_adv.dtype).reshape(X_adv.shape[1:])
-        return Ball.around(X_adv, norm=ball.norm, eps=eps, scale=scale, bounds=ball.box)
+        scale = (self.scale * ~self.in_group).to(X_adv.dtype).reshape(X_adv.shape[1:])
+        box = ball.box
+        if box is not None:
+            box = box.map(lambda side: torch.where(free.reshape(X_adv.shape), side, X_adv))
+        return Ball.around(X_adv, norm=ball.norm, eps=eps, scale=scale, bounds=box)
 
     def offers(self, ball: Ball, X_adv: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """Return what each change promises, -inf where it is not allowed, and its price."""
         infinite = torch.full_like(X_adv, torch.inf)
         sides = ball.box or (-infinite, infinite)
         flat = [values.flatten(1).double() for values in (X_adv, ball.X, gradient, *sides)]
-        offers = [self._offers_of_columns(*flat)] if len(self.columns) else []
+        offers = []
+        if len(self.columns):
+            gain, price, allowed = self._offers_of_columns(*flat)
+            offers = [(gain, price, allowed & self.one_by_one(ball)[:, self.columns])]
         offers += [self._offers_of_group(group, *flat) for group in self.groups]
         gain, price, allowed = (torch.cat(values, 1) for values in zip(*offers, strict=True))
         budget = self.budget(ball).unsqueeze(1)

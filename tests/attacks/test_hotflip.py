@@ -178,6 +178,27 @@ def test_the_smallest_perturbations_of_whole_numbers_and_categories_are_found(no
         assert (distances > eps).sum() <= robust.sum() + 1
 
 
+@pytest.mark.parametrize("norm", POWER)
+def test_large_whole_numbers_change_together_with_categories(norm):
+    data, model, groups = mixed(0)
+    unit = 100  # of the two numbers, so that real ones would hardly do better
+    data[:, :2] = (unit * data[:, :2]).round()
+    scaled = Linear(model.w, model.b)
+    model = Linear(model.w / torch.tensor([unit] * 2 + [1] * 7), model.b)
+    X, y = labelled(data, model)
+    constraints = FeatureConstraints(integer=[0, 1], one_hot=groups, scale={0: unit, 1: unit})
+    attack = FMN(norm=norm, constraints=constraints)
+    distances = attack.distances(model, X, y, generator=seeded()).numpy()
+    X[:, :2] /= unit
+    for eps in (0.5, 1.0, 1.5, 2.2, 2.6, 3.0):
+        gain_of = partial(
+            largest_gain_with_categories, norm=norm, eps=eps, groups=groups, numbers=[0, 1]
+        )
+        robust = exactly_robust(X, y, scaled, gain_of)
+        assert not ((distances > 1.03 * eps) & ~robust).any()
+        assert not ((distances <= eps) & robust).any()
+
+
 def test_linf_distances_over_many_categories_are_those_of_a_linear_model():
     rng = np.random.default_rng(1)
     X = np.hstack([rng.normal(size=(60, 3)), np.eye(30)[rng.integers(0, 30, 60)]])
