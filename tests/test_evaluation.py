@@ -291,9 +291,20 @@ def test_what_only_decides_is_attacked_along_rays(classifier):
     report = evaluate(classifier.fit(X[::2], y[::2]), X[::2], y[::2], eps=0.3)
     assert {"output", "weak attack"} <= set(raised(report))
     assert detail(report, "output") == "the model returns decisions"
-    assert detail(report, "weak attack") == "without gradients, only RayS was run"
-    assert [stage.name for stage in report.stages] == ["clean", "RayS"]
+    assert detail(report, "weak attack") == "without gradients, only RayS, Square was run"
+    assert [stage.name for stage in report.stages] == ["clean", "RayS", "Square"]
     assert fooled_by(report, "RayS") >= 2
+
+
+def test_what_only_decides_is_attacked_inside_of_the_box():
+    grid = np.stack(np.meshgrid(*2 * [np.linspace(-1.5, 1.5, 61)]), -1).reshape(-1, 2)
+    inside = (abs(grid[:, 0] - 0.2) < 0.12) & (abs(grid[:, 1] - 0.7) < 0.22)
+    tree = DecisionTreeClassifier(random_state=0).fit(grid, inside)
+    X = np.random.default_rng(0).uniform(-0.02, 0.02, (10, 2))
+    report = evaluate(tree, X, np.zeros(10, dtype=bool), eps=1.0)
+    assert report.accuracy == 1.0  # and all reach the island of the other class, 0.4 high
+    assert report.robust_accuracy == 0.0
+    assert fooled_by(report, "Square") > 0
 
 
 def test_batches_of_sure_probabilities_are_not_taken_for_decisions():

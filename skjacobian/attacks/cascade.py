@@ -93,6 +93,10 @@ PLANS: dict[str, tuple[Plan, ...]] = {
         Plan("RayS", RayS(n_queries=1000), everyone),  # where scores are flat, as of neighbours
     ),
     "labels": (Plan("RayS", RayS(n_queries=3000), everyone),),
+    "labels in boxes of few features": (
+        Plan("RayS", RayS(n_queries=3000), everyone),
+        Plan("Square", Square(n_queries=3000), everyone),  # inside, where rays do not lead
+    ),
 }
 
 
@@ -124,7 +128,8 @@ class Cascade(Attack):
     Samples that steps 3 and 4 leave out were hardly ever fooled by them (docs/benchmarks.md).
     Over categories, and in l2 and l1 balls over whole numbers, HotFlip follows on step 2. A model
     without gradients gets Square with 5,000 queries and RayS with 1,000, one that
-    returns only decisions (rows of 0 and 1) RayS with 3,000, and a warning says so.
+    returns only decisions (rows of 0 and 1) RayS with 3,000, and in linf balls of at most 100
+    features Square with 3,000, which looks inside of the box. A warning says so.
 
     Every step is invariant to a rescaling of the logits. Who fooled a sample, at what price,
     is in the `stages` of what `search` returns.
@@ -272,8 +277,11 @@ class Cascade(Attack):
         if self.time_limit is not None:
             search.deadline = start + float(self.time_limit)
         known = "labels" if search.output_kind == "decisions" else "gradients"
-        if known == "gradients" and search.ball.has_few_features:
-            known = "gradients of few features"
+        if search.ball.has_few_features:
+            if known == "gradients":
+                known = "gradients of few features"
+            elif search.ball.norm == "linf":
+                known = "labels in boxes of few features"
         try:
             self._run_stages(search, known, by_gradients)
         except NoGradientError:
@@ -359,6 +367,8 @@ def _warn_of_weakness(known: str) -> None:
     what = {
         "scores": "does not depend on X differentiably, so only searches by scores (Square, RayS)",
         "labels": "returns only decisions, so only a search by decisions (RayS)",
+        "labels in boxes of few features": "returns only decisions, so only searches by decisions "
+        "(RayS, Square)",
     }[known]
     warnings.warn(
         f"The model {what} could be run. It is weaker than a gradient attack: robustness may be "
