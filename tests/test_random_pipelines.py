@@ -221,8 +221,10 @@ class Threat:
 
     def _draw_directions(self, rng):
         if rng.random() < 0.7:
-            for name in ("immutable", "increasing", "decreasing"):
-                self.rules[name] = list(rng.choice(self.names, rng.integers(3), replace=False))
+            self.rules["immutable"] = list(rng.choice(self.names, rng.integers(3), replace=False))
+            one_way = list(rng.choice(self.names, 4, replace=False))  # no column is both
+            for name in ("increasing", "decreasing"):
+                self.rules[name] = [one_way.pop() for _ in range(rng.integers(3))]
         self.fixed.update(self.rules.get("immutable", ()))
         whole = ["age", "children"]
         if rng.random() < 0.6:
