@@ -75,7 +75,9 @@ class Quantiles(View):
     """The empirical distribution function, piecewise linear, of each feature.
 
     On a quantile the gradient is the mean of those on both sides, so that there is one on the
-    training samples, all of which are quantiles if they are few.
+    training samples, all of which are quantiles if they are few. On repeated ones, and at the ends
+    of a normal distribution, the function has a step, of which slopes say nothing; there it is the
+    slope of the secant between the quantiles on both sides.
 
     Parameters
     ----------
@@ -92,6 +94,7 @@ class Quantiles(View):
     quantiles: Tensor
     references: Tensor
     slopes: Tensor
+    secants: Tensor
 
     def __init__(self, quantiles: np.ndarray, references: np.ndarray, is_normal: bool) -> None:
         super().__init__()
@@ -100,8 +103,16 @@ class Quantiles(View):
         quantiles = np.ascontiguousarray(quantiles.T, float)
         widths = np.diff(quantiles)
         rises = np.broadcast_to(np.diff(references), widths.shape)
-        slopes = np.divide(rises, widths, out=np.zeros(widths.shape), where=widths > 0)
-        self.hold(quantiles=quantiles, references=references, slopes=slopes)
+        # Repeated quantiles of scikit-learn may differ by rounding.
+        is_wide = widths > 8 * np.spacing(np.abs(quantiles).max(1, keepdims=True))
+        slopes = np.divide(rises, widths, out=np.zeros(widths.shape), where=is_wide)
+        outputs = np.array(references, float)
+        if is_normal:
+            outputs = _normal_quantile(torch.from_numpy(outputs), self.EDGE).numpy()
+        secants = np.array(
+            [_secants(*of, outputs, is_normal) for of in zip(quantiles, is_wide, strict=True)]
+        )
+        self.hold(quantiles=quantiles, references=references, slopes=slopes, secants=secants)
         self.is_normal = is_normal
 
     def forward(self, X: Tensor) -> Tensor:
@@ -111,7 +122,17 @@ class Quantiles(View):
         # They differ on repeated quantiles, where the function has a step.
         share = (self._interpolate(inside, True) + self._interpolate(inside, False)) / 2
         share = self._with_ends(share, values)
-        return (_normal_quantile(share, self.EDGE) if self.is_normal else share).T.to(X.dtype)
+        output = _normal_quantile(share, self.EDGE) if self.is_normal else share
+        return self._with_secants(output, values).T.to(X.dtype)
+
+    def _with_secants(self, output: Tensor, values: Tensor) -> Tensor:
+        """Give the output, where it steps, the gradient of the secant across the step."""
+        given = values.detach()
+        place = torch.searchsorted(self.quantiles, given, right=True) - 1
+        place = place.clamp(min=0)
+        secant = self.secants.gather(1, place)
+        at_step = (self.quantiles.gather(1, place) == given) & (secant > 0)
+        return torch.where(at_step, output.detach() + secant * (values - given), output)
 
     def _interpolate(self, values: Tensor, from_left: bool) -> Tensor:
         """Follow from the nearest quantile on one side the slope to the next."""
@@ -129,6 +150,25 @@ class Quantiles(View):
         ends = torch.where(values + edge >= high, top, share)
         ends = torch.where(values - edge <= low, 0.0, ends)
         return share + (ends - share).detach()
+
+
+def _secants(
+    quantiles: np.ndarray, is_wide: np.ndarray, outputs: np.ndarray, at_ends: bool
+) -> np.ndarray:
+    """Return, where quantiles are repeated, the slope between those before and after.
+
+    0 elsewhere. `is_wide` tells which quantiles differ from the next.
+    """
+    group = np.concatenate([[0], np.cumsum(is_wide)])
+    first = np.searchsorted(group, group)
+    last = np.searchsorted(group, group, side="right") - 1
+    before, after = np.maximum(first - 1, 0), np.minimum(last + 1, len(group) - 1)
+    is_step = last > first
+    if at_ends:
+        is_step |= (first == 0) | (last == len(group) - 1)
+    width = quantiles[after] - quantiles[before]
+    rise = outputs[after] - outputs[before]
+    return np.divide(rise, width, out=np.zeros(len(group)), where=is_step & (width > 0))
 
 
 def _normal_quantile(share: Tensor, edge: float) -> Tensor:

@@ -38,7 +38,7 @@ from sklearn.preprocessing import (
 from sklearn.random_projection import GaussianRandomProjection, SparseRandomProjection
 from torch import nn
 
-from skjacobian import JacobianRegularizedClassifier, robust_accuracy_score
+from skjacobian import JacobianRegularizedClassifier, RobustScorer, robust_accuracy_score
 from skjacobian.differentiable import TORCH_FUNCTIONS, as_torch
 from skjacobian.differentiable._kernels import kernel_function
 from skjacobian.differentiable._projections import transform_view
@@ -116,6 +116,28 @@ def test_the_gradient_on_a_quantile_is_the_mean_of_both_sides():
     transformer = QuantileTransformer(n_quantiles=3).fit([[0.0], [1.0], [5.0]])
     slopes = gradient(as_torch(transformer), [[-1.0], [0.5], [1.0], [2.0], [6.0]])
     np.testing.assert_allclose(slopes.ravel(), [0, 0.5, (0.5 + 0.125) / 2, 0.125, 0])
+
+
+def test_the_gradient_on_repeated_quantiles_is_the_secant_across_the_step():
+    data = np.array([[0.0], [1.0], [1.0], [1.0], [5.0]])
+    data[2] += np.spacing(1.0)  # as scikit-learn's own rounding leaves them
+    transformer = QuantileTransformer(n_quantiles=5).fit(np.sort(data, axis=0))
+    slopes = gradient(as_torch(transformer), [[0.5], [1.0], [3.0]])
+    np.testing.assert_allclose(slopes.ravel(), [0.25, 1 / 5, 0.25 / 4])
+
+
+@pytest.mark.parametrize("output", ["uniform", "normal"])
+def test_an_attack_sees_the_step_at_values_that_are_frequent(output):
+    counts = np.where(np.arange(60) < 40, 0.0, np.arange(60) / 10)[:, None]  # two thirds are 0
+    X, y = np.column_stack([counts, np.ones(60)]), np.arange(60) >= 40
+    transformer = QuantileTransformer(n_quantiles=30, output_distribution=output)
+    model = make_pipeline(transformer, LogisticRegression(C=100)).fit(X, y)
+    zeros = X[:40]
+    assert model.score(zeros, y[:40]) == 1.0
+    assert model.predict([[1e-3, 1.0]])  # the least change makes the quantile 2/3
+    for norm in ("linf", "l2", "l1"):
+        robust = RobustScorer(norm=norm, eps=1e-2, bounds=(0, np.inf))
+        assert robust(model, zeros, y[:40]) == 0.0
 
 
 def test_training_samples_have_gradients_where_all_are_quantiles():
