@@ -26,7 +26,7 @@ MEANINGS = {
     "gradients of all samples are zero, as where a module rounds or casts some to integers: "
     "only Square can change these.",
     "scale of the logits": "Raised if PGD on cross-entropy says 2 points more than PGD on the "
-    "soft margin, two samples at least. Logits of this scale mislead cross-entropy: it has no "
+    "soft margin, and more than by chance. Logits of this scale mislead cross-entropy: it has no "
     "gradient where they are very large, and pushes against all classes at once where they are "
     "small. Figures that others get with it are too high. This one does not depend on the scale.",
     "random predictions": "Raised if the same samples get other predictions when asked again. "
@@ -100,13 +100,13 @@ class Checks:
         ]
         return tuple(flags)
 
-    def _robust_share(self, attack: Attack, **threat: Any) -> float:
-        """Return the share of the checked samples that stand against an attack."""
+    def _stand(self, attack: Attack, **threat: Any) -> np.ndarray:
+        """Tell which of the checked samples stand against an attack."""
         attack = attack.with_threat({**self.attack.threat_model, **threat})
         if threat:  # where the model is defined was asked up to the attack's own radius
             attack = self.subject.where_defined(attack)
         found = self.subject.perturb(attack, self.checked, quietly=True).found
-        return float((~found.fooled).double().mean())
+        return (~found.fooled).numpy()
 
     @cached_property
     def has_gradients(self) -> bool:
@@ -142,17 +142,16 @@ class Checks:
         name = "scale of the logits"
         if not self.has_gradients:
             return _flag(name, 0, "not checked: there are no gradients")
-        by_loss = {
-            loss: self._robust_share(PGD(n_steps=20, loss=loss))
-            for loss in ("cross_entropy", "soft_margin")
-        }
-        detail = (
-            f"PGD on cross-entropy leaves {by_loss['cross_entropy']:.3f} of "
-            f"{len(self.checked)} samples, on the soft margin {by_loss['soft_margin']:.3f}"
+        misled, plain = (
+            self._stand(PGD(n_steps=20, loss=loss)) for loss in ("cross_entropy", "soft_margin")
         )
-        n_checked = len(self.checked)
-        n_more = (by_loss["cross_entropy"] - by_loss["soft_margin"]) * n_checked
-        return _flag(name, are_many(round(n_more), 0.02, n_checked), detail)
+        n_checked, n_more = len(self.checked), int(misled.sum()) - int(plain.sum())
+        detail = (
+            f"PGD on cross-entropy leaves {misled.mean():.3f} of {n_checked} samples, on the soft "
+            f"margin {plain.mean():.3f}"
+        )
+        raised = are_many(n_more, 0.02, n_checked) and holds_more_often(misled, plain)
+        return _flag(name, raised, detail)
 
     def random_predictions(self) -> Flag:
         """Answers that differ from one time to the next."""
@@ -196,7 +195,7 @@ class Checks:
         eps = radius_of_everything(self.subject.X_tensor, self.attack)
         # Not PGD, whose first steps are of this radius: where kernels vanish it is at a loss.
         attack = FMN() if self.has_gradients else Square(n_queries=200)
-        share = self._robust_share(attack, eps=eps)
+        share = float(self._stand(attack, eps=eps).mean())
         counts = np.unique(self.subject.y[self.checked], return_counts=True)[1]
         chance = counts.max() / counts.sum()
         detail = f"{share:.3f} of {len(self.checked)} samples stand at eps={eps:.4g}"
@@ -257,6 +256,16 @@ class Checks:
 
 def _flag(name: str, raised: Any, detail: str) -> Flag:
     return Flag(name, bool(raised), detail, MEANINGS[name])
+
+
+def holds_more_often(first: np.ndarray, second: np.ndarray) -> bool:
+    """Tell whether one thing holds for more samples than another, beyond chance.
+
+    McNemar's test (Psychometrika 1947): where they differ, chance gives each as many, and the
+    difference of the two numbers has the variance of their sum. It must exceed two deviations.
+    """
+    difference = int(first.sum()) - int(second.sum())
+    return difference > 2 * float(np.sqrt((first != second).sum()))
 
 
 def radius_of_everything(X: Tensor, attack: Attack) -> float:

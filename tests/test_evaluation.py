@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import stats
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.datasets import load_iris, make_blobs
 from sklearn.ensemble import RandomForestClassifier
@@ -30,6 +31,7 @@ from skjacobian import (
     RobustScorer,
     evaluate_robustness,
 )
+from skjacobian._checks import holds_more_often
 from skjacobian.attacks import FGSM, PGD, RayS, Square
 from skjacobian.attacks.cascade import PLANS
 from skjacobian.differentiable import as_torch
@@ -294,6 +296,17 @@ def test_what_only_decides_is_attacked_along_rays(classifier):
     assert detail(report, "weak attack") == "without gradients, only RayS, Square was run"
     assert [stage.name for stage in report.stages] == ["clean", "RayS", "Square"]
     assert fooled_by(report, "RayS") >= 2
+
+
+@pytest.mark.parametrize("only_second", [0, 3, 20])
+@pytest.mark.parametrize("difference", [0, 2, 3, 6, 10, 30])
+def test_what_holds_more_often_is_told_by_mcnemars_test(difference, only_second):
+    n_only = [only_second + difference, only_second]
+    first, second = (np.repeat([i == 0, i == 1, True], [*n_only, 30]) for i in range(2))
+    tail = stats.norm.cdf(-2)
+    chi = difference**2 / max(sum(n_only), 1)
+    assert holds_more_often(first, second) == (stats.chi2.sf(chi, 1) < 2 * tail)
+    assert not holds_more_often(second, first)
 
 
 def test_what_only_decides_is_attacked_inside_of_the_box():
