@@ -144,7 +144,8 @@ class Closest:
         """Look, in each round, within a share of the distance that those before have found."""
         ball, eligible = search.all_balls, self.distance > 0
         for look in rounds:
-            radius = share * torch.minimum(self.distance, FARTHER * (1 + self.size))
+            known = self.distance.where(self.distance.isfinite(), FARTHER * (1 + self.size))
+            radius = share * known
             inner = Search(search.model, ball.with_radius(radius), search.all_y)
             inner.inspected, inner.eligible = True, eligible
             inner.output_kind = search.output_kind

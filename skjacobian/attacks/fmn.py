@@ -14,7 +14,7 @@ from skjacobian._rng import spawned
 from skjacobian._validation import check_count, check_radii, unwrap_scalar
 from skjacobian.ascent_steps import ascend, dual_length, open_features, steepest
 from skjacobian.attacks._base import Attack
-from skjacobian.attacks._closest import FARTHER, OVERSHOOT, Closest
+from skjacobian.attacks._closest import FARTHER, LEAP, OVERSHOOT, Closest
 from skjacobian.attacks._outlook import Slopes
 from skjacobian.attacks._search import AIMED_CLASSES, Search
 from skjacobian.attacks.hotflip import flips_pay
@@ -39,6 +39,8 @@ BEYOND = 1.25
 # and so many more start from random points.
 AIMED_STEPS = 4
 MORE_RESTARTS = 4
+# What share of the clean margin is none.
+TIE = 1e-6
 # Of how few features random points find what gradients lead past.
 PROBED_FEATURES = 20
 
@@ -252,6 +254,8 @@ class FMN(Attack):
                 closest.clean[search.active] = found
             closest.update(search, X_adv, found, length)
             lead = value.to(found.dtype) if is_aimed else found
+            if search.ball.rules is not None:
+                lead = _past_ties(lead, closest.clean[search.active])
             radius = _newton(lead, length, slope, moving, closest.size[search.active])
             distance = closest.distance[search.active]
             if is_aimed or step >= SHARE_OF_STEPS[self.norm] * n_steps:
@@ -304,6 +308,16 @@ def _is_far(radii: Tensor, distance: Tensor, radius: Tensor) -> Tensor:
     """
     below = torch.cat([radii.new_zeros(1), radii])[torch.searchsorted(radii, distance)]
     return distance.isfinite() & (radius > BEYOND * below)
+
+
+def _past_ties(found: Tensor, clean: Tensor) -> Tensor:
+    """Return margins, those of 0 as a share below it: there the next whole number is to be tried.
+
+    Rounding would take a radius that is larger by a hair back to the same point.
+    """
+    size = clean.abs()
+    is_tie = (found <= 0) & (found > -TIE * size)
+    return torch.where(is_tie, -LEAP * size, found)
 
 
 def _newton(found: Tensor, length: Tensor, slope: Tensor, moving: Tensor, size: Tensor) -> Tensor:

@@ -199,6 +199,27 @@ def test_large_whole_numbers_change_together_with_categories(norm):
         assert not ((distances <= eps) & robust).any()
 
 
+@pytest.mark.parametrize("lead", [58.0, 58.5])  # 58 is on the boundary, which fools nobody
+@pytest.mark.parametrize("norm", POWER)
+def test_a_category_changes_beside_a_number_that_changes_far_beyond_its_size(norm, lead):
+    w = torch.tensor([1.0, -40.5, -35.8, -73.0, 27.0, -106.0]).double()
+    X, y = torch.tensor([[0.0, 1.0, 0.0, 1.0, 0.0, 0.0]]).double(), torch.tensor([0])
+    lead = lead + float(X @ w)
+
+    def model(X):  # 59 without the other category of the first group, or 54 with it
+        return torch.stack([torch.full((len(X),), lead).double(), X @ w], 1)
+
+    constraints = FeatureConstraints(
+        integer=[0],
+        increasing=[0],
+        immutable=[3],
+        one_hot=[[1, 2], [3, 4, 5]],
+        scale={0: 10, 1: 3, 2: 3},
+    )
+    found = FMN(norm=norm, constraints=constraints).distances(model, X, y, generator=seeded())
+    assert found.item() == pytest.approx({"l1": 5.9, "l2": (5.4**2 + 2 / 3**2) ** 0.5}[norm])
+
+
 def test_linf_distances_over_many_categories_are_those_of_a_linear_model():
     rng = np.random.default_rng(1)
     X = np.hstack([rng.normal(size=(60, 3)), np.eye(30)[rng.integers(0, 30, 60)]])
