@@ -26,14 +26,19 @@ def case_of(norm, eps=0.5, scale=None, bounds=None, shape=(6,), n=8, seed=0):
     return SimpleNamespace(X=X, norm=norm, eps=eps, scale=scale, bounds=bounds, ball=ball)
 
 
-all_kinds_of_ball = pytest.mark.parametrize(
-    "kind",
-    [
-        {"norm": norm, "scale": scale, "bounds": bounds, "shape": shape}
-        for norm in BALL_NORMS
-        for scale in (None, True)
-        for bounds in (None, (0.0, 1.0))
-        for shape in ((6,), (2, 3, 3))
-    ],
-    ids=lambda kind: "-".join(str(value) for value in kind.values()),
-)
+def kinds_of_ball(*norms):
+    """Balls of these norms, with scale and bounds and without, of rows and of images."""
+    return pytest.mark.parametrize(
+        "kind",
+        [
+            {"norm": norm, "scale": scale, "bounds": bounds, "shape": shape}
+            for norm in norms
+            for scale in (None, True)
+            for bounds in (None, (0.0, 1.0))
+            for shape in ((6,), (2, 3, 3))
+        ],
+        ids=lambda kind: "-".join(str(value) for value in kind.values()),
+    )
+
+
+all_kinds_of_ball = kinds_of_ball(*BALL_NORMS)
