@@ -276,12 +276,7 @@ class Cascade(Attack):
             search.calls_left = max(0, int(self.n_queries) - (1 if resume is None else 2))
         if self.time_limit is not None:
             search.deadline = start + float(self.time_limit)
-        known = "labels" if search.output_kind == "decisions" else "gradients"
-        if search.ball.has_few_features:
-            if known == "gradients":
-                known = "gradients of few features"
-            elif search.ball.norm == "linf":
-                known = "labels in boxes of few features"
+        known = _known(search)
         try:
             self._run_stages(search, known, by_gradients)
         except NoGradientError:
@@ -359,6 +354,15 @@ def _gain(search: Search, before: Tensor) -> Tensor:
     clean = search.clean.abs().clamp(min=torch.finfo(before.dtype).tiny)
     rise = (search.best - before) / clean
     return rise.where(before.isfinite() & (search.best <= 0), 0.0)
+
+
+def _known(search: Search) -> str:
+    """Tell which plan there is for what a model returns, supposing that logits have gradients."""
+    has_few = search.ball.has_few_features
+    if search.output_kind != "decisions":
+        return "gradients of few features" if has_few else "gradients"
+    in_box = has_few and search.ball.norm == "linf"
+    return "labels in boxes of few features" if in_box else "labels"
 
 
 def _warn_of_weakness(known: str) -> None:
