@@ -33,6 +33,7 @@ from skjacobian import (
     robustness_curve,
 )
 from skjacobian.attacks import FMN
+from skjacobian.attacks._closest import OVERSHOOT
 from skjacobian.curve import curve_of_distances
 from skjacobian.exceptions import AttackWarning
 
@@ -211,7 +212,8 @@ def test_the_batch_size_does_not_matter(network, norm):
 def test_more_restarts_and_equal_seeds(network):
     once = adversarial_distances(network, X, y)
     several = adversarial_distances(network, X, y, n_restarts=4)
-    assert (several <= once).all()
+    # What is nearer by less than this share is not kept, and later searches begin there.
+    assert (several <= (1 + OVERSHOOT) * once).all()
     np.testing.assert_array_equal(several, adversarial_distances(network, X, y, n_restarts=4))
 
 

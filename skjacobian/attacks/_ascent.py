@@ -10,6 +10,7 @@ from skjacobian._validation import check_count, check_flag, check_option, unwrap
 from skjacobian.attacks._base import Attack
 from skjacobian.attacks._outlook import Outlook
 from skjacobian.attacks._search import Search
+from skjacobian.attacks._single_features import ranked_vertices, vertex, vertices_pay
 from skjacobian.geometry import Ball
 from skjacobian.losses import LOSSES, TARGETED_LOSSES
 from skjacobian.model_outputs import SampleLoss, input_gradient
@@ -26,9 +27,13 @@ class LossAttack(Attack):
     n_restarts: Any
     n_targets: int | None
 
-    def _ascend(self, search: Search, generator: torch.Generator, restart: int) -> None:
-        """Climb once from one start with the samples that are active; `restart` counts from 0."""
+    def _ascend(self, search: Search, X_adv: Tensor) -> None:
+        """Climb once with the samples that are active, from points of their sets."""
         raise NotImplementedError
+
+    def _start(self, ball: Ball, generator: torch.Generator, restart: int = 0) -> Tensor:
+        """Return where a search begins; `restart` counts from 0."""
+        return ball.random_start(generator)
 
     def _n_steps(self) -> int:
         """Return the number of gradient steps of one restart, validated."""
@@ -44,12 +49,18 @@ class LossAttack(Attack):
         self._n_steps()
 
     def _search(self, search: Search, generator: torch.Generator) -> None:
-        restart = 0
+        restart, vertices = 0, search.all_y.new_empty((len(search.all_y), 0))
         while restart < self._n_restarts(search):
+            if restart == 1 and vertices_pay(search.all_balls):
+                vertices = ranked_vertices(search, lambda: search.ball, search.keep)
             for rank in self._ranks(search):
                 if not search.restart(rank):
                     return
-                self._ascend(search, generator, restart)
+                if 1 <= restart <= vertices.shape[1]:
+                    X_adv = vertex(search.ball, vertices[search.active, restart - 1])
+                else:
+                    X_adv = self._start(search.ball, generator, restart)
+                self._ascend(search, X_adv)
             restart += 1
 
     def _check_n_restarts(self) -> None:
@@ -89,7 +100,6 @@ class GradientAscent(LossAttack):
         check_flag("random_start", self.random_start)
 
     def _start(self, ball: Ball, generator: torch.Generator, restart: int = 0) -> Tensor:
-        """Return the first iterate."""
         at_random = self.random_start or restart > 0
         return ball.random_start(generator) if at_random else ball.X
 
@@ -132,10 +142,8 @@ class GradientAscent(LossAttack):
     def _direction(self, velocity: Tensor) -> Tensor:
         return velocity if self.momentum == 0 else velocity.clone()
 
-    def _ascend(self, search: Search, generator: torch.Generator, restart: int) -> None:
-        """Climb once from one start with the samples that are active."""
-        X_adv, velocity = self._start(search.ball, generator, restart), None
-        previous = X_adv
+    def _ascend(self, search: Search, X_adv: Tensor) -> None:
+        velocity, previous = None, X_adv
         outlook = Outlook(search, self.loss, self._n_steps(), self._reach)
         for step in range(self._n_steps()):
             found, value, gradient = search.gradient(X_adv, self._loss(search))

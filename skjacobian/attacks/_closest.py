@@ -57,13 +57,18 @@ class Closest:
             return opposite
         return torch.where(rows(is_found, opposite), opposite, self.random(search, own))
 
+    def ball(self, search: Search) -> Ball:
+        """Return the sets of the active samples that reach as far as the closest points.
+
+        Where none was found, as far as the sample is from 0.
+        """
+        distance, size = self.distance[search.active], self.size[search.active]
+        radius = distance.where(distance.isfinite(), size.where(size > 0, 1.0))
+        return search.ball.with_radius(radius)
+
     def random(self, search: Search, generator: torch.Generator) -> Tensor:
         """Return random points of the active samples, at most as far from X as the closest."""
-        ball, distance = search.ball, self.distance[search.active]
-        # Where nothing was found, at most as far as the sample is from 0.
-        size = self.size[search.active]
-        radius = distance.where(distance.isfinite(), size.where(size > 0, 1.0))
-        return ball.with_radius(radius).random_start(generator)
+        return self.ball(search).random_start(generator)
 
     def probe(self, search: Search, generator: torch.Generator) -> bool:
         """Look for closer points at random; turn to the samples that have one, if any has.

@@ -200,6 +200,11 @@ class Search:
             of_chosen = self.ball if self.ball.rules is None else self.ball[chosen]
             self.X_best[target] = of_chosen.nearest_valid(X_adv[chosen])
 
+    def keep(self, X_adv: Tensor, found: Tensor) -> None:
+        """Keep the points if they are better, and end the search of those that fool the model."""
+        self.record(X_adv, found, ~self.done)
+        self.done |= found > 0
+
     def drop(self, step: int) -> Tensor | None:
         """Drop who is done; return the indices, among the active, of those that stay.
 

@@ -92,8 +92,8 @@ class APGD(LossAttack):
     def _n_steps(self) -> int:
         return check_count("n_steps", self.n_steps)
 
-    def _ascend(self, search: Search, generator: torch.Generator, restart: int) -> None:
-        state = _State.at(search.ball.random_start(generator))
+    def _ascend(self, search: Search, X_adv: Tensor) -> None:
+        state = _State.at(X_adv)
         last_checkpoint = 0
         for step in range(self._n_steps()):
             found, value, gradient = search.gradient(state.X_adv, self._loss(search))

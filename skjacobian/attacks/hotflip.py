@@ -138,13 +138,13 @@ class HotFlip(Attack):
     def _first_margin(self, search: Search, moves: "Moves", X_adv: Tensor) -> Tensor:
         """Return the larger margin of points and of those where the rest has followed."""
         found, _, gradient = search.gradient(X_adv, partial(_soft_margin, search))
-        _keep(search, X_adv, found)
+        search.keep(X_adv, found)
         rest = moves.rest(search.ball, X_adv)
         if rest is None:
             return found
         completed = _climb(rest, gradient)
         found_there = search.margin(completed)
-        _keep(search, completed, found_there)
+        search.keep(completed, found_there)
         return torch.maximum(found, found_there)
 
     def _walk(
@@ -154,14 +154,14 @@ class HotFlip(Attack):
         loss = partial(_soft_margin, search)
         for step in range(n_steps):
             found, _, gradient = search.gradient(X_adv, loss)
-            _keep(search, X_adv, found)
+            search.keep(X_adv, found)
             rest = moves.rest(search.ball, X_adv)
             if rest is not None:
                 completed = _climb(rest, gradient)
                 found, _, again = search.gradient(completed, loss)
-                _keep(search, completed, found)
+                search.keep(completed, found)
                 completed = _climb(rest, again)
-                _keep(search, completed, search.margin(completed))
+                search.keep(completed, search.margin(completed))
             if len(moves) == 0:
                 return
             best, chosen = worth(*moves.offers(search.ball, X_adv, gradient)).max(1)
@@ -194,12 +194,6 @@ def _changed(search: Search, moves: "Moves", changes: "Changes", which: Tensor) 
     search.done = ~allowed
     kept = search.drop(0)
     return X_adv if kept is None else X_adv[kept]
-
-
-def _keep(search: Search, X_adv: Tensor, found: Tensor) -> None:
-    """Keep the points if they are better, and end the search of those that fool the model."""
-    search.record(X_adv, found, ~search.done)
-    search.done |= found > 0
 
 
 def _climb(rest: Ball, gradient: Tensor) -> Tensor:
