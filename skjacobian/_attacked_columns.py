@@ -64,7 +64,7 @@ class AttackedColumns:
         return cls(
             columns=Columns(tuple(table.tensor.shape[1:]), table.columns),
             categories=sorted({*table.categories, *encoded}),
-            switches=[j for j in table.categories if _is_bool(table, j) and j not in encoded],
+            switches=[j for j in table.switches if j not in encoded],
             integer=table.integer,
             unread=list(unread),
             is_reordered=is_reordered,
@@ -195,11 +195,6 @@ class AttackedColumns:
                 f"{X.dtype}. Cast them to a wider type, or subtract an offset."
             )
         return ""
-
-
-def _is_bool(table: Table, column: int) -> bool:
-    known = table.categories[column]
-    return getattr(getattr(known, "dtype", None), "kind", None) == "b"
 
 
 def _movable(attack: Attack, X: Tensor) -> tuple[Tensor, Tensor]:

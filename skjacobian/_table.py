@@ -80,6 +80,12 @@ class Table:
         is_exact = bool((np.abs(whole) < 2**24).all())  # in float32
         return values.astype(np.float32) if types == {"float32"} and is_exact else values
 
+    @property
+    def switches(self) -> list[int]:
+        """Columns of bool, whose codes are the numbers 0 and 1."""
+        types = {j: getattr(known, "dtype", None) for j, known in self.categories.items()}
+        return [j for j, dtype in types.items() if getattr(dtype, "kind", None) == "b"]
+
     def decode(self, values: np.ndarray, index: Any = None) -> Any:
         """Return numbers of shape (n_samples, *features) in the container that was given.
 

@@ -98,7 +98,7 @@ class FeatureConstraints(BaseEstimator):
         Parameters
         ----------
         X : DataFrame or array-like of shape (n_samples, n_features)
-            Columns that hold no numbers are skipped.
+            Columns that hold no numbers are skipped; those of bool hold 0 and 1.
         y : ignored
 
         Returns
@@ -123,8 +123,10 @@ class FeatureConstraints(BaseEstimator):
         self.low_ = np.array([column.min() if len(column) else np.nan for column in columns])
         self.high_ = np.array([column.max() if len(column) else np.nan for column in columns])
         if self._scale_is_learned:
+            width = np.nan_to_num(self.high_ - self.low_)
             std = np.array([column.std() if len(column) else 0.0 for column in columns])
-            known = {"std": std, "range": np.nan_to_num(self.high_ - self.low_)}
+            # Of equal numbers the mean may be another by rounding.
+            known = {"std": np.where(width > 0, std, 0.0), "range": width}
             self.scale_ = np.ones(len(columns))
             if isinstance(self.scale, str):
                 self.scale_ = known[self.scale]
@@ -329,10 +331,11 @@ def check_constraints(constraints: Any, feature_scale: Any, bounds: Any) -> None
 
 
 def _present_numbers(table: Table) -> list[np.ndarray]:
-    """Return the values of each column, none of those that hold no numbers."""
+    """Return the values of each column, 0 and 1 of bool, none of those that hold no numbers."""
     columns = table.tensor.double().flatten(1).numpy().T
+    without_numbers = {*table.categories}.difference(table.switches)
     return [
-        column[:0] if j in table.categories else column[~np.isnan(column)]
+        column[:0] if j in without_numbers else column[~np.isnan(column)]
         for j, column in enumerate(columns)
     ]
 

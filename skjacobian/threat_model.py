@@ -98,7 +98,9 @@ def _std(X: Tensor) -> Tensor:
     """Return the standard deviation of each feature, missing values left out."""
     if not bool(X.isnan().any()):
         return X.std(0, correction=0)
-    return (X - X.nanmean(0)).square_().nanmean(0).sqrt_().nan_to_num_(nan=0.0)
+    std = (X - X.nanmean(0)).square_().nanmean(0).sqrt_()
+    # Of equal numbers the mean may be another by rounding.
+    return std.where(_range(X) > 0, 0.0)
 
 
 def _range(X: Tensor) -> Tensor:

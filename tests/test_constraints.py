@@ -23,6 +23,7 @@ from skjacobian._under_attack import UnderAttack
 from skjacobian.attacks import APGD, FGSM, FMN, PGD, Cascade, RayS, Square
 from skjacobian.exceptions import AttackWarning
 from skjacobian.geometry import Ball
+from skjacobian.threat_model import resolve_feature_scale
 
 RNG = np.random.default_rng(0)
 N = 40
@@ -157,6 +158,36 @@ def test_integer_columns_of_a_frame_stay_integers_without_being_named():
     X_adv = attacked(PGD(n_steps=10), FRAME, Y, None, "linf", 2.5)
     assert X_adv.age.dtype == FRAME.age.dtype
     assert (X_adv.age - FRAME.age).abs().max() == 2
+
+
+def test_scale_and_range_of_bool_are_those_of_zeros_and_ones():
+    # They were 0 and unknown: in units learned, categories of bool could not change at all.
+    rng = np.random.default_rng(0)
+    X = pd.DataFrame({"age": rng.normal(size=60), "job": rng.choice(list("abc"), 60)})
+    y = (X.age + 2 * (X.job == "a") > 0.7).astype(int)
+    jobs = ["job_a", "job_b", "job_c"]
+    model = LogisticRegression().fit(pd.get_dummies(X, dtype=float), y)
+    for scale in ("std", "range", {"job_a": "std", "job_b": "range", "job_c": 0.5}):
+        said = FeatureConstraints(one_hot=[jobs], immutable="age", scale=scale, bounds="train")
+        found, learned = [], []
+        for dtype in (bool, float):
+            dummies = pd.get_dummies(X, dtype=dtype)
+            constraints = clone(said).fit(dummies[:40])
+            learned.append([constraints.scale_, constraints.low_, constraints.high_])
+            found.append(adversarial_distances(model, dummies, y, constraints=constraints))
+        np.testing.assert_array_equal(*learned)
+        np.testing.assert_array_equal(*found)
+        assert np.isfinite(found[0]).any()
+
+
+def test_equal_numbers_have_a_scale_of_zero():
+    # 1000000.1 is not its own mean, by rounding; with missing values the mean is another again.
+    X = np.random.default_rng(0).normal(size=(200, 2)) * [1, 0] + [0, 1e6 + 0.1]
+    assert X[:, 1].copy().std() > 0
+    assert FeatureConstraints(scale="std").fit(X).scale_[1] == 0
+    X[0] = np.nan
+    assert FeatureConstraints(scale={1: "std"}).fit(X).scale_[1] == 0
+    assert resolve_feature_scale("std", torch.from_numpy(X))[1] == 0
 
 
 def test_train_bounds_and_scale_are_those_of_the_data_that_fit_saw():
