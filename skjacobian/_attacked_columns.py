@@ -12,7 +12,12 @@ from skjacobian._columns import Columns, by_place
 from skjacobian._table import Table
 from skjacobian.attacks import Attack
 from skjacobian.constraints import FeatureConstraints, check_constraints
-from skjacobian.threat_model import DataScale, fit_feature_scale, resolve_mutable
+from skjacobian.threat_model import (
+    DataScale,
+    fit_feature_scale,
+    resolve_bounds,
+    resolve_mutable,
+)
 
 
 @dataclass(frozen=True)
@@ -84,8 +89,7 @@ class AttackedColumns:
         check_constraints(constraints, feature_scale, bounds)
         if self.is_reordered:
             self._check_names_only(feature_scale, bounds, mutable, constraints)
-        if isinstance(bounds, tuple | list):
-            bounds = tuple(self.columns.in_order("bounds", side) for side in bounds)
+        bounds = self._bounds(bounds, X, constraints)
         feature_scale = self.columns.in_order("feature_scale", feature_scale)
         mutable = resolve_mutable(mutable, X, self.columns.names)
         self._check_no_categories(mutable, constraints)
@@ -118,6 +122,19 @@ class AttackedColumns:
                 "than the estimator was fitted on, but expected names (a Series for values by "
                 "column), or X[estimator.feature_names_in_]: places would be ambiguous."
             )
+
+    def _bounds(
+        self, bounds: Any, X: Tensor, constraints: FeatureConstraints | None
+    ) -> tuple[Any, Any] | None:
+        """Return bounds by index, none of columns held fixed, whose codes are no values."""
+        if isinstance(bounds, tuple | list):
+            bounds = tuple(self.columns.in_order("bounds", side) for side in bounds)
+        sides, held = resolve_bounds(bounds, X), self._held(constraints)
+        if sides is None or not held:
+            return bounds
+        low, high = (side.expand(X.shape[1:]).double().cpu().numpy().copy() for side in sides)
+        low[held], high[held] = -np.inf, np.inf
+        return low, high
 
     def _check_no_categories(
         self, mutable: Tensor | None, constraints: FeatureConstraints | None

@@ -254,6 +254,41 @@ def test_training_reads_values_by_names_that_are_numbers_as_scoring_does():
     assert scorers[0](by_name, frame, y) == scorers[1](by_name, frame, y)
 
 
+def test_bounds_are_of_numbers_and_not_of_the_codes_of_categories():
+    # The codes of four jobs are 0 to 3: half of the samples lay outside, and counted as fooled.
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"a": rng.random(60), "b": rng.random(60)})
+    frame["job"], frame["grade"] = rng.choice(list("wxyz"), 60), rng.integers(1, 5, 60)
+    y = (frame.a + frame.b + 0.3 * (frame.job == "z") > 1.1).astype(int)
+    encode = make_column_transformer((OneHotEncoder(), ["job", "grade"]), remainder="passthrough")
+    model = make_pipeline(encode, LogisticRegression()).fit(frame, y)
+    fixed = FeatureConstraints(immutable=["job", "grade"])
+    named = FeatureConstraints(immutable=["job", "grade"], bounds={"a": (0, 1), "b": (0, 1)})
+    expected = adversarial_distances(model, frame, y, norm="l1", constraints=named)
+    unbounded = adversarial_distances(model, frame, y, norm="l1", constraints=fixed)
+    assert (expected > unbounded).any()
+    for bounds in ((0, 1), (np.zeros(4), [1, 1, 0, 0]), (0, pd.Series(1.0, frame.columns))):
+        said = {"norm": "l1", "bounds": bounds, "constraints": fixed}
+        np.testing.assert_array_equal(adversarial_distances(model, frame, y, **said), expected)
+        report = evaluate_robustness(model, frame, y, eps=0.2, **said)
+        assert report.robust_accuracy == RobustScorer(eps=0.2, **said)(model, frame, y)
+        assert report.robust_accuracy == np.mean(expected > 0.2)
+
+
+def test_bounds_are_of_the_categories_that_a_group_lets_change():
+    frame = pd.DataFrame({"age": np.linspace(-1, 1, 40), "a": [True, False] * 20})
+    frame["b"] = ~frame.a
+    y = (frame.age + 3 * frame.a > 1.5).astype(int)
+    model = LogisticRegression().fit(frame, y)
+    group = FeatureConstraints(one_hot=[["a", "b"]], immutable="age")
+    shut = (pd.Series({"age": -9.0, "a": 0.0, "b": 0.0}), pd.Series({"age": 9, "a": 1, "b": 1}))
+    shut[1]["b"] = 0  # which no sample of b obeys
+    distances = adversarial_distances(model, frame[::2], y[::2], bounds=shut, constraints=group)
+    assert np.isinf(distances[model.predict(frame[::2]) == y[::2]]).all()
+    with pytest.raises(ValueError, match=r"outside the bounds of columns \(b\)"):
+        adversarial_distances(model, frame, y, bounds=shut, constraints=group)
+
+
 def test_dummies_of_bool_in_a_one_hot_group_are_those_of_numbers():
     rng = np.random.default_rng(0)
     frame = pd.DataFrame({"age": rng.normal(0, 1, 200), "job": rng.choice(list("abc"), 200)})
