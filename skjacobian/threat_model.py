@@ -91,7 +91,7 @@ def _resolve_scale(feature_scale: Any, X: Tensor) -> Tensor | None:
     scale = _per_feature("feature_scale", feature_scale, X)
     if not bool((torch.isfinite(scale) & (scale > 0)).all()):
         reject("feature_scale", feature_scale, "positive finite numbers")
-    return scale.to(X.device)
+    return scale.to(X.device).expand(X.shape[1:])
 
 
 def _std(X: Tensor) -> Tensor:

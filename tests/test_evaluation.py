@@ -489,6 +489,7 @@ def plane(w, b):
     ("scale", "bounds", "mutable"),
     [
         (None, None, None),
+        (2.0, (0.1, 7.7), None),
         ("std", (0.1, 7.7), None),
         ([1.0, 0.3, 2.0, 1.5], None, [0, 3]),
         ([1.0, 0.3, 2.0, 1.5], (0.1, 7.7), [0, 2, 3]),
@@ -498,7 +499,7 @@ def plane(w, b):
 def test_the_robust_accuracy_of_a_plane_is_the_closed_form(norm, scale, bounds, mutable):
     values, labels = X[y > 0], y[y > 0]
     w, b = np.array([-0.3, -0.5, 0.6, 0.8]), -1.2
-    unit = values.std(0) if isinstance(scale, str) else np.ones(4) if scale is None else scale
+    unit = values.std(0) if isinstance(scale, str) else np.ones(4) * (1 if scale is None else scale)
     free = np.isin(np.arange(4), range(4) if mutable is None else mutable)
     low, high = (-np.inf, np.inf) if bounds is None else bounds
     sign = np.where(labels == 2, 1, -1)
