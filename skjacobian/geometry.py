@@ -122,7 +122,8 @@ class Ball:
         if self.box is not None:
             torch.maximum(low, self.box.low, out=low)
             torch.minimum(high, self.box.high, out=high)
-        return replace(self, box=Box(low, high))
+        box = Box(low, high)
+        return replace(self, box=self.rules.without_shut_groups(box, self.X) if self.rules else box)
 
     def _with_scaled_box(self) -> "Ball":
         """Add the box in scaled coordinates, once for all projections."""

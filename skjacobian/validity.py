@@ -78,6 +78,16 @@ class Rules:
         whole = self.is_whole
         return Box(torch.where(whole, low.ceil(), low), torch.where(whole, high.floor(), high))
 
+    def without_shut_groups(self, box: Box, X: Tensor) -> Box:
+        """Return the box, with one point for the groups whose category cannot be left."""
+        for group in self.groups:
+            own = X.flatten(1)[:, group]
+            stays = (box.low.flatten(1)[:, group] > 0).any(1, keepdim=True)
+            for side in box:
+                flat = side.view(len(X), -1)
+                flat[:, group] = torch.where(stays, own, flat[:, group])
+        return box
+
     def nearest(self, X_adv: Tensor) -> Tensor:
         """Return the nearest samples with whole numbers, and the largest of a group as its 1."""
         valid = torch.where(self.integer, X_adv.round(), X_adv)

@@ -129,6 +129,18 @@ def test_of_whole_numbers_and_categories_the_strong_attack_finds_what_brute_forc
     assert scorer(model, X, y) == np.mean(right & ~np.array(fooled))
 
 
+def test_a_category_that_cannot_be_left_takes_no_others_with_it():
+    # In linf balls: what the first group may not do undid the change of the second as well.
+    constraints = FeatureConstraints(one_hot=[[0, 1], [2, 3]])
+    X = torch.tensor([[0.0, 1.0, 1.0, 0.0]], dtype=torch.float64)
+    attack = PGD(norm="linf", eps=1.5, feature_scale=[1, 0.3, 1, 1], constraints=constraints)
+    ball = attack.ball(X)
+    wanted = torch.tensor([[1.0, 0.0, 0.0, 1.0]], dtype=torch.float64)
+    valid = ball.valid(ball.enforce(ball.project(wanted)))
+    assert valid.tolist() == [[0.0, 1.0, 0.0, 1.0]]
+    assert bool(ball.contains(valid).all())
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_one_directional_columns_have_the_closed_form_of_half_a_ball(norm):
     rng = np.random.default_rng(2)
