@@ -7,10 +7,15 @@ import torch
 from torch import Tensor
 
 from skjacobian._rng import spawned
+from skjacobian.ascent_steps import ascend
 from skjacobian.attacks._search import Search
 from skjacobian.attacks.hotflip import HotFlip, Moves
 from skjacobian.geometry import Ball
+from skjacobian.losses import margin
 from skjacobian.norms import rows
+
+# From shares of a way to the points there.
+Way = Callable[[Tensor], Tensor]
 
 # How far beyond the boundary to aim, as a share of its distance.
 OVERSHOOT = 1e-4
@@ -129,7 +134,7 @@ class Closest:
         far = self.X_adv[search.active]
         # What was found elsewhere, among other ways to round, is no point of these sets.
         no_margin = torch.full_like(self.margin[search.active], -torch.inf)
-        X_adv, found = shortest_way(search, search.ball.X, far, no_margin)
+        X_adv, found = shortest_way(search, _way_back(search, far), far, no_margin)
         self.update(search, X_adv, found, search.ball.quick_distance(X_adv))
 
     def flip(self, search: Search, generator: torch.Generator) -> None:
@@ -173,15 +178,43 @@ class Closest:
             search.record(self.X_adv[chosen], self.margin[chosen], self.margin[chosen] > 0)
 
 
-def shortest_way(
-    search: Search, start: Tensor, far: Tensor, found: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Bisect the way of each active sample from `start` to a point `far` that fools the model.
+def straight_way(start: Tensor, far: Tensor) -> Way:
+    """Return the straight way from one point of each sample to another."""
+    return lambda share: torch.lerp(start, far, rows(share, far))
+
+
+def _way_back(search: Search, far: Tensor) -> Way:
+    """Return the way from X to points that fool the model.
+
+    In linf balls over whole numbers that of the nearest points in growing balls, to where the
+    gradient leads: one number that leapt allows all features as much, which may save its last step.
+    """
+    ball = search.ball
+    if ball.norm != "linf" or ball.rules is None:
+        return straight_way(ball.X, far)
+    length = ball.quick_distance(far)
+    _, _, gradient = search.gradient(far, partial(margin, y=search.y))
+    corner = ascend(ball.with_radius(length), far, gradient, rows(2 * length, far))
+    far = torch.where(rows(search.margin(corner) > 0, far), corner, far)
+    return lambda share: ball.with_radius(share * length).project(far)
+
+
+def shortest_way(search: Search, way: Way, far: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
+    """Bisect the way of each active sample to a point `far` that fools the model.
+
+    Parameters
+    ----------
+    search : Search
+    way : callable
+        Maps a share of the way, shape (n_active,), to the points there; 1 to `far`.
+    far : Tensor of shape (n_active, *features)
+    found : Tensor of shape (n_active,)
+        The margins of `far`.
 
     Returns
     -------
     X_adv : Tensor of shape (n_active, *features)
-        The nearest points to `start` seen to fool the model, `far` where none was.
+        The first points of the way seen to fool the model, `far` where none was.
     found : Tensor of shape (n_active,)
         Their margins; for `far`, what was given.
     """
@@ -189,7 +222,7 @@ def shortest_way(
     spared, needed = torch.zeros_like(found), torch.ones_like(found)
     for _ in range(N_HALVINGS):
         share = (spared + needed) / 2
-        X_adv = torch.lerp(start, far, rows(share, far))
+        X_adv = way(share)
         value = search.margin(X_adv)
         fools = value > 0
         closest, found = X_adv.where(rows(fools, far), closest), value.where(fools, found)
@@ -209,6 +242,8 @@ def _shorten(search: Search) -> None:
     search.eligible, search.best = fooled, best.where(~fooled, -torch.inf)
     search.restart()
     chosen = search.active
-    X_adv, best[chosen] = shortest_way(search, flipped[chosen], search.X_best[chosen], best[chosen])
+    far = search.X_best[chosen]
+    way = straight_way(flipped[chosen], far)
+    X_adv, best[chosen] = shortest_way(search, way, far, best[chosen])
     search.X_best[chosen] = search.ball.nearest_valid(X_adv)
     search.best = best
