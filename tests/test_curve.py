@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy.optimize import brentq
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
-from sklearn.datasets import load_breast_cancer, load_iris, load_wine
+from sklearn.datasets import load_breast_cancer, load_iris, load_wine, make_moons
 from sklearn.decomposition import PCA
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.exceptions import NotFittedError
@@ -554,6 +554,23 @@ def test_distances_to_trees_are_hardly_above_the_closed_form(norm, load):
     excess = found[exact > 0] / exact[exact > 0]
     assert np.median(excess) < 1.01
     assert (excess < 1.05).mean() > (0.99 if norm == "linf" else 0.6)
+
+
+@by_decisions
+def test_of_few_features_the_pockets_of_neighbours_are_found_between_the_corners():
+    # Along corners of the box alone, 37 % of these were more than 5 % too large.
+    X, labels = make_moons(150, noise=0.25, random_state=0)
+    model = KNeighborsClassifier(1).fit(X, labels)
+    samples = X[::4] + 0.03 * np.random.default_rng(0).normal(size=(38, 2))
+    predicted = model.predict(samples)
+    distances = adversarial_distances(model, samples, predicted)
+    side = np.linspace(-0.95, 0.95, 51)
+    box = np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2)
+    is_too_large = [
+        (model.predict(x + distance * box) != label).any()
+        for x, label, distance in zip(samples, predicted, distances, strict=True)
+    ]
+    assert np.mean(is_too_large) < 0.15
 
 
 @by_decisions

@@ -37,6 +37,8 @@ class Rays:
     # shortest ray is looked for, to 1.5⁴⁷ = 2e8 times as much, then again.
     GROWTH, N_GROWTHS = 1.5, 48
     FIRST = 1 / 256
+    # For linf: of so many features all 1,024 corners are soon tried.
+    FEW_FOR_CORNERS = 10
     # For l2: queries before the first estimate of a normal, and between two of them, of many
     # features and of few: trees are looked at along few features in between.
     FIRST_CLIMB, REST, REST_OF_FEW = 80, 3, 30
@@ -201,7 +203,7 @@ class Rays:
         """Return another direction and a smaller radius for each sample, in one of the ways."""
         radius = self.r * (1 - self.tolerance)
         if self.search.ball.norm == "linf":
-            return torch.where(self._block(self.n_probes), -self.u, self.u), radius
+            return self._proposed_in_box(radius)
         n_ways = 4 if self.has_few else 2
         way, turn = self.n_probes % n_ways, self.n_probes // n_ways
         block = self._block(turn)
@@ -215,6 +217,21 @@ class Rays:
             alone = torch.minimum(radius, self.r * self._length(shrunk))
             radius = torch.where(way == 3, alone, radius)
         return u / self._length(u).clamp(min=torch.finfo(u.dtype).tiny), radius
+
+    def _proposed_in_box(self, radius: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the same for linf: other corners, and of few features what lies between them.
+
+        There neighbours have pockets, that all corners pass by.
+        """
+        if len(self.free) > self.FEW_FOR_CORNERS:
+            return torch.where(self._block(self.n_probes), -self.u, self.u), radius
+        way, turn = self.n_probes % 4, self.n_probes // 2
+        corner = torch.where(self.u < 0, -1.0, 1.0).to(self.u)
+        stays = (way == 2) & (corner != self.u).any(1, keepdim=True)
+        flipped = torch.where(self._block(turn) & ~stays, -corner, corner)
+        between = torch.where(way == 1, self._random(), self._sparse_direction())
+        u = torch.where(way % 2 == 0, flipped, between / self._length(between))
+        return u, torch.where(way == 1, self._share() * radius, radius)
 
     def _share(self) -> Tensor:
         """Draw a number from 0 to 1, on the CPU for every device."""

@@ -20,7 +20,9 @@ class RayS(Attack):
     with `minimal` only with its last query.
 
     For linf, u' is u with the signs of a block of features flipped, blocks being halved from
-    sweep to sweep, as in the paper; then random sets of features are flipped. The first
+    sweep to sweep, as in the paper; then random sets of features are flipped. Where at most 10
+    features may change, every second query is about a point between the corners: neighbours have
+    pockets there. The first
     directions are random. The paper's is (1, …, 1), which finds more with few queries on images
     with a black background. The other norms are an extension of ours: u' is u with a block set to
     zero, or with noise added to it, or, with at most 100 features, any direction in which only
