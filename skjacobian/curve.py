@@ -1,6 +1,7 @@
 """Robust accuracy at every radius, from one search for the smallest perturbations."""
 
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,9 @@ from skjacobian.norms import rows
 # How far to look, in units of the largest radius asked about: a search that may wander far beyond
 # loses its way; at the radius itself it needs room.
 ROOM = 2.0
+# How much farther than the boundary of the view that of predict is looked for, as rounding may
+# part them; shares of the distance.
+BEYOND_ROUNDING = 1e-3, 1e-2, 0.1
 # To how many other samples the way is looked at where there are few features, and how precisely.
 N_OTHERS = 1000
 N_HALVINGS = 12
@@ -114,8 +118,8 @@ def adversarial_distances(
     -----
     AttackWarning
         If the classifier has no gradients; if they are zero or not finite; if `predict` is right
-        where the torch view is fooled (such a distance counts as inf); or if columns of categories
-        are held fixed.
+        where the torch view is fooled, and up to a tenth farther out (such a distance counts as
+        inf); or if columns of categories are held fixed.
 
     See Also
     --------
@@ -186,10 +190,21 @@ def _warn_of_decisions(estimator: Any) -> None:
 
 def _distances_of(subject: UnderAttack, attack: Attack, index: np.ndarray) -> np.ndarray:
     perturbed = subject.perturb(attack, index)
-    warn_of_disagreement(perturbed)
-    X = subject.X_tensor[index]
-    distances = attack.ball(X).distance(perturbed.found.X_adv).numpy()
-    return np.where(perturbed.right, np.inf, distances)
+    ball, right = attack.ball(subject.X_tensor[index]), perturbed.right.copy()
+    X_adv = perturbed.found.X_adv.nan_to_num(nan=0.0)
+    distances = np.where(right, np.inf, ball.distance(X_adv).numpy())
+    for share in BEYOND_ROUNDING:
+        of = np.flatnonzero(perturbed.found.fooled.numpy() & right)
+        if len(of) == 0:
+            break
+        here = ball[torch.from_numpy(of)]
+        points = torch.lerp(here.X, X_adv[of], 1 + share)
+        points = here.valid(here.enforce(here.project(points)))
+        predicted = subject.estimator.predict(subject.table.rows(index[of], points.numpy()))
+        right[of] = predicted == subject.y[index[of]]
+        distances[of] = np.where(right[of], np.inf, here.distance(points).numpy())
+    warn_of_disagreement(replace(perturbed, right=right))
+    return distances
 
 
 def _on_the_way_to_others(

@@ -245,6 +245,28 @@ def test_where_predict_withstands_what_fools_the_view_predict_decides():
     np.testing.assert_allclose(distances[y == 0], [0.5] * 4, rtol=1e-3)
 
 
+@pytest.mark.filterwarnings("error:The torch view:skjacobian.exceptions.AttackWarning")
+@every_norm
+def test_where_rounding_parts_predict_from_the_view_the_distance_is_that_of_predict(norm):
+    # In float32, terms of a thousand that cancel leave predict behind the boundary of the view by
+    # more than the step across it: 3 in 10 of these were infinitely far.
+    rng = np.random.default_rng(0)
+    table = rng.normal(size=(120, 8))
+    table[:, 1:] = 20 + 0.01 * table[:, 1:]
+    table = table.astype("float32")
+    w = np.append(0.3, rng.normal(scale=80, size=7)).astype("float32")
+    model = LogisticRegression().fit(table, rng.integers(0, 2, 120))
+    model.coef_, model.intercept_ = w[None], -(table @ w).mean(keepdims=True)
+    score = table.astype(float) @ w.astype(float) + float(model.intercept_[0])
+    # None of the other class, on the way to which a boundary is found as well.
+    chosen = (score < -0.1) & (model.predict(table) == 0)
+    labels = np.zeros(chosen.sum(), dtype=int)
+    found = adversarial_distances(model, table[chosen], labels, norm=norm, mutable=[0])
+    is_found = np.isfinite(found)
+    assert is_found.mean() > 0.95
+    np.testing.assert_allclose(found[is_found], (-score[chosen] / w[0])[is_found], rtol=0.02)
+
+
 @pytest.mark.filterwarnings("ignore::skjacobian.exceptions.AttackWarning")  # zero gradients
 @every_norm
 @pytest.mark.parametrize("name", ["wine", "breast cancer"])
