@@ -2,13 +2,18 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.parameter import is_lazy
 
 # What attacks, norms and objectives take for a model: samples in, logits out.
 PredictLogits = Callable[[Tensor], Tensor]
+
+# Mean and variance of each channel that a layer took in, one pair for each time it was called.
+Moments = dict[Any, list[tuple[Tensor, Tensor]]]
 
 
 @contextmanager
@@ -74,6 +79,59 @@ def batch_norm_in_eval(model: object) -> Iterator[None]:
         for module, mean, variance in changed:
             module.training = True
             module.running_mean, module.running_var = mean, variance
+
+
+@contextmanager
+def moments_recorded(model: object) -> Iterator[Moments]:
+    """Record what batch normalization in training mode makes running statistics of.
+
+    Of layers with a scale and a shift, which `statistics_following` needs.
+    """
+    moments: Moments = {}
+
+    def record(layer: _BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any], _: Any) -> None:
+        (taken,) = (*args, *kwargs.values())
+        others = [dim for dim in range(taken.ndim) if dim != 1]
+        variance, mean = torch.var_mean(taken.to(layer.weight.dtype), others, correction=0)
+        moments.setdefault(layer, []).append((mean, variance))
+
+    hooks = [
+        layer.register_forward_hook(record, with_kwargs=True)
+        for layer in (model.modules() if isinstance(model, nn.Module) else ())
+        if isinstance(layer, _BatchNorm)
+        and (layer.training and layer.track_running_stats and layer.affine)
+    ]
+    try:
+        yield moments
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def statistics_following(moments: Moments) -> Iterator[None]:
+    """Let running statistics follow the weights before them, as gradients see it.
+
+    In training they do: smaller weights give smaller statistics, and the same network. Where
+    running statistics are constants, a penalty is smaller for smaller weights, and shrinks them
+    without end: the loss, which sees the statistics of the batch, does not resist.
+
+    No value changes. Scale and shift become γ·σ̄/σ and β - (γ/σ̄)(μ - μ̄), μ and σ the moments of
+    the batch, and a bar what counts as a constant, in the shift the running σ.
+    """
+    layers = {layer: (layer.weight, layer.bias) for layer in moments}
+    try:
+        for layer, (weight, bias) in layers.items():
+            mean, variance = (torch.stack(m).mean(0) for m in zip(*moments[layer], strict=True))
+            variance = variance + layer.eps
+            spread = (layer.running_var + layer.eps).sqrt()
+            # Not by name: only parameters may take the name of one.
+            layer._parameters["weight"] = weight * (variance.detach() / variance).sqrt()
+            layer._parameters["bias"] = bias - weight.detach() / spread * (mean - mean.detach())
+        yield
+    finally:
+        for layer, (weight, bias) in layers.items():
+            layer.weight, layer.bias = weight, bias
 
 
 def _copy(statistics: Tensor | None) -> Tensor | None:

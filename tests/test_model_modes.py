@@ -5,6 +5,8 @@ from torch import nn
 from skjacobian.model_modes import (
     batch_norm_in_eval,
     frozen,
+    moments_recorded,
+    statistics_following,
     trains_norms,
 )
 
@@ -144,3 +146,35 @@ def test_lazy_normalization_is_sized_in_eval():
         net(torch.ones(5, 3))
     assert net.training
     assert net[1].running_mean.shape == (4,)
+
+
+def test_following_statistics_change_no_value_and_leave_the_parameters_alone():
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 4), nn.BatchNorm1d(4))
+    parameters, X = dict(net.named_parameters()), torch.randn(5, 3)
+    with moments_recorded(net) as moments:
+        net(X)
+    with batch_norm_in_eval(net):
+        expected = net(X)
+    with statistics_following(moments), batch_norm_in_eval(net):
+        torch.testing.assert_close(net(X), expected, rtol=0, atol=0)
+    assert all(parameters[name] is value for name, value in net.named_parameters())
+    assert not any(module._forward_hooks for module in net.modules())
+
+
+def test_moments_of_a_layer_called_twice_are_those_of_both_calls():
+    norm = nn.BatchNorm1d(2)
+    low, high = torch.zeros(3, 2), torch.ones(3, 2)
+    with moments_recorded(norm) as moments:
+        norm(low), norm(input=high)
+    assert [mean.tolist() for mean, _ in moments[norm]] == [[0.0, 0.0], [1.0, 1.0]]
+
+
+@pytest.mark.parametrize(
+    "norm", [nn.BatchNorm1d(2).eval(), nn.BatchNorm1d(2, affine=False), nn.LayerNorm(2)]
+)
+def test_no_moments_are_recorded_where_no_statistics_could_follow(norm):
+    with moments_recorded(norm) as moments:
+        norm(torch.randn(3, 2))
+    assert not moments
+    with statistics_following(moments):
+        pass

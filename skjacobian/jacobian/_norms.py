@@ -112,7 +112,10 @@ def jacobian_norm(
         Source of the random directions and classes; None draws a fresh, unpredictable seed.
     create_graph : bool, default=False
         Whether the result can be differentiated, by the parameters say. Jacobians that
-        take more than scikit-learn's `working_memory` are then taken part by part.
+        take more than scikit-learn's `working_memory` are then taken part by part. The running
+        statistics of batch normalization are constants: trained on that gradient, a network
+        shrinks the weights before them without end. Train with
+        `skjacobian.objectives.JacobianRegularization`, in which they follow the weights.
 
     Returns
     -------

@@ -1,6 +1,6 @@
 """Jacobian regularization (Wu & Li, arXiv 2412.12449; Hoffman et al., arXiv 1908.02729)."""
 
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any, cast
@@ -20,7 +20,12 @@ from skjacobian.jacobian._norms import CLASSWISE_NORMS, JacobianNorm, checked_no
 from skjacobian.jacobian._sizes import Sizes, sizes_of
 from skjacobian.jacobian._stack import Stack
 from skjacobian.losses import cross_entropy
-from skjacobian.model_modes import PredictLogits, trains_norms
+from skjacobian.model_modes import (
+    PredictLogits,
+    moments_recorded,
+    statistics_following,
+    trains_norms,
+)
 from skjacobian.norms import rows
 from skjacobian.objectives._base import Objective, ObjectiveValue
 from skjacobian.objectives.cross_entropy import CrossEntropy
@@ -250,8 +255,9 @@ def _logits_and_penalty(
     layers = _layers(predict_logits, engine)
     if layers is not None and joint_pass_fits(layers, norm, n_chosen(len(X), index)):
         return joint_pass(layers, X, index, norm, y, generator, scale)
-    logits, linearization = _forward(predict_logits, layers, X, index, engine)
-    norms = norm(linearization, y, generator=generator, create_graph=True)
+    with ExitStack() as meanwhile:
+        logits, linearization = _forward(predict_logits, layers, X, index, engine, meanwhile)
+        norms = norm(linearization, y, generator=generator, create_graph=True)
     return logits, spread(scale * norms, index, len(X))
 
 
@@ -274,9 +280,11 @@ def _logits_and_penalty_at(
             layers, torch.cat([X, points]), behind, norm, y, generator, scale
         )
         return logits[: len(X)], spread(norms[len(X) :], index, len(X))
-    logits = predict_logits(X)
-    linearization = linearize(predict_logits, points, engine=engine, create_graph=True)
-    norms = norm(linearization, y, generator=generator, create_graph=True)
+    with moments_recorded(predict_logits) as moments:
+        logits = predict_logits(X)
+    with statistics_following(moments):
+        linearization = linearize(predict_logits, points, engine=engine, create_graph=True)
+        norms = norm(linearization, y, generator=generator, create_graph=True)
     return logits, spread(scale * norms, index, len(X))
 
 
@@ -293,13 +301,15 @@ def _forward(
     X: Tensor,
     index: Index,
     engine: str,
+    meanwhile: ExitStack,
 ) -> tuple[Tensor, Linearization]:
     """Run a model on X for the loss and for the Jacobian at `index`, once if possible.
 
     The closed form needs nothing but the one forward pass. By autograd the samples
     penalized take a pass of their own, unless they are all. So they do where normalization
     keeps running statistics: the loss sees those of the batch, or of the instance, the
-    Jacobian the running ones, and both the same dropout masks if all are penalized.
+    Jacobian the running ones, and both the same dropout masks if all are penalized. The
+    running ones then follow the weights until `meanwhile`, in which norms are taken, ends.
     """
     if layers is not None:
         stack = Stack(layers, X)
@@ -308,7 +318,9 @@ def _forward(
         linearization = linearize(predict_logits, X, engine=engine, create_graph=True)
         return linearization.logits, linearization
     with replayed_rng(X.device) as replay:
-        logits = predict_logits(X)
+        with moments_recorded(predict_logits) as moments:
+            logits = predict_logits(X)
+        meanwhile.enter_context(statistics_following(moments))
         part, again = (X, replay()) if index is None else (at(X, index), nullcontext())
         with again:
             linearization = linearize(predict_logits, part, engine=engine, create_graph=True)
