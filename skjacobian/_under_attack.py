@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import chain
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -355,14 +356,22 @@ def _check_has_one_output(estimator: Any) -> None:
 
 
 def _check_kind_of_labels(y: np.ndarray, classes: Any) -> None:
-    """Raise if labels are strings and those of the classifier are not, or the reverse."""
-    firsts = [labels[:1].tolist() for labels in (y, np.ravel(classes))]
-    if len({isinstance(label, str) for first in firsts for label in first}) > 1:
-        (given,), (known,) = firsts
-        raise ValueError(
-            f"Got y with labels like {given!r}, but expected those that the classifier was fitted "
-            f"on, like {known!r}."
-        )
+    """Raise for labels that no class can be: strings for numbers, fractions, None."""
+    known = np.ravel(classes).tolist()
+    kinds = {_kind_of_label(label) for label in known}
+    for given in dict.fromkeys(y.tolist()):
+        if _kind_of_label(given) not in kinds:
+            raise ValueError(
+                f"Got y with labels like {given!r}, but expected those that the classifier was "
+                f"fitted on, like {known[0]!r}."
+            )
+
+
+def _kind_of_label(label: Any) -> str:
+    """Return what a label is; whole numbers are equal whatever their types."""
+    if isinstance(label, Real | np.bool_):
+        return "whole number" if float(label).is_integer() else "fraction"
+    return "string" if isinstance(label, str) else type(label).__name__
 
 
 def _check_is_valid(attack: Attack, X: Tensor, X_adv: Tensor) -> None:

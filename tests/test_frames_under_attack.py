@@ -175,6 +175,22 @@ def test_labels_of_another_kind_are_an_error(ask):
         ask(MODEL, X, y.astype(str).to_numpy(dtype="U"))
 
 
+@pytest.mark.parametrize("ask", [RobustScorer(), evaluate_robustness, robustness_curve])
+@pytest.mark.parametrize("odd", [0.5, None, "0"])
+def test_a_label_that_no_class_can_be_is_an_error(ask, odd):
+    labels = y.to_numpy(dtype=object, copy=True)
+    labels[-1] = odd
+    if odd == 0.5:
+        labels = labels.astype(float)
+    with pytest.raises(ValueError, match=f"Got y with labels like {odd!r}, but .* like 0"):
+        ask(MODEL, X, labels)
+
+
+@pytest.mark.parametrize("kind", [float, object, "Int64", "uint8"])
+def test_whole_numbers_are_labels_whatever_their_type(kind):
+    assert RobustScorer()(MODEL, X, y.astype(kind)) == RobustScorer()(MODEL, X, y)
+
+
 def test_a_mask_of_zeros_and_ones_is_not_taken_for_indices():
     with pytest.raises(ValueError, match=r"Got mutable=\[0, 0, 1, 1\].*each once"):
         RobustScorer(mutable=[0, 0, 1, 1])(MODEL, X, y)
