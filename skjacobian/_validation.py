@@ -151,8 +151,11 @@ def check_option(name: str, value: Any, options: Iterable[str]) -> str:
 
 def did_you_mean(word: object, options: Iterable[str]) -> str:
     """Return " (did you mean 'x'?)" for the closest of `options`, or an empty string."""
-    close = difflib.get_close_matches(word, list(options), n=1) if isinstance(word, str) else []
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    if not isinstance(word, str):
+        return ""
+    lower = {option.lower(): option for option in options}
+    close = difflib.get_close_matches(word.lower(), lower, n=1)
+    return f" (did you mean {lower[close[0]]!r}?)" if close else ""
 
 
 class ScalarInterval(Interval):

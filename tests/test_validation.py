@@ -112,6 +112,11 @@ def test_a_suggestion_is_given_only_for_a_close_word(word, answer):
     assert did_you_mean(word, ["margin", "cross_entropy"]) == answer
 
 
+@pytest.mark.parametrize(("word", "option"), [("Relu", "relu"), ("PGD", "pgd"), ("age", "Age")])
+def test_a_suggestion_may_differ_in_capitals(word, option):
+    assert did_you_mean(word, ["elu", "relu", "pgd", "Age"]) == f" (did you mean {option!r}?)"
+
+
 @pytest.mark.parametrize("value", ["text", None, [1], (1, 2)])
 def test_unwrapping_leaves_what_is_no_0d_array_alone(value):
     assert unwrap_scalar(value) is value
