@@ -60,8 +60,8 @@ class JacobianRegularizedClassifier(RobustClassifier):
         images of shape (channels, height, width) or (height, width), or flat ones with
         `module__image_shape`. Both (`skjacobian.modules`) are sized from the data. A class
         or function of yours is given `n_features`, `n_classes` and `input_shape` as far as its
-        signature names them, and must return logits. It is called again when a pickle is
-        loaded: what it is made of belongs in parameters and buffers.
+        signature names them, and must return logits. Each fit calls it for weights of its own,
+        and so does a pickle that is loaded: what it is made of belongs in parameters and buffers.
     preprocessor : transformer, optional
         Any that `as_torch` knows, or a `Pipeline` of such: `fit` clones it, fits it on the
         rows trained on (with their weights where its `fit` takes them) and makes it the
@@ -302,8 +302,8 @@ class AdversarialClassifier(RobustClassifier):
         images of shape (channels, height, width) or (height, width), or flat ones with
         `module__image_shape`. Both (`skjacobian.modules`) are sized from the data. A class
         or function of yours is given `n_features`, `n_classes` and `input_shape` as far as its
-        signature names them, and must return logits. It is called again when a pickle is
-        loaded: what it is made of belongs in parameters and buffers.
+        signature names them, and must return logits. Each fit calls it for weights of its own,
+        and so does a pickle that is loaded: what it is made of belongs in parameters and buffers.
     preprocessor : transformer, optional
         Any that `as_torch` knows, or a `Pipeline` of such: `fit` clones it, fits it on the
         rows trained on (with their weights where its `fit` takes them) and makes it the

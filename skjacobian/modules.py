@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -200,7 +201,8 @@ def module_params(
     if isinstance(module, nn.Module):
         raise TypeError(
             f"Got module=<instance of {type(module).__name__}>, but expected a class or a "
-            "function that makes a module, so that each fit can start from new weights."
+            "function that makes a module, so that each fit can start from new weights "
+            "(lambda: copy.deepcopy(net) starts from those of net)."
         )
     factory = _factory(module)
     try:
@@ -289,7 +291,28 @@ def _made(module: str | Callable[..., nn.Module], params: dict[str, Any]) -> nn.
     if any(weight.is_complex() for weight in made.parameters()):
         expected = "one with real weights (torch.view_as_complex makes a complex one)"
         reject("module", module, expected)
+    _check_is_new(module, made)
     return made
+
+
+# What modules made before consist of, as far as it lives on, by id: modules may not be hashable.
+_MADE: WeakValueDictionary[int, nn.Module] = WeakValueDictionary()
+
+
+def _check_is_new(module: Any, made: nn.Module) -> None:
+    """Raise if weights to train are those of another fit, which would go on training them."""
+    trained = [
+        part
+        for part in made.modules()
+        if any(weight.requires_grad for weight in part.parameters(recurse=False))
+    ]
+    if any(_MADE.get(id(part)) is part for part in trained):
+        raise ValueError(
+            f"Got module={module!r}, which returned weights that it had returned before, but "
+            "expected new ones each time, so that no fit changes another: return a "
+            "copy.deepcopy of a trained module, or hold it fixed by requires_grad_(False)."
+        )
+    _MADE.update((id(part), part) for part in trained)
 
 
 def _check_logits(module: Any, output: Any, n_classes: int) -> None:

@@ -995,6 +995,15 @@ def test_cuda_where_there_is_none_is_an_error():
         JacobianRegularizedClassifier(device="cuda").fit(X_SMALL, Y_SMALL)
 
 
+def test_no_fit_goes_on_from_the_weights_of_another():
+    net = nn.Linear(4, 2)
+    model = JacobianRegularizedClassifier(lambda: net, max_epochs=1).fit(X_SMALL, Y_SMALL)
+    with pytest.raises(ValueError, match="returned weights that it had returned before"):
+        clone(model).fit(X_SMALL, Y_SMALL)
+    model.partial_fit(X_SMALL, Y_SMALL)
+    model.set_params(warm_start=True).fit(X_SMALL, Y_SMALL)
+
+
 def test_a_module_instance_is_refused():
     with pytest.raises(TypeError, match="expected a class or a function that makes a module"):
         JacobianRegularizedClassifier(nn.Linear(4, 2)).fit(X_SMALL, Y_SMALL)

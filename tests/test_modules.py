@@ -1,5 +1,7 @@
 """The default networks have the sizes of the data, and a user's network is checked."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -286,6 +288,30 @@ def test_what_is_handed_over_is_copied():
     made = make_module(take, {"backbone": backbone}, dtype=torch.float32, **sizes)
     assert made[0] is not backbone
     assert torch.equal(made[0].weight, backbone.weight)
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda net: net, lambda net: nn.Sequential(net, nn.Linear(3, 3))], ids=["it", "a part"]
+)
+def test_weights_to_train_are_handed_over_once(wrap):
+    net = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+    sizes = {"dtype": torch.float32, "input_shape": (4,), "n_classes": 3}
+    made = make_module(lambda: wrap(net), {}, **sizes)
+    with pytest.raises(ValueError, match="returned weights that it had returned before"):
+        make_module(lambda: wrap(net), {}, **sizes)
+    copied = make_module(lambda: copy.deepcopy(wrap(net)), {}, **sizes)
+    again = make_module(lambda: copy.deepcopy(wrap(net)), {}, **sizes)
+    assert len({id(p) for module in (made, copied, again) for p in module.parameters()}) == 3 * len(
+        list(made.parameters())
+    )
+
+
+def test_a_backbone_held_fixed_may_be_shared():
+    backbone = nn.Linear(4, 5).requires_grad_(False)
+    sizes = {"dtype": torch.float32, "input_shape": (4,), "n_classes": 3}
+    for _ in range(2):
+        made = make_module(lambda: nn.Sequential(backbone, nn.Linear(5, 3)), {}, **sizes)
+        assert made[0] is backbone
 
 
 def test_complex_weights_are_rejected():
