@@ -39,7 +39,7 @@ def generalization_gap(
     y_train: Any,
     X_test: Any,
     y_test: Any,
-    scorer: Any = "accuracy",
+    scoring: Any = "accuracy",
     *,
     confidence: float = 0.95,
 ) -> dict[str, Gap]:
@@ -53,7 +53,7 @@ def generalization_gap(
     y_train : array-like of shape (n_train,)
     X_test : array-like of shape (n_test, *features)
     y_test : array-like of shape (n_test,)
-    scorer : str, callable or RobustScorer, default="accuracy"
+    scoring : str, callable or RobustScorer, default="accuracy"
         A `RobustScorer` gives the standard and the robust gap from one run of its attack.
     confidence : float, default=0.95
         Of the intervals, which accuracies get: those of "accuracy" and of a `RobustScorer`
@@ -97,9 +97,9 @@ def generalization_gap(
     True
     """
     wilson_interval(0, 1, confidence)  # raises before the scorer is run
-    train = _scores(estimator, X_train, y_train, scorer)
-    test = _scores(estimator, X_test, y_test, scorer)
-    counted = _counts_samples(scorer)
+    train = _scores(estimator, X_train, y_train, scoring)
+    test = _scores(estimator, X_test, y_test, scoring)
+    counted = _counts_samples(scoring)
     gaps = {}
     for name, score in train.items():
         low = high = math.nan

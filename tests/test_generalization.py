@@ -41,7 +41,7 @@ def test_the_gap_of_accuracy(model, split):
 @pytest.mark.parametrize("eps", [0.3, [0.1, 0.3]])
 def test_a_robust_scorer_gives_the_standard_and_the_robust_gap(model, split, eps):
     scorer = RobustScorer(norm="l2", eps=eps)
-    gaps = gaps_of(model, split, scorer)
+    gaps = gaps_of(model, split, scoring=scorer)
     assert "accuracy" in gaps
     gap = gaps["robust_accuracy_eps0.3"]
     X_train, X_test, y_train, y_test = split
