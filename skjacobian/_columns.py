@@ -122,12 +122,13 @@ class Columns:
     def _check_all_have_values(self, parameter: str, index: Any) -> None:
         missing = [name for name in self._places if name not in index]
         if missing:
+            unknown = [name for name in index if name not in self._places]
             some = ""
             if parameter in ("feature_scale", "bounds"):
                 some = " FeatureConstraints takes the scale and range of some columns."
             raise ValueError(
                 f"Got {parameter} without values for {missing}, but expected one for each column "
-                f"of X{did_you_mean(missing[0], index)}.{some}"
+                f"of X{did_you_mean(missing[0], unknown)}.{some}"
             )
 
     @cached_property

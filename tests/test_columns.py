@@ -246,6 +246,13 @@ def test_a_series_has_a_value_for_each_column(said):
         AdversarialClassifier(**said).fit(FRAME, Y)
 
 
+def test_no_name_of_another_column_is_suggested_for_a_column_without_a_value():
+    frame = FRAME.rename(columns={"blue": "incomes"})
+    scale = pd.Series({"red": 1.0, "income": 2.0, "age": 3.0})
+    with pytest.raises(ValueError, match=r"values for \['incomes'\], .* column of X\. Feature"):
+        RobustScorer(feature_scale=scale)(LogisticRegression().fit(frame, Y), frame, Y)
+
+
 @pytest.mark.parametrize("said", [{"feature_scale": {"age": 2.0}}, {"bounds": {"age": (-9, 9)}}])
 def test_mappings_of_columns_are_led_to_constraints(said):
     match = (
