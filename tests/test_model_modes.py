@@ -5,7 +5,7 @@ from torch import nn
 from skjacobian.model_modes import (
     batch_norm_in_eval,
     frozen,
-    moments_recorded,
+    normalized_inputs,
     statistics_following,
     trains_norms,
 )
@@ -151,30 +151,51 @@ def test_lazy_normalization_is_sized_in_eval():
 def test_following_statistics_change_no_value_and_leave_the_parameters_alone():
     net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 4), nn.BatchNorm1d(4))
     parameters, X = dict(net.named_parameters()), torch.randn(5, 3)
-    with moments_recorded(net) as moments:
+    with normalized_inputs(net) as inputs:
         net(X)
     with batch_norm_in_eval(net):
         expected = net(X)
-    with statistics_following(moments), batch_norm_in_eval(net):
+    with statistics_following(inputs), batch_norm_in_eval(net):
         torch.testing.assert_close(net(X), expected, rtol=0, atol=0)
     assert all(parameters[name] is value for name, value in net.named_parameters())
     assert not any(module._forward_hooks for module in net.modules())
 
 
-def test_moments_of_a_layer_called_twice_are_those_of_both_calls():
-    norm = nn.BatchNorm1d(2)
-    low, high = torch.zeros(3, 2), torch.ones(3, 2)
-    with moments_recorded(norm) as moments:
+def test_the_inputs_of_every_call_of_a_layer_are_recorded():
+    norm, low, high = nn.BatchNorm1d(2), torch.zeros(3, 2), torch.ones(3, 2)
+    with normalized_inputs(norm) as inputs:
         norm(low), norm(input=high)
-    assert [mean.tolist() for mean, _ in moments[norm]] == [[0.0, 0.0], [1.0, 1.0]]
+    assert inputs == {norm: [low, high]}
+
+
+@pytest.mark.parametrize("n_calls", [1, 2])
+@pytest.mark.parametrize("shape", [(6, 3), (6, 3, 4), (6, 3, 2, 2)])
+def test_gradients_by_the_inputs_are_those_of_the_moments(shape, n_calls):
+    """γ√(σ̄²/σ²) and β - γ/s·(μ - μ̄), bars and s constant, of which the mean over calls is taken."""
+    norm = (nn.BatchNorm1d if len(shape) < 4 else nn.BatchNorm2d)(3, eps=0.1).double()
+    nn.init.normal_(norm.weight)
+    calls = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for _ in range(n_calls)]
+    v, w = torch.randn(2, 3, dtype=torch.float64)
+    with normalized_inputs(norm) as inputs:
+        for X in calls:
+            norm(X)
+    with statistics_following(inputs):
+        gradients = torch.autograd.grad(v @ norm.weight + w @ norm.bias, calls)
+    for X, gradient in zip(calls, gradients, strict=True):
+        values = X.transpose(0, 1).flatten(1)
+        variance, mean = values.var(1, correction=0) + 0.1, values.mean(1)
+        scale = norm.weight.detach() * (variance.detach() / variance).sqrt()
+        shift = -norm.weight.detach() / (norm.running_var + 0.1).sqrt() * mean
+        (expected,) = torch.autograd.grad((v @ scale + w @ shift) / n_calls, X)
+        torch.testing.assert_close(gradient, expected)
 
 
 @pytest.mark.parametrize(
     "norm", [nn.BatchNorm1d(2).eval(), nn.BatchNorm1d(2, affine=False), nn.LayerNorm(2)]
 )
 def test_no_moments_are_recorded_where_no_statistics_could_follow(norm):
-    with moments_recorded(norm) as moments:
+    with normalized_inputs(norm) as inputs:
         norm(torch.randn(3, 2))
-    assert not moments
-    with statistics_following(moments):
+    assert not inputs
+    with statistics_following(inputs):
         pass

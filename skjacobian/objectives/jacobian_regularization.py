@@ -22,7 +22,7 @@ from skjacobian.jacobian._stack import Stack
 from skjacobian.losses import cross_entropy
 from skjacobian.model_modes import (
     PredictLogits,
-    moments_recorded,
+    normalized_inputs,
     statistics_following,
     trains_norms,
 )
@@ -280,9 +280,9 @@ def _logits_and_penalty_at(
             layers, torch.cat([X, points]), behind, norm, y, generator, scale
         )
         return logits[: len(X)], spread(norms[len(X) :], index, len(X))
-    with moments_recorded(predict_logits) as moments:
+    with normalized_inputs(predict_logits) as inputs:
         logits = predict_logits(X)
-    with statistics_following(moments):
+    with statistics_following(inputs):
         linearization = linearize(predict_logits, points, engine=engine, create_graph=True)
         norms = norm(linearization, y, generator=generator, create_graph=True)
     return logits, spread(scale * norms, index, len(X))
@@ -318,9 +318,9 @@ def _forward(
         linearization = linearize(predict_logits, X, engine=engine, create_graph=True)
         return linearization.logits, linearization
     with replayed_rng(X.device) as replay:
-        with moments_recorded(predict_logits) as moments:
+        with normalized_inputs(predict_logits) as inputs:
             logits = predict_logits(X)
-        meanwhile.enter_context(statistics_following(moments))
+        meanwhile.enter_context(statistics_following(inputs))
         part, again = (X, replay()) if index is None else (at(X, index), nullcontext())
         with again:
             linearization = linearize(predict_logits, part, engine=engine, create_graph=True)
