@@ -329,7 +329,8 @@ class AdversarialClassifier(RobustClassifier):
     n_steps : int, default=10
         Gradient steps of the attack; "fgsm" always makes one.
     step_size : float, optional
-        Length of a step; None lets it fall as 2·eps·(1 - step/n_steps)². "fgsm" uses
+        Length of a step; None lets it fall as 2·eps·(1 - step/n_steps)², for l1 as
+        1.5·eps·(1 - step/n_steps). "fgsm" uses
         1.25·eps, or eps without a random start.
     random_start : bool, default=True
         Start the attack at a random point of the ball, another one for each sample.

@@ -61,12 +61,14 @@ class RobustScorer(BaseEstimator):
     n_steps : int, default=40
         Gradient steps of "pgd", which climbs the soft margin.
     step_size : float, optional
-        Step of "pgd"; None lets it fall as 2·eps·(1 - step/n_steps)².
+        Step of "pgd"; None lets it fall as 2·eps·(1 - step/n_steps)², for l1 as
+        1.5·eps·(1 - step/n_steps).
     n_restarts : int or "auto", default="auto"
-        Random restarts of "pgd". "auto" is 1, but where there are more than two classes and at
-        most 100 features may change it is 3, and a brief search towards each of the 9 likeliest
-        wrong classes: there gradients may lead to the wrong one, and one search overstated
-        robust accuracy by up to 13 points (docs/benchmarks.md).
+        Searches of "pgd". "auto" is 1, but where at most 100 features may change it is 3 under l1,
+        from the best changes of single features, and where there are more than two classes, with a
+        brief search towards each of the 9 likeliest wrong ones: there gradients may lead to the
+        wrong feature or class, and one search overstated robust accuracy by up to 13 points
+        (docs/benchmarks.md).
     feature_scale : None, "std", "range" or array of shape (n_features,), default=None
         Unit of each feature; "std" and "range" are those of the X that is scored. A feature
         that is constant there is held fixed.

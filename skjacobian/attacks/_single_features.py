@@ -1,7 +1,7 @@
-"""Where searches under l1 begin among few features: where one feature alone has changed most.
+"""Where searches under l1 and l2 begin again among few features: where one alone has changed most.
 
-These are the vertices of the ball. The best perturbation often changes two or three features, and
-from X or from a random point, where all change a little, the gradient may lead to others.
+These are the vertices of the l1 ball. The best perturbation often changes two or three features,
+and from X or from a random point, where all change a little, the gradient may lead to others.
 """
 
 from collections.abc import Callable
@@ -9,14 +9,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from skjacobian.ascent_steps import best_point
 from skjacobian.attacks._search import Search
 from skjacobian.geometry import Ball
 
 
 def vertices_pay(ball: Ball) -> bool:
-    """Tell whether searches are to begin at vertices: if they are few, in an l1 ball."""
-    return ball.norm == "l1" and ball.has_few_features
+    """Tell whether searches are to begin again at vertices: of few features, but for linf."""
+    return ball.norm != "linf" and ball.has_few_features
 
 
 def vertex(ball: Ball, which: Tensor) -> Tensor:
@@ -30,10 +29,12 @@ def vertex(ball: Ball, which: Tensor) -> Tensor:
         to fall rather than to rise.
     """
     free = ball.free_features()
-    slope = torch.zeros_like(ball.X.flatten(1))
-    sign = (1 - 2 * (which // len(free))).to(slope)
-    slope.scatter_(1, free[which % len(free)].unsqueeze(1), sign.unsqueeze(1))
-    return best_point(ball, slope.reshape(ball.X.shape))
+    sign = (1 - 2 * (which // len(free))).to(ball.X)
+    change = torch.zeros_like(ball.X.flatten(1))
+    change.scatter_(1, free[which % len(free)].unsqueeze(1), sign.unsqueeze(1))
+    change = change.reshape(ball.X.shape) * ball.eps
+    X_adv = ball.X + (change if ball.scale is None else change * ball.scale)
+    return X_adv if ball.box is None else X_adv.clamp_(*ball.box)
 
 
 def ranked_vertices(

@@ -40,7 +40,7 @@ class APGD(LossAttack):
     n_steps : int, default=100
         Gradient steps of one restart.
     n_restarts : int, default=1
-        Independent searches from random points of the ball.
+        Independent searches from random points of the ball; the others as those of `PGD`.
     loss : {"soft_margin", "cross_entropy", "margin", "dlr"}, default="soft_margin"
         What the search climbs, see `skjacobian.losses`. The default finds as much as the
         stronger of cross-entropy and margin, whatever the scale of the logits.

@@ -67,9 +67,9 @@ class FMN(Attack):
       the part of δ that is not stuck at bounds, and r² the sum of the squares of both parts:
       of tables of steep and gentle features distances had been up to 7 % too large.
     - Where at most 100 features may change, short searches towards each of the 9 likeliest wrong
-      classes follow, which is exact if the model is linear, and eight more: under l1 from the best
-      changes of single features, in other norms from random points no farther than what was
-      found, every other one half way from there to the closest. These take short steps,
+      classes follow, which is exact if the model is linear, and eight more: from random points no
+      farther than what was found, every other one half way from there to the closest; but under l1
+      and l2 four of them from the best changes of single features. These take short steps,
       r/2·(1 - step/n_steps): longer ones forget where they began. Of 27 classifiers of tables, up
       to 10 % of the distances were more than 5 % too large with four from random points, and up
       to 2 % are (docs/architecture.md).
@@ -217,10 +217,11 @@ class FMN(Attack):
         search.all_balls = ball
         if ball.has_few_features:
             self._aim(search, closest)
+            n_nearby = MORE_RESTARTS
             if vertices_pay(ball):
-                self._restart_at_vertices(search, closest)
-            else:
-                self._restart_nearby(search, closest, generator)
+                n_nearby //= 2
+                self._restart_at_vertices(search, closest, MORE_RESTARTS - n_nearby)
+            self._restart_nearby(search, closest, generator, n_nearby)
         if len(ball.free_features()) <= PROBED_FEATURES and closest.probe(search, generator):
             self._descend(search, closest, 2, closest.X_adv[search.active])
         search.eligible = eligible
@@ -238,17 +239,19 @@ class FMN(Attack):
                     self._descend(search, closest, 0, search.ball.X)
         search.all_balls = ball
 
-    def _restart_nearby(self, search: Search, closest: Closest, generator: torch.Generator) -> None:
+    def _restart_nearby(
+        self, search: Search, closest: Closest, generator: torch.Generator, n_searches: int
+    ) -> None:
         """Search again from random points, and from half way from these to the closest."""
         # One for each: what it draws does not depend on who else is searched.
-        for place, own in enumerate(spawned(generator, MORE_RESTARTS)):
+        for place, own in enumerate(spawned(generator, n_searches)):
             if search.restart():
                 start = closest.random(search, own)
                 if place % 2 == 1:
                     start = torch.lerp(start, closest.X_adv[search.active], 0.5)
                 self._descend(search, closest, 2, start)
 
-    def _restart_at_vertices(self, search: Search, closest: Closest) -> None:
+    def _restart_at_vertices(self, search: Search, closest: Closest, n_searches: int) -> None:
         """Search again where one feature alone has changed as far as what was found."""
 
         def keep(X_adv: Tensor, found: Tensor) -> None:
@@ -256,7 +259,7 @@ class FMN(Attack):
 
         nearer = partial(closest.ball, search)
         vertices = ranked_vertices(search, nearer, keep)
-        for place in range(min(MORE_RESTARTS, vertices.shape[1])):
+        for place in range(min(n_searches, vertices.shape[1])):
             if search.restart():
                 start = vertex(nearer(), vertices[search.active, place])
                 self._descend(search, closest, 2, start)

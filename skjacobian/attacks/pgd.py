@@ -58,14 +58,14 @@ class PGD(GradientAscent):
         1.5·eps·(1 - step/n_steps): large steps fool most samples early, small ones finish the
         rest (docs/benchmarks.md).
     random_start : bool, default=True
-        Begin the first search at a random point of the ball rather than at X; all others do.
+        Begin the first search at a random point of the ball rather than at X.
     n_restarts : int or "auto", default=1
-        Searches, each of the samples that no search before it fooled. Under l1, where at most 100
-        features may change, they begin at the best changes of single features, all others at
-        random. "auto" is 1, but in tables of at most 100 features it is 3 under l1 and where there
-        are more than two classes, with a brief search towards each of the 9 likeliest wrong ones.
-        There the gradient may lead towards the wrong class, even of a linear model, or the wrong
-        features: one search left up to 13 % of the samples standing that more fooled
+        Searches, each of the samples that no search before it fooled. All but the first begin at
+        random points; under l1 and l2, where at most 100 features may change, at the best changes
+        of single features. "auto" is 1, but in such tables 3 under l1 and where there are more
+        than two classes, with a brief search towards each of the 9 likeliest wrong ones. There
+        the gradient may lead towards the wrong features, or the wrong class even of a linear
+        model: one search left up to 13 % of the samples standing that more fooled
         (docs/benchmarks.md), and where bounds kept the class that leads out of reach, 68 %.
     loss : {"soft_margin", "cross_entropy", "margin", "dlr"}, default="soft_margin"
         What the search climbs, see `skjacobian.losses`. The default finds as much as the
@@ -154,8 +154,8 @@ class PGD(GradientAscent):
     def _n_restarts(self, search: Search) -> int:
         if self.n_restarts != "auto":
             return super()._n_restarts(search)
-        pays = self._may_be_misled(search) or vertices_pay(search.all_balls)
-        return RESTARTS_OF_FEW if pays else 1
+        at_vertices = self.norm == "l1" and vertices_pay(search.all_balls)
+        return RESTARTS_OF_FEW if at_vertices or self._may_be_misled(search) else 1
 
     def _n_steps(self) -> int:
         return check_count("n_steps", self.n_steps)

@@ -11,7 +11,7 @@ from tests.seeds import seeded
 N_FEATURES = 12
 
 
-@kinds_of_ball("l1")
+@kinds_of_ball("l1", "l2")
 def test_at_a_vertex_one_feature_alone_has_changed_as_far_as_it_may(kind):
     ball = case_of(**kind).ball
     n_features = ball.X.shape[1:].numel()
