@@ -40,7 +40,7 @@ CLASSIFIERS = (
     SVC(C=10),
     JacobianRegularizedClassifier(random_state=0),
 )
-RADII = (("linf", 0.1), ("linf", 0.3), ("l2", 0.5), ("l2", 1.0))
+RADII = (("linf", 0.1), ("linf", 0.3), ("l2", 0.5), ("l2", 1.0), ("l1", 1.0), ("l1", 3.0))
 SEARCHES = {"one search": {"n_restarts": 1}, '"auto"': {}, "strong": {"attack": "strong"}}
 
 

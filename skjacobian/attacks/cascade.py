@@ -97,8 +97,8 @@ PLANS: dict[str, tuple[Plan, ...]] = {
         Plan("Square, longer", Square(n_queries=5000), without_gradient),
     ),
     "scores": (
+        Plan("RayS", RayS(n_queries=1000), everyone),  # scores may be flat, as of neighbours
         Plan("Square", Square(n_queries=5000), everyone),
-        Plan("RayS", RayS(n_queries=1000), everyone),  # where scores are flat, as of neighbours
     ),
     "labels": (Plan("RayS", RayS(n_queries=3000), everyone),),
     "labels in boxes of few features": (
@@ -136,7 +136,7 @@ class Cascade(Attack):
 
     Samples that steps 3 and 4 leave out were hardly ever fooled by them (docs/benchmarks.md).
     Over categories, and in l2 and l1 balls over whole numbers, HotFlip follows on step 2. A model
-    without gradients gets Square with 5,000 queries and RayS with 1,000, one that
+    without gradients gets RayS with 1,000 queries and Square with 5,000, one that
     returns only decisions (rows of 0 and 1) RayS with 3,000, and in linf balls of at most 100
     features Square with 3,000, which looks inside of the box. A warning says so.
 
@@ -379,7 +379,8 @@ def _warn_of_weakness(known: str) -> None:
     if known.startswith("gradients"):
         return
     what = {
-        "scores": "does not depend on X differentiably, so only searches by scores (Square, RayS)",
+        "scores": "does not depend on X differentiably, so only searches by decisions and scores "
+        "(RayS, Square)",
         "labels": "returns only decisions, so only a search by decisions (RayS)",
         "labels in boxes of few features": "returns only decisions, so only searches by decisions "
         "(RayS, Square)",
