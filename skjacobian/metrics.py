@@ -67,7 +67,7 @@ class RobustScorer(BaseEstimator):
         Searches of "pgd". "auto" is 1, but where at most 100 features may change it is 3 under l1,
         from the best changes of single features, and where there are more than two classes, with a
         brief search towards each of the 9 likeliest wrong ones: there gradients may lead to the
-        wrong feature or class, and one search overstated robust accuracy by up to 13 points
+        wrong feature or class, and one search overstated robust accuracy by up to 27 points
         (docs/benchmarks.md).
     feature_scale : None, "std", "range" or array of shape (n_features,), default=None
         Unit of each feature; "std" and "range" are those of the X that is scored. A feature

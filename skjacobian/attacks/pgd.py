@@ -65,7 +65,7 @@ class PGD(GradientAscent):
         of single features. "auto" is 1, but in such tables 3 under l1 and where there are more
         than two classes, with a brief search towards each of the 9 likeliest wrong ones. There
         the gradient may lead towards the wrong features, or the wrong class even of a linear
-        model: one search left up to 13 % of the samples standing that more fooled
+        model: one search left up to 27 % of the samples standing that more fooled
         (docs/benchmarks.md), and where bounds kept the class that leads out of reach, 68 %.
     loss : {"soft_margin", "cross_entropy", "margin", "dlr"}, default="soft_margin"
         What the search climbs, see `skjacobian.losses`. The default finds as much as the
