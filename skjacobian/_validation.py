@@ -153,7 +153,7 @@ def did_you_mean(word: object, options: Iterable[str]) -> str:
     """Return " (did you mean 'x'?)" for the closest of `options`, or an empty string."""
     if not isinstance(word, str):
         return ""
-    lower = {option.lower(): option for option in options}
+    lower = {option.lower(): option for option in options if isinstance(option, str)}
     close = difflib.get_close_matches(word.lower(), lower, n=1)
     return f" (did you mean {lower[close[0]]!r}?)" if close else ""
 

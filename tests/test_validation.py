@@ -114,7 +114,8 @@ def test_a_suggestion_is_given_only_for_a_close_word(word, answer):
 
 @pytest.mark.parametrize(("word", "option"), [("Relu", "relu"), ("PGD", "pgd"), ("age", "Age")])
 def test_a_suggestion_may_differ_in_capitals(word, option):
-    assert did_you_mean(word, ["elu", "relu", "pgd", "Age"]) == f" (did you mean {option!r}?)"
+    options = ["elu", "relu", "pgd", "Age", 7]  # labels of columns need not be names
+    assert did_you_mean(word, options) == f" (did you mean {option!r}?)"
 
 
 @pytest.mark.parametrize("value", ["text", None, [1], (1, 2)])
