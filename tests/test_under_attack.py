@@ -203,8 +203,8 @@ def test_all_samples_come_back_with_those_perturbed_in_their_place():
 def test_the_time_of_an_attack_is_shared_among_the_batches(monkeypatch):
     slow = Cascade(eps=0.1, time_limit=0.4)
     model = KNeighborsClassifier(3).fit(X, NAMES)
-    long = PLANS["scores"][0]._replace(attack=Square(n_queries=10**6))
-    monkeypatch.setitem(PLANS, "scores", (long,))
+    long = PLANS["scores in boxes"][0]._replace(attack=Square(n_queries=10**6))
+    monkeypatch.setitem(PLANS, "scores in boxes", (long,))
     subject = UnderAttack(model, X, NAMES, needs="labels", batch_size=10)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -100,6 +100,10 @@ PLANS: dict[str, tuple[Plan, ...]] = {
         Plan("RayS", RayS(n_queries=1000), everyone),  # scores may be flat, as of neighbours
         Plan("Square", Square(n_queries=5000), everyone),
     ),
+    "scores in boxes": (
+        Plan("Square", Square(n_queries=5000), everyone),  # inside, where rays do not lead
+        Plan("RayS", RayS(n_queries=1000), everyone),
+    ),
     "labels": (Plan("RayS", RayS(n_queries=3000), everyone),),
     "labels in boxes of few features": (
         Plan("RayS", RayS(n_queries=3000), everyone),
@@ -136,9 +140,10 @@ class Cascade(Attack):
 
     Samples that steps 3 and 4 leave out were hardly ever fooled by them (docs/benchmarks.md).
     Over categories, and in l2 and l1 balls over whole numbers, HotFlip follows on step 2. A model
-    without gradients gets RayS with 1,000 queries and Square with 5,000, one that
-    returns only decisions (rows of 0 and 1) RayS with 3,000, and in linf balls of at most 100
-    features Square with 3,000, which looks inside of the box. A warning says so.
+    without gradients gets Square with 5,000 queries and RayS with 1,000, under l1 and l2 in the
+    reverse order; one that returns only decisions (rows of 0 and 1) RayS with 3,000, and in linf
+    balls of at most 100 features Square with 3,000, which looks inside of the box. A warning says
+    so.
 
     Every step is invariant to a rescaling of the logits. Who fooled a sample, at what price,
     is in the `stages` of what `search` returns.
@@ -289,7 +294,7 @@ class Cascade(Attack):
         try:
             self._run_stages(search, known, by_gradients)
         except NoGradientError:
-            known = "scores"
+            known = "scores in boxes" if search.all_balls.norm == "linf" else "scores"
             self._run_stages(search, known, by_scores)
         _warn_of_weakness(known)
 
@@ -381,6 +386,8 @@ def _warn_of_weakness(known: str) -> None:
     what = {
         "scores": "does not depend on X differentiably, so only searches by decisions and scores "
         "(RayS, Square)",
+        "scores in boxes": "does not depend on X differentiably, so only searches by scores and "
+        "decisions (Square, RayS)",
         "labels": "returns only decisions, so only a search by decisions (RayS)",
         "labels in boxes of few features": "returns only decisions, so only searches by decisions "
         "(RayS, Square)",

@@ -208,11 +208,11 @@ def test_a_model_that_is_not_differentiable_is_searched_by_its_scores(norm, grap
         return net(X.detach())
 
     attack = Cascade(norm=norm, eps=EPS[norm])
-    with pytest.warns(
-        AttackWarning, match=r"does not depend on X differentiably.*\(RayS, Square\)"
-    ):
+    by = ["Square", "RayS"] if norm == "linf" else ["RayS", "Square"]
+    said = rf"does not depend on X differentiably.*\({', '.join(by)}\)"
+    with pytest.warns(AttackWarning, match=said):
         found = attack.search(model, X, y, generator=seeded())
-    assert [stage.name for stage in found.stages] == ["clean", "RayS", "Square"]
+    assert [stage.name for stage in found.stages] == ["clean", *by]
     assert found.complete
     square = Square(norm=norm, eps=EPS[norm], n_queries=FEW_QUERIES)
     alone = square.search(model, X, y, generator=seeded(1)).fooled
