@@ -172,7 +172,7 @@ def test_the_range_of_training_and_of_categories_of_a_black_box_may_both_be_kept
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AttackWarning)  # of flags
         report = evaluate_robustness(
-            forest, table, y, norm=norm, eps=2, n_queries=20, constraints=constraints.fit(table)
+            forest, table, y, norm=norm, eps=2, n_queries=200, constraints=constraints.fit(table)
         )
     assert report.robust_accuracy < report.accuracy
     assert report.X_adv.a.between(table.a.min(), table.a.max()).all()

@@ -188,6 +188,7 @@ def test_in_the_plane_it_comes_near_what_a_grid_finds(norm):
 @pytest.mark.parametrize("norm", NORMS)
 def test_random_points_find_the_pockets_that_gradients_lead_past(norm, monkeypatch):
     # SVC() decides by its intercept where all kernels vanish; there no gradient leads back.
+    monkeypatch.setattr(fmn, "vertices_pay", lambda ball: False)  # they find these pockets, too
     X, y = make_moons(400, noise=0.3, random_state=0)
     svc = SVC(gamma=1).fit(X[:300], y[:300])
     X, y = torch.from_numpy(X[300:360]), svc.predict(X[300:360])

@@ -38,19 +38,34 @@ def plain_gradient(net, X_adv, y, loss):
     return torch.autograd.grad(value.sum(), X_adv)[0]
 
 
+def plain_vertices(net, X, y, eps):
+    """Where one feature alone has changed by eps: all points, and the margins there."""
+    changes = eps * torch.eye(X.shape[1], dtype=X.dtype)
+    points = [X + change for change in (*changes, *-changes)]
+    return torch.stack(points), torch.stack([margins(net, point, y) for point in points])
+
+
 def plain_pgd(net, X, y, attack, generator, bounds):
     """The textbook loop: every sample takes every step of every restart.
 
     Returns for each sample whether any iterate fooled the net, the first one that did, and
-    the largest margin of an end point.
+    the largest margin of an end point or of a change of a single feature.
     """
     eps, norm = attack.eps, attack.norm
     fooled = torch.zeros(len(X), dtype=torch.bool)
     first = X.clone()
     best_end = torch.full((len(X),), -torch.inf, dtype=torch.float64)
-    for _ in range(attack.n_restarts):
+    for restart in range(attack.n_restarts):
         X_adv = X
-        if attack.random_start:
+        if restart > 0 and norm != "linf":
+            vertices, values = plain_vertices(net, X, y, eps)
+            for point, value in zip(vertices, values, strict=True):
+                first[(value > 0) & ~fooled] = point[(value > 0) & ~fooled]
+                fooled |= value > 0
+            best_end = torch.maximum(best_end, values.amax(0))
+            best = values.sort(dim=0, descending=True, stable=True).indices[restart - 1]
+            X_adv = vertices[best, torch.arange(len(X))]
+        elif attack.random_start:
             X_adv = attack.ball(X).random_start(generator)
         for step in range(attack.n_steps + 1):
             found = margins(net, X_adv, y) > 0
