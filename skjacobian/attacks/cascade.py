@@ -68,6 +68,13 @@ def misled_or_nearly_fooled(search: Search) -> Tensor:
 # A share of the clean margin that is no gain: the same point, reached by another sum.
 ROUNDING = 1e-4
 
+# How plans for few features end.
+SQUARES_OF_FEW = (
+    Plan("Square, briefly", Square(n_queries=100), everyone),
+    Plan("Square", Square(n_queries=1000), misled_or_nearly_fooled),
+    Plan("Square, longer", Square(n_queries=5000), without_gradient),
+)
+
 # What runs on a model that has gradients, only scores, or only decisions.
 PLANS: dict[str, tuple[Plan, ...]] = {
     "gradients": (
@@ -84,17 +91,13 @@ PLANS: dict[str, tuple[Plan, ...]] = {
         Plan("PGD, restarted", PGD(n_steps=40, n_restarts=20), nearly_fooled(0.5)),
         Plan("PGD, on the margin", PGD(n_restarts=20, loss="margin"), nearly_fooled(0.5)),
         Plan("APGD", APGD(), nearly_fooled(0.5)),
-        Plan("Square, briefly", Square(n_queries=100), everyone),
-        Plan("Square", Square(n_queries=1000), misled_or_nearly_fooled),
-        Plan("Square, longer", Square(n_queries=5000), without_gradient),
+        *SQUARES_OF_FEW,
     ),
     "gradients in l1 balls of few features": (
         Plan("PGD", PGD(n_steps=40, n_restarts=9), everyone),  # 8 at single features
         Plan("PGD, targeted", PGD(n_steps=40, n_targets=9), everyone),
         Plan("APGD", APGD(n_steps=400), nearly_fooled(0.5)),  # to the end of kinks
-        Plan("Square, briefly", Square(n_queries=100), everyone),
-        Plan("Square", Square(n_queries=1000), misled_or_nearly_fooled),
-        Plan("Square, longer", Square(n_queries=5000), without_gradient),
+        *SQUARES_OF_FEW,
     ),
     "scores": (
         Plan("RayS", RayS(n_queries=1000), everyone),  # scores may be flat, as of neighbours
