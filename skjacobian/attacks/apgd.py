@@ -40,7 +40,8 @@ class APGD(LossAttack):
     n_steps : int, default=100
         Gradient steps of one restart.
     n_restarts : int, default=1
-        Independent searches from random points of the ball; the others as those of `PGD`.
+        Searches: the first from a random point of the ball, the others from where those of `PGD`
+        begin.
     loss : {"soft_margin", "cross_entropy", "margin", "dlr"}, default="soft_margin"
         What the search climbs, see `skjacobian.losses`. The default finds as much as the
         stronger of cross-entropy and margin, whatever the scale of the logits.

@@ -71,8 +71,8 @@ class FMN(Attack):
       farther than what was found, every other one half way from there to the closest; but under l1
       and l2 four of them from the best changes of single features. These take short steps,
       r/2·(1 - step/n_steps): longer ones forget where they began. Of 27 classifiers of tables, up
-      to 10 % of the distances were more than 5 % too large with four from random points, and up
-      to 2 % are (docs/architecture.md).
+      to 10 % of the distances were more than 5 % too large with four from random points, and less
+      than 1 % are (docs/architecture.md).
     - Where at most 20 features may change, random points follow, each no farther than what
       was found, until 50 in a row are in vain or 500 were tried; the search goes on from those
       that fooled. Gradients lead past the pockets of kernel machines, and see nothing on their

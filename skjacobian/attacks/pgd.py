@@ -62,11 +62,11 @@ class PGD(GradientAscent):
     n_restarts : int or "auto", default=1
         Searches, each of the samples that no search before it fooled. All but the first begin at
         random points; under l1 and l2, where at most 100 features may change, at the best changes
-        of single features. "auto" is 1, but in such tables 3 under l1 and where there are more
-        than two classes, with a brief search towards each of the 9 likeliest wrong ones. There
-        the gradient may lead towards the wrong features, or the wrong class even of a linear
-        model: one search left up to 27 % of the samples standing that more fooled
-        (docs/benchmarks.md), and where bounds kept the class that leads out of reach, 68 %.
+        of single features. "auto" is 1, but where at most 100 features may change it is 3 under
+        l1, and where there are more than two classes, with a brief search towards each of the 9
+        likeliest wrong ones: there the gradient may lead towards the wrong features, or the wrong
+        class even of a linear model. One search left up to 27 % of the samples standing that more
+        fooled (docs/benchmarks.md), and where bounds kept the class that leads out of reach, 68 %.
     loss : {"soft_margin", "cross_entropy", "margin", "dlr"}, default="soft_margin"
         What the search climbs, see `skjacobian.losses`. The default finds as much as the
         stronger of cross-entropy and margin, whatever the scale of the logits.
