@@ -21,15 +21,15 @@ class RayS(Attack):
 
     For linf, u' is u with the signs of a block of features flipped, blocks being halved from
     sweep to sweep, as in the paper; then random sets of features are flipped. Where at most 10
-    features may change, every second query is about a point between the corners: neighbours have
-    pockets there. The first directions are random. The paper's is (1, …, 1), which finds more with
-    few queries on images with a black background. The other norms are an extension of ours: u' is
-    u with a block set to zero, or with noise added to it, or, with at most 100 features, any
-    direction in which only some of them change: trees are weakest against these. For l2 the boundary's normal is
-    estimated too from decisions around the fooling point, as in HopSkipJump (Chen, Jordan &
-    Wainwright, arXiv 1904.02144), and followed along the circle through clean and fooling point
-    on which every point is nearer (Reza et al., ICCV 2023, CGBA). For l1 there is only the
-    extension, which promises least.
+    features may change, every second query is about a point between the corners: neighbours
+    have pockets there. The first directions are random. The paper's is (1, …, 1), which finds
+    more with few queries on images with a black background. The other norms are an extension of
+    ours: u' is u with a block set to zero, or with noise added to it, or, with at most 100
+    features, any direction in which only some of them change: trees are weakest against these.
+    For l2 the boundary's normal is estimated too from decisions around the fooling point, as in
+    HopSkipJump (Chen, Jordan & Wainwright, arXiv 1904.02144), and followed along the circle
+    through clean and fooling point on which every point is nearer (Reza et al., ICCV 2023,
+    CGBA). For l1 there is only the extension, which promises least.
 
     It asks for nothing but the predicted class, so that it runs on trees, neighbours, and
     whatever else has neither gradients nor probabilities worth following.
