@@ -56,7 +56,8 @@ MEANINGS = {
     "stuck features": "Raised if no feature can change at this radius; or columns of an integer "
     "type, of which nobody said that they are whole numbers, cannot or by clearly less; or "
     "rounding takes back what others change by. An adversary who can may do better.",
-    "weak attack": "Raised if less than the strong cascade with gradients was run, or a budget "
+    "weak attack": "Raised if less than the strong cascade was run, with gradients or among the "
+    "leaves of trees, or a budget "
     "cut it short. Robust accuracy is an upper bound; a stronger attack gives a lower one.",
 }
 
@@ -237,7 +238,8 @@ class Checks:
     def output(self) -> Flag:
         """What the model returns."""
         kind = self.subject.output_kind if len(self.checked) else "logits"
-        return _flag("output", kind != "logits", f"the model returns {kind}")
+        raised = kind != "logits" and not self.subject.leaves_decide(self.attack)
+        return _flag("output", raised, f"the model returns {kind}")
 
     def weak_attack(self) -> Flag:
         """Less than the cascade."""
@@ -245,7 +247,7 @@ class Checks:
         if not isinstance(self.attack, Cascade):
             return _flag("weak attack", 1, f"only {type(self.attack).__name__} was run")
         said = []
-        if self._fell_back and found.stages:
+        if self._fell_back and found.stages and not self.subject.leaves_decide(self.attack):
             names = ", ".join(stage.name for stage in found.stages[1:])
             said.append(f"without gradients, only {names} was run")
         cut = ", ".join(stage.name for stage in found.stages if not stage.complete)

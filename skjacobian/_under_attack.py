@@ -23,7 +23,9 @@ from skjacobian._table import Table, as_pandas
 from skjacobian._validation import check_count_or_auto
 from skjacobian.attacks import Attack, Cascade, Found
 from skjacobian.attacks._found import Stage, concatenate
+from skjacobian.attacks.leaf_search import known_leaves
 from skjacobian.differentiable import (
+    BlackBox,
     FittedModule,
     TensorFunction,
     answers_or_nan,
@@ -33,8 +35,10 @@ from skjacobian.differentiable import (
     encoded_columns,
     methods_of,
     unread_columns,
+    with_leaves,
 )
 from skjacobian.exceptions import AttackWarning, NotDifferentiableError
+from skjacobian.leaves import Leaves
 from skjacobian.model_modes import frozen
 from skjacobian.model_outputs import log_of_probabilities, output_kind
 
@@ -139,8 +143,15 @@ class UnderAttack:
     @property
     def view_name(self) -> str:
         """What is attacked, in words."""
-        method = self.black_box_method
-        return "torch view" if method is None else f"black box, {method}"
+        if self.black_box_method is None:
+            return "torch view"
+        kind = "black box" if self.leaves is None else "leaves of trees"
+        return f"{kind}, {self.black_box_method}"
+
+    @property
+    def leaves(self) -> Leaves | None:
+        """The leaves of what is attacked, if they are known."""
+        return known_leaves(self.view)
 
     @cached_property
     def predicted(self) -> np.ndarray:
@@ -151,6 +162,16 @@ class UnderAttack:
     def right(self) -> np.ndarray:
         """Whether `predict` is right about the clean samples."""
         return np.asarray(self.predicted == self.y)
+
+    def leaves_decide(self, attack: Attack) -> bool:
+        """Tell whether all that an attack may change is searched among the leaves of trees.
+
+        One-hot columns are not.
+        """
+        if self.leaves is None:
+            return False
+        constraints = attack.constraints
+        return constraints is None or not constraints.resolve(self.X_tensor).groups
 
     def arm(self, attack: Attack, largest: float | None = None, **threat_model: Any) -> Attack:
         """Return an attack with a threat model, as users say it, that X obeys.
@@ -205,7 +226,9 @@ class UnderAttack:
             return self.view
         if isinstance(self.view, nn.Module):
             return nn.Sequential(self.view, _Log())
-        return lambda X: _Log()(self.view(X))
+        if isinstance(self.view, BlackBox):
+            return self.view.changed(log_of_probabilities)
+        return lambda X: log_of_probabilities(self.view(X))
 
     def class_indices(self, y: np.ndarray) -> Tensor:
         """Return the places of known labels among `classes_`, in whatever order these stand."""
@@ -315,11 +338,12 @@ def _view(estimator: Any, table: Table, needs: str) -> tuple[TensorFunction, str
         _check_has(estimator, "classes_")
         if needs == "gradients":
             raise
-        return _black_box_that_decides(estimator, table)
+        box, method = _black_box_that_decides(estimator, table)
+        return with_leaves(box, estimator, table), method
     return view, None
 
 
-def _black_box_that_decides(estimator: Any, table: Table) -> tuple[TensorFunction, str]:
+def _black_box_that_decides(estimator: Any, table: Table) -> tuple[BlackBox, str]:
     """Return the scores of a classifier whose largest is what it predicts, and their method.
 
     A `predict` with a threshold of its own does not follow the probabilities.

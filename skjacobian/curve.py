@@ -14,7 +14,7 @@ from skjacobian._validation import (
     check_radii,
     check_weights,
 )
-from skjacobian.attacks import FMN, Attack, RayS
+from skjacobian.attacks import FMN, Attack, LeafSearch, RayS
 from skjacobian.constraints import FeatureConstraints
 from skjacobian.exceptions import AttackWarning, NoGradientError
 from skjacobian.geometry import LARGEST_RADIUS, Ball
@@ -54,7 +54,8 @@ def adversarial_distances(
 
     The search is the minimum-norm attack `skjacobian.attacks.FMN`, in the units of the X that
     the estimator receives: of a `Pipeline`, the raw features. A classifier without gradients,
-    such as a forest, is asked for its decisions alone, by `skjacobian.attacks.RayS`. With at most
+    such as nearest neighbours, is asked for its decisions alone, by `skjacobian.attacks.RayS`; of
+    trees, their leaves are searched too, by `skjacobian.attacks.LeafSearch`. With at most
     100 features, the line to the nearest sample that `predict` gives another class (among at most
     1,000 of X) is searched too: kernel machines have plateaus, on which gradients say nothing. A
     distance is an upper bound on the true one.
@@ -117,7 +118,7 @@ def adversarial_distances(
     Warns
     -----
     AttackWarning
-        If the classifier has no gradients; if they are zero or not finite; if `predict` is right
+        If the classifier has no gradients, and no leaves that are known; if they are zero or not finite; if `predict` is right
         where the torch view is fooled, and up to a tenth farther out (such a distance counts as
         inf); or if columns of categories are held fixed.
 
@@ -153,7 +154,6 @@ def adversarial_distances(
     )
     if subject.is_black_box:
         attack, eps = rays, finite_eps
-        _warn_of_decisions(estimator)
     attack = subject.arm(
         attack,
         largest=min(eps, largest),
@@ -164,6 +164,8 @@ def adversarial_distances(
         mutable=mutable,
         constraints=constraints,
     )
+    if subject.is_black_box and not subject.leaves_decide(attack):
+        _warn_of_decisions(estimator)
     distances = np.zeros(len(subject.y))
     right = np.flatnonzero(subject.right)
     if len(right):
@@ -173,6 +175,10 @@ def adversarial_distances(
             _warn_of_decisions(estimator)
             attack = rays.with_threat({**attack.threat_model, "eps": finite_eps})
             distances[right] = _distances_of(subject, attack, right)
+        if subject.leaves is not None:
+            nearest = LeafSearch(minimal=True).with_threat(attack.threat_model)
+            among_leaves = _distances_of(subject, nearest, right)
+            distances[right] = np.minimum(distances[right], among_leaves)
         if attack.ball(subject.X_tensor[:1]).has_few_features:
             distances[right] = _on_the_way_to_others(subject, attack, right, distances[right])
     return distances

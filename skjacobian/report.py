@@ -77,7 +77,8 @@ class RobustnessReport:
     flags : tuple of Flag
     seconds : float
     view : str
-        What was attacked: "torch view", or "black box" and the method that was asked.
+        What was attacked: "torch view", or "leaves of trees" or "black box" and the method that
+        was asked.
     sample_weight : array of shape (n_samples,) or None
         Weights of the samples in all accuracies; flags and numbers of samples are without.
     """

@@ -38,6 +38,7 @@ LAYERS = {
     "geometry": 1,
     "intervals": 1,
     "layers": 1,
+    "leaves": 1,
     "losses": 1,
     "model_modes": 1,
     "model_outputs": 1,

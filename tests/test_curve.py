@@ -36,6 +36,7 @@ from skjacobian.attacks import FMN
 from skjacobian.attacks._closest import OVERSHOOT
 from skjacobian.curve import curve_of_distances
 from skjacobian.exceptions import AttackWarning
+from tests.opaque import Opaque
 
 X, y = (array[50:] for array in load_iris(return_X_y=True))
 NAMES = np.array(["", "versicolor", "virginica"])[y]
@@ -566,10 +567,12 @@ def distance_to_leaves(tree, X, y, norm):
 def test_distances_to_trees_are_hardly_above_the_closed_form(norm, load):
     values, labels = load(return_X_y=True)
     values = MinMaxScaler().fit_transform(values)
-    tree = DecisionTreeClassifier(max_depth=5, random_state=0).fit(values[::2], labels[::2])
+    train = values[::2], labels[::2]
+    tree = DecisionTreeClassifier(max_depth=5, random_state=0).fit(*train)
     values, labels = values[1::2], labels[1::2]
     exact = distance_to_leaves(tree, values, labels, norm)
-    found = adversarial_distances(tree, values, labels, norm=norm, n_queries=2000)
+    opaque = Opaque(tree).fit(*train)
+    found = adversarial_distances(opaque, values, labels, norm=norm, n_queries=2000)
     assert (found[exact == 0] == 0).all()
     # Thresholds are compared in float32.
     assert (found >= exact - 1e-6).all()
@@ -600,8 +603,8 @@ def test_of_few_features_the_pockets_of_neighbours_are_found_between_the_corners
 def test_distances_by_decisions_are_those_of_a_stump(norm):
     values = np.random.default_rng(0).normal(size=(60, 8))
     labels = (values[:, 3] > 0.5).astype(int)
-    stump = DecisionTreeClassifier(max_depth=1).fit(values, labels)
-    expected = np.abs(values[:, 3] - stump.tree_.threshold[0])
+    stump = Opaque(DecisionTreeClassifier(max_depth=1)).fit(values, labels)
+    expected = np.abs(values[:, 3] - stump.classifier_.tree_.threshold[0])
     found = adversarial_distances(stump, values, labels, norm=norm)
     np.testing.assert_allclose(found, expected, rtol=0.02, atol=1e-6)
     near = adversarial_distances(stump, values, labels, norm=norm, eps=0.5)
@@ -638,8 +641,8 @@ def test_equal_votes_are_won_by_the_class_that_predict_returns(model):
 
 
 def test_curves_by_decisions_are_said_to_be_weaker_and_begin_at_the_accuracy():
-    forest = RandomForestClassifier(10, random_state=0).fit(X[::2], y[::2])
-    message = "type RandomForestClassifier without gradients, so the smallest perturbations are"
+    forest = Opaque(RandomForestClassifier(10, random_state=0)).fit(X[::2], y[::2])
+    message = "type Opaque without gradients, so the smallest perturbations are"
     with pytest.warns(AttackWarning, match=message):
         _, accuracy = robustness_curve(forest, X, y, n_queries=200)
     assert accuracy[0] == forest.score(X, y)

@@ -36,6 +36,7 @@ from skjacobian.attacks import FGSM, PGD, RayS, Square
 from skjacobian.attacks.cascade import PLANS
 from skjacobian.differentiable import as_torch
 from skjacobian.exceptions import AttackWarning, NotDifferentiableError
+from tests.opaque import Opaque
 
 pytestmark = pytest.mark.usefixtures("short_last_stages")
 
@@ -266,9 +267,8 @@ def test_bounds_in_other_units_leave_nothing(model):
     [DecisionTreeClassifier(max_depth=3), RandomForestClassifier(5, max_depth=3)],
     ids=["tree", "forest"],
 )
-def test_trees_are_attacked_by_their_probabilities(classifier):
-    classifier.set_params(random_state=0).fit(X, y)
-    report = evaluate(classifier, eps=0.3)
+def test_black_boxes_are_attacked_by_their_probabilities(classifier):
+    report = evaluate(Opaque(classifier.set_params(random_state=0)).fit(X, y), eps=0.3)
     assert raised(report) == ["output", "weak attack"]
     assert detail(report, "weak attack") == "without gradients, only Square, RayS was run"
     assert [stage.name for stage in report.stages] == ["clean", "Square", "RayS"]
@@ -287,7 +287,9 @@ def test_a_tree_falls_exactly_where_a_threshold_is_near():
 
 
 @pytest.mark.parametrize(
-    "classifier", [DecidesOnly(), DecisionTreeClassifier(random_state=0)], ids=["predict", "pure"]
+    "classifier",
+    [DecidesOnly(), Opaque(DecisionTreeClassifier(random_state=0))],
+    ids=["predict", "pure"],
 )
 def test_what_only_decides_is_attacked_along_rays(classifier):
     report = evaluate(classifier.fit(X[::2], y[::2]), X[::2], y[::2], eps=0.3)
@@ -312,7 +314,7 @@ def test_what_holds_more_often_is_told_by_mcnemars_test(difference, only_second)
 def test_what_only_decides_is_attacked_inside_of_the_box():
     grid = np.stack(np.meshgrid(*2 * [np.linspace(-1.5, 1.5, 61)]), -1).reshape(-1, 2)
     inside = (abs(grid[:, 0] - 0.2) < 0.12) & (abs(grid[:, 1] - 0.7) < 0.22)
-    tree = DecisionTreeClassifier(random_state=0).fit(grid, inside)
+    tree = Opaque(DecisionTreeClassifier(random_state=0)).fit(grid, inside)
     X = np.random.default_rng(0).uniform(-0.02, 0.02, (10, 2))
     report = evaluate(tree, X, np.zeros(10, dtype=bool), eps=1.0)
     assert report.accuracy == 1.0  # and all reach the island of the other class, 0.4 high
@@ -321,7 +323,7 @@ def test_what_only_decides_is_attacked_inside_of_the_box():
 
 
 def test_batches_of_sure_probabilities_are_not_taken_for_decisions():
-    forest = RandomForestClassifier(5, max_depth=3, random_state=0).fit(X, y)
+    forest = Opaque(RandomForestClassifier(5, max_depth=3, random_state=0)).fit(X, y)
     assert np.isin(forest.predict_proba(X[:10]), [0, 1]).all()
     report = evaluate(forest, X[:60:2], y[:60:2], eps=0.3, batch_size=5)
     assert [stage.name for stage in report.stages] == ["clean", "Square", "RayS"]
@@ -749,7 +751,7 @@ def test_a_time_limit_is_kept_and_said(monkeypatch):
     last = PLANS["scores in boxes"][0]
     long = last._replace(attack=Square(n_queries=10**6))
     monkeypatch.setitem(PLANS, "scores in boxes", (long,))
-    tree = DecisionTreeClassifier(max_depth=3, random_state=0).fit(X, y)
+    tree = Opaque(DecisionTreeClassifier(max_depth=3, random_state=0)).fit(X, y)
     start = time.perf_counter()
     report = evaluate(tree, time_limit=0.5, batch_size=20)
     assert "weak attack" in raised(report)
@@ -761,7 +763,7 @@ def test_a_time_limit_is_kept_and_said(monkeypatch):
 
 
 def test_a_tree_that_is_cut_short_says_that_too():
-    tree = DecisionTreeClassifier(max_depth=3, random_state=0).fit(X, y)
+    tree = Opaque(DecisionTreeClassifier(max_depth=3, random_state=0)).fit(X, y)
     report = evaluate(tree, n_queries=10)
     assert detail(report, "weak attack") == (
         "without gradients, only Square was run; cut short: Square"

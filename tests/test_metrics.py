@@ -42,6 +42,7 @@ from skjacobian.averages import average_accuracy
 from skjacobian.datasets import make_separated
 from skjacobian.differentiable import as_torch
 from skjacobian.exceptions import AttackWarning, NotDifferentiableError
+from tests.opaque import Opaque
 
 X, y = load_iris(return_X_y=True)
 X, y = X[::2], y[::2]
@@ -468,7 +469,7 @@ def test_a_stump_is_attacked_as_a_black_box(attack, data_frame):
 
 
 def test_strong_on_a_black_box_says_that_it_is_weaker(short_last_stages):
-    stump = DecisionTreeClassifier(max_depth=1, random_state=0).fit(BINARY_X, BINARY_Y)
+    stump = Opaque(DecisionTreeClassifier(max_depth=1, random_state=0)).fit(BINARY_X, BINARY_Y)
     square = robust_accuracy_score(
         stump, BINARY_X, BINARY_Y, eps=0.33, attack=Square(n_queries=100)
     )

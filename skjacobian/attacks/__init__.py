@@ -7,6 +7,7 @@ from skjacobian.attacks.cascade import Cascade
 from skjacobian.attacks.fgsm import FGSM
 from skjacobian.attacks.fmn import FMN
 from skjacobian.attacks.hotflip import HotFlip
+from skjacobian.attacks.leaf_search import LeafSearch
 from skjacobian.attacks.pgd import PGD
 from skjacobian.attacks.rays import RayS
 from skjacobian.attacks.square import Square
@@ -20,6 +21,7 @@ __all__ = [
     "Cascade",
     "Found",
     "HotFlip",
+    "LeafSearch",
     "RayS",
     "Square",
     "Stage",

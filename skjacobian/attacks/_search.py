@@ -133,8 +133,12 @@ class Search:
             if self.calls_left == 0:
                 raise BudgetSpentError
             self.calls_left -= 1
-        if self.deadline is not None and time.perf_counter() > self.deadline:
+        if self.is_late():
             raise BudgetSpentError
+
+    def is_late(self) -> bool:
+        """Tell whether the time is used up."""
+        return self.deadline is not None and time.perf_counter() > self.deadline
 
     def margin(self, X_adv: Tensor) -> Tensor:
         """Return the margin at one point of each active sample, without a gradient."""

@@ -18,6 +18,7 @@ from skjacobian.attacks._found import Found, Stage
 from skjacobian.attacks._search import BudgetSpentError, Search
 from skjacobian.attacks.apgd import APGD
 from skjacobian.attacks.hotflip import HotFlip, flips_pay
+from skjacobian.attacks.leaf_search import LeafSearch, known_leaves
 from skjacobian.attacks.pgd import PGD
 from skjacobian.attacks.rays import RayS
 from skjacobian.attacks.square import Square
@@ -115,6 +116,13 @@ PLANS: dict[str, tuple[Plan, ...]] = {
 }
 
 
+# What comes first where the leaves of trees are known, and what then is left to look for. Where
+# there are categories, which the search among leaves holds fixed, the whole plan follows.
+LEAVES = Plan("leaves", LeafSearch(), everyone)
+AFTER_LEAVES = (
+    Plan("Square, briefly", Square(n_queries=100), everyone),
+    Plan("RayS, briefly", RayS(n_queries=300), everyone),
+)
 # What follows on the first stage over categories, and where whole numbers share a budget.
 FLIPS = Plan("HotFlip", HotFlip(), everyone)
 
@@ -146,7 +154,8 @@ class Cascade(Attack):
     without gradients gets Square with 5,000 queries and RayS with 1,000, under l1 and l2 in the
     reverse order; one that returns only decisions (rows of 0 and 1) RayS with 3,000, and in linf
     balls of at most 100 features Square with 3,000, which looks inside of the box. A warning says
-    so.
+    so. Of trees whose leaves are known LeafSearch comes first, and then, unless there are
+    categories, Square with 100 queries and RayS with 300.
 
     Every step is invariant to a rescaling of the logits. Who fooled a sample, at what price,
     is in the `stages` of what `search` returns.
@@ -297,9 +306,10 @@ class Cascade(Attack):
         try:
             self._run_stages(search, known, by_gradients)
         except NoGradientError:
-            known = "scores in boxes" if search.all_balls.norm == "linf" else "scores"
+            known = _by_scores(search.all_balls.norm)
             self._run_stages(search, known, by_scores)
-        _warn_of_weakness(known)
+        if not _leaves_decide(search):
+            _warn_of_weakness(known)
 
     def _run_stages(self, search: Search, known: str, generators: list[torch.Generator]) -> None:
         plans = self._plans(search, known)
@@ -314,9 +324,20 @@ class Cascade(Attack):
     def _plans(self, search: Search, known: str) -> tuple[Plan, ...]:
         """Return the stages for what is known of the model and of the features."""
         plans = PLANS[known]
+        if known_leaves(search.model) is not None:
+            return (LEAVES, *(AFTER_LEAVES if _leaves_decide(search) else plans))
         if not flips_pay(search.all_balls) or not known.startswith("gradients"):
             return plans
         return (plans[0], FLIPS, *plans[1:])
+
+
+def _leaves_decide(search: Search) -> bool:
+    """Tell whether the leaves of the model are known, and all that may change is searched there.
+
+    One-hot columns are not: one category changes two of them.
+    """
+    rules = search.all_balls.rules
+    return known_leaves(search.model) is not None and (rules is None or not rules.groups)
 
 
 def _as_arrays(value: Any) -> Any:
@@ -378,9 +399,16 @@ def _known(search: Search) -> str:
     has_few, norm = search.ball.has_few_features, search.ball.norm
     if search.output_kind == "decisions":
         return "labels in boxes of few features" if has_few and norm == "linf" else "labels"
+    if known_leaves(search.model) is not None:
+        return _by_scores(norm)
     if not has_few:
         return "gradients"
     return "gradients in l1 balls of few features" if norm == "l1" else "gradients of few features"
+
+
+def _by_scores(norm: str) -> str:
+    """Return the name of the plan for a model that gives only scores."""
+    return "scores in boxes" if norm == "linf" else "scores"
 
 
 def _warn_of_weakness(known: str) -> None:

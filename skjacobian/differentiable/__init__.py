@@ -1,6 +1,12 @@
 """The torch view of fitted scikit-learn objects: what a gradient attack goes through."""
 
-from skjacobian.differentiable._black_box import answers_or_nan, black_box, methods_of
+from skjacobian.differentiable._black_box import (
+    BlackBox,
+    answers_or_nan,
+    black_box,
+    methods_of,
+    with_leaves,
+)
 from skjacobian.differentiable._calibration import Calibrated
 from skjacobian.differentiable._columns import (
     Columns,
@@ -15,6 +21,7 @@ from skjacobian.differentiable._expansions import Monomials, Splines
 from skjacobian.differentiable._gaussian_process import LatentProcess
 from skjacobian.differentiable._generative_classifiers import Gaussians
 from skjacobian.differentiable._kernels import KernelMap
+from skjacobian.differentiable._leaves import leaves_of
 from skjacobian.differentiable._linear_classifiers import LinearLogits
 from skjacobian.differentiable._meta_classifiers import Thresholded
 from skjacobian.differentiable._mlp import Perceptrons
@@ -28,6 +35,7 @@ from skjacobian.differentiable._support_vectors import SupportVectors
 __all__ = [
     "TORCH_FUNCTIONS",
     "Affine",
+    "BlackBox",
     "Calibrated",
     "Chain",
     "ClassifierView",
@@ -54,6 +62,8 @@ __all__ = [
     "bind_samples",
     "black_box",
     "encoded_columns",
+    "leaves_of",
     "methods_of",
     "unread_columns",
+    "with_leaves",
 ]

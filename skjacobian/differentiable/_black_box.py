@@ -1,6 +1,5 @@
 """Any fitted classifier as a function of tensors, without gradients."""
 
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,17 +11,46 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from skjacobian._table import Table
+from skjacobian.differentiable._leaves import compared_leaves
 from skjacobian.differentiable._meta_classifiers import rule_of
 from skjacobian.differentiable._registry import TensorFunction
+from skjacobian.leaves import Leaves
 
 # What may tell how near a classifier is to another class; the last only which it predicts.
 METHODS = ("predict_proba", "decision_function", "predict")
+
+# What predicts by a threshold of its own.
+THRESHOLDS = FixedThresholdClassifier | TunedThresholdClassifierCV
 
 # How scikit-learn refuses to predict, or (CategoricalNB) does not look.
 REFUSALS = (ValueError, OverflowError, IndexError)
 
 
-def black_box(estimator: Any, table: Table, method: str | None = None) -> TensorFunction:
+class BlackBox:
+    """A function of tensors without gradients.
+
+    Parameters
+    ----------
+    scores : callable
+        Maps tensors of shape (n_samples, *features) to scores (n_samples, n_classes).
+    n_classes : int
+    leaves : Leaves, optional
+        Those of trees whose values add up to the scores, as far as the order of classes goes.
+    """
+
+    def __init__(self, scores: TensorFunction, n_classes: int, leaves: Leaves | None = None):
+        self.scores, self.n_classes, self.leaves = scores, n_classes, leaves
+
+    def __call__(self, X: Tensor) -> Tensor:
+        """Return the scores, NaN where the classifier refuses to predict."""
+        return answers_or_nan(self.scores, X, self.n_classes)
+
+    def changed(self, change: TensorFunction) -> "BlackBox":
+        """Return the same with scores changed in a way that keeps their order."""
+        return BlackBox(lambda X: change(self.scores(X)), self.n_classes, self.leaves)
+
+
+def black_box(estimator: Any, table: Table, method: str | None = None) -> BlackBox:
     """Return what a fitted classifier says of tensors, as scores without gradients.
 
     Probabilities, the decision function, or rows of 0 and 1 for the predicted class; columns
@@ -38,9 +66,9 @@ def black_box(estimator: Any, table: Table, method: str | None = None) -> Tensor
 
     Returns
     -------
-    callable
+    BlackBox
         Maps tensors of shape (n_samples, *features) to tensors (n_samples, n_classes), NaN
-        where the classifier refuses to predict.
+        where the classifier refuses to predict. It knows the leaves of trees.
 
     Examples
     --------
@@ -61,7 +89,16 @@ def black_box(estimator: Any, table: Table, method: str | None = None) -> Tensor
         return first_of_equals(torch.from_numpy(columns).to(samples))
 
     said_by = method or methods_of(estimator)[0]
-    return partial(answers_or_nan, scores, n_classes=len(estimator.classes_))
+    return BlackBox(scores, len(estimator.classes_))
+
+
+def with_leaves(box: BlackBox, estimator: Any, table: Table) -> BlackBox:
+    """Return a black box that knows the leaves of its classifier, if this adds up trees."""
+    method = "decision_function" if hasattr(estimator, "decision_function") else "predict_proba"
+    if not hasattr(estimator, method) or isinstance(_last(estimator), THRESHOLDS):
+        return box
+    leaves = compared_leaves(estimator, black_box(estimator, table, method), table.tensor)
+    return BlackBox(box.scores, box.n_classes, leaves)
 
 
 def first_of_equals(scores: Tensor) -> Tensor:
@@ -101,8 +138,7 @@ def methods_of(estimator: Any) -> list[str]:
 
 def _class_scores(estimator: Any, X: Any, method: str) -> np.ndarray:
     """Return one column for each class."""
-    thresholds = FixedThresholdClassifier | TunedThresholdClassifierCV
-    if method != "predict" and isinstance(_last(estimator), thresholds):
+    if method != "predict" and isinstance(_last(estimator), THRESHOLDS):
         return _above_threshold(estimator, X)
     if method == "predict_proba":
         return np.asarray(estimator.predict_proba(X))

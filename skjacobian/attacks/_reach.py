@@ -1,0 +1,209 @@
+"""What one sample can become, as trees see it: the leaves within reach, and the ways there."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from skjacobian.leaves import Leaves
+
+# By how much a value passes a threshold, relative to it: trees round to float32.
+BEYOND = 2.0**-22
+# A margin that decides; of equal scores the first class wins.
+TIE = 1e-9
+
+
+class Set(NamedTuple):
+    """What an adversary may make of one sample.
+
+    Attributes
+    ----------
+    x : array of float64 of shape (n_features,)
+        The sample, NaN where a value is missing.
+    low, high : array of shape (n_features,)
+        The range of each feature, which holds the ball for linf, and x where it is fixed.
+    unit : array of shape (n_features,)
+        The feature scale, 0 where a feature is fixed.
+    eps : float
+    power : float
+        p of Σ (|δ_j| / unit_j)^p <= eps^p; infinite for linf.
+    is_whole : array of bool of shape (n_features,)
+    """
+
+    x: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    unit: np.ndarray
+    eps: float
+    power: float
+    is_whole: np.ndarray
+
+    def within(self, radius: float) -> "Set":
+        """Return what of the set is no farther from the sample than a radius, at most `eps`."""
+        low = np.maximum(self.low, self.x - radius * self.unit)
+        high = np.minimum(self.high, self.x + radius * self.unit)
+        return self._replace(low=low, high=high, eps=radius)
+
+    def distance(self, x: np.ndarray) -> float:
+        """Return how far a point is from the sample."""
+        delta = np.abs(np.nan_to_num(x - self.x))
+        share = np.divide(delta, self.unit, out=np.zeros_like(delta), where=delta > 0)
+        if self.power == np.inf:
+            return float(share.max())
+        return float((share**self.power).sum() ** (1 / self.power))
+
+
+class Reach:
+    """Changes of one sample, feature by feature, to values just beyond thresholds of trees.
+
+    Between two thresholds nothing changes, so these values are all that there is to try. A state
+    is an array that names one of them for each feature that may move.
+
+    Parameters
+    ----------
+    leaves : Leaves
+    y : int
+        The true class.
+    allowed : Set
+
+    Attributes
+    ----------
+    feature, value, cost : array of shape (n_values,)
+        What may be tried, sorted: values of which feature, and what each takes of the budget, 1.
+    place : array of int of shape (n_values,)
+        Where the feature stands in a state.
+    stay : array of int of shape (n_moving,)
+        The state of the sample itself.
+    """
+
+    def __init__(self, leaves: Leaves, y: int, allowed: Set) -> None:
+        self._x = allowed.x
+        near = leaves[_near(leaves, allowed)]
+        self.feature, self.value = _values_to_try(near, allowed)
+        moves = np.isin(np.arange(len(self._x)), self.feature)
+        near = near[np.flatnonzero((near.let_in(self._x) | moves).all(axis=1))]
+        self.cost = _cost(self.value - self._x[self.feature], self.feature, allowed)
+        moving, begin, self.place, counts = np.unique(
+            self.feature, return_index=True, return_inverse=True, return_counts=True
+        )
+        self.stay = np.flatnonzero(self.value == self._x[self.feature])
+        # Of each feature the values from `_first` on and before `_last` are in the leaf.
+        self._begin, self._end = begin, begin + counts
+        shape = (len(near.low), len(moving))
+        self._first, self._last = np.empty(shape, dtype=int), np.empty(shape, dtype=int)
+        for j, (feature, start, stop) in enumerate(zip(moving, begin, self._end, strict=True)):
+            values = self.value[start:stop]
+            for side, ends in ((self._first, near.low), (self._last, near.high)):
+                side[:, j] = start + np.searchsorted(values, ends[:, feature], side="right")
+        ahead = np.where(np.arange(len(near.constant)) < y, TIE, -TIE)
+        self._values = np.delete(near.values - near.values[:, [y]], y, axis=1)
+        self._constant = np.delete(near.constant - near.constant[y] + ahead, y)
+
+    def _out(self, state: np.ndarray) -> np.ndarray:
+        """Tell which features keep a state out of which leaves."""
+        return np.asarray((state < self._first) | (self._last <= state))
+
+    def margin(self, state: np.ndarray) -> float:
+        """Return the largest margin of a wrong class in a state; beyond 0 the model is fooled."""
+        held = ~self._out(state).any(1)
+        return float((self._values[held].sum(0) + self._constant).max())
+
+    def margins(self, state: np.ndarray) -> np.ndarray:
+        """Return the largest margin with each value in the place of that of its feature.
+
+        As a sum over intervals of values: a leaf that one feature alone keeps out adds where that
+        feature's value is in the leaf; one that holds the state is lost where one is not.
+        """
+        out = self._out(state)
+        n_out = out.sum(1)
+        held = np.flatnonzero(n_out == 0)
+        alone, by = np.nonzero(out & (n_out == 1)[:, None])
+        start, stop = self._first[alone, by], self._last[alone, by]
+        first, last = self._first[held], self._last[held]
+        below, above = (np.nonzero(cut) for cut in (first > self._begin, last < self._end))
+        starts = np.concatenate([start, self._begin[below[1]], last[above]])
+        stops = np.concatenate([stop, first[below], self._end[above[1]]])
+        rises = np.concatenate(
+            [self._values[alone], -self._values[held[below[0]]], -self._values[held[above[0]]]]
+        )
+        at, n_values = np.concatenate([starts, stops]), len(self.value)
+        steps = [
+            np.bincount(at, weights=np.concatenate([rise, -rise]), minlength=n_values + 1)
+            for rise in rises.T
+        ]
+        changes = np.cumsum(steps, axis=1)[:, :n_values].T
+        total = self._values[held].sum(0) + self._constant
+        return np.asarray((changes + total).max(1))
+
+    def costs(self, state: np.ndarray) -> np.ndarray:
+        """Return what each value costs in the place of that of its feature."""
+        spent = self.cost[state]
+        return np.asarray(spent.sum() - spent[self.place] + self.cost)
+
+    @property
+    def is_box(self) -> bool:
+        """Whether all features may move at once, as in a linf ball."""
+        return not self.cost.any()
+
+    def corners(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the states of each feature's best value alone, of its lowest, and its highest."""
+        by_margin = np.lexsort((self.margins(self.stay), self.place))
+        return by_margin[self._end - 1], self._begin, self._end - 1
+
+    def nearest_in_leaves(self, n_leaves: int) -> np.ndarray:
+        """Return the nearest states in leaves, of those that add most to a wrong class."""
+        can_hold = (self._first < self._last).all(axis=1)
+        others = np.flatnonzero(self._out(self.stay).any(axis=1) & can_hold)
+        rank = np.argsort(-self._values[others].max(axis=1), kind="stable")
+        order = others[rank[:n_leaves]]
+        states = np.clip(self.stay, self._first[order], self._last[order] - 1)
+        return np.asarray(states[self.cost[states].sum(1) <= 1.0])
+
+    def point(self, state: np.ndarray) -> np.ndarray:
+        """Return the sample in a state."""
+        x = self._x.copy()
+        x[self.feature[state]] = self.value[state]
+        return x
+
+
+def _near(leaves: Leaves, allowed: Set) -> np.ndarray:
+    """Return which leaves are no farther than the radius, and in the range of each feature."""
+    x, missing = allowed.x, np.isnan(allowed.x)
+    met = (leaves.low < allowed.high) & (allowed.low <= leaves.high)
+    near = np.flatnonzero(np.where(missing, leaves.takes_missing, met).all(axis=1))
+    gap = np.maximum(np.maximum(leaves.low[near] - x, x - leaves.high[near]), 0.0)
+    gap[:, missing] = 0.0
+    cost = _cost(gap, np.arange(len(x)), allowed).sum(axis=1)
+    return np.asarray(near[np.flatnonzero(cost <= 1.0)])
+
+
+def _values_to_try(leaves: Leaves, allowed: Set) -> tuple[np.ndarray, np.ndarray]:
+    """Return (feature, value): just above lower ends of leaves and below upper ones, and x."""
+    x, whole = allowed.x, allowed.is_whole
+    up, down = _beyond(leaves.low, 1.0), _beyond(leaves.high, -1.0)
+    up, down = np.where(whole, np.ceil(up), up), np.where(whole, np.floor(down), down)
+    rising = (leaves.low >= x) & (up <= allowed.high)
+    falling = (leaves.high < x) & (down >= allowed.low)
+    feature = np.concatenate([np.nonzero(rising)[1], np.nonzero(falling)[1]])
+    moving = np.unique(feature)
+    feature = np.concatenate([feature, moving])
+    value = np.concatenate([up[rising], down[falling], x[moving]])
+    order = np.lexsort((value, feature))
+    feature, value = feature[order], value[order]
+    is_new = np.ones(len(order), dtype=bool)
+    is_new[1:] = (np.diff(feature) != 0) | (np.diff(value) != 0)
+    return feature[is_new], value[is_new]
+
+
+def _cost(delta: np.ndarray, feature: np.ndarray, allowed: Set) -> np.ndarray:
+    """Return the share of the budget that changes of features take: none under linf."""
+    if allowed.power == np.inf:
+        return np.zeros_like(delta)
+    unit = allowed.eps * allowed.unit[feature]
+    share = np.divide(np.abs(delta), unit, out=np.full_like(delta, np.inf), where=unit > 0)
+    return np.asarray(np.where(delta == 0, 0.0, share**allowed.power))
+
+
+def _beyond(threshold: np.ndarray, sign: float) -> np.ndarray:
+    """Return values beyond thresholds by little more than trees, or scalers, may round."""
+    size = np.where(np.isfinite(threshold), np.abs(threshold), 0.0)
+    return threshold + sign * (BEYOND * size + np.finfo(np.float32).tiny)

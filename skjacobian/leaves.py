@@ -1,0 +1,55 @@
+"""The leaves of classifiers that add up trees: where they are, and what they add to the scores."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Leaves:
+    """The leaves of trees whose values add up to the scores of a classifier.
+
+    A sample is in the leaf of a tree where low < x <= high holds for each feature, or where the
+    value is missing and the leaf takes it.
+
+    Attributes
+    ----------
+    low, high : array of float64 of shape (n_leaves, n_features)
+    takes_missing : array of bool of shape (n_leaves, n_features)
+    values : array of float64 of shape (n_leaves, n_classes)
+    constant : array of float64 of shape (n_classes,)
+        What is added to the scores of every sample.
+
+    Examples
+    --------
+    >>> low, high = np.array([[-np.inf], [2.0]]), np.array([[2.0], [np.inf]])
+    >>> leaves = Leaves(low, high, np.ones((2, 1), bool), np.eye(2), np.zeros(2))
+    >>> leaves.scores(np.array([[2.0], [2.5]]))
+    array([[1., 0.],
+           [0., 1.]])
+    """
+
+    low: np.ndarray
+    high: np.ndarray
+    takes_missing: np.ndarray
+    values: np.ndarray
+    constant: np.ndarray
+
+    def scores(self, X: np.ndarray) -> np.ndarray:
+        """Return the sum of the values of the leaves that each sample is in."""
+        return np.array([self.values[self.let_in(x).all(1)].sum(0) + self.constant for x in X])
+
+    def let_in(self, x: np.ndarray) -> np.ndarray:
+        """Tell for each leaf and feature whether the leaf lets in the value of one sample."""
+        inside = (self.low < x) & (x <= self.high)
+        return np.asarray(np.where(np.isnan(x), self.takes_missing, inside))
+
+    def __getitem__(self, index: np.ndarray) -> "Leaves":
+        """Return some of the leaves."""
+        return Leaves(
+            self.low[index],
+            self.high[index],
+            self.takes_missing[index],
+            self.values[index],
+            self.constant,
+        )

@@ -1,0 +1,306 @@
+"""The search among leaves, against leaf boxes and brute force."""
+
+import itertools
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_breast_cancer, load_wine
+from sklearn.ensemble import (
+    ExtraTreesClassifier,
+    GradientBoostingClassifier,
+    HistGradientBoostingClassifier,
+    RandomForestClassifier,
+)
+from sklearn.preprocessing import StandardScaler
+from sklearn.tree import DecisionTreeClassifier
+
+from skjacobian import RobustScorer, adversarial_distances, evaluate_robustness
+from skjacobian._under_attack import UnderAttack
+from skjacobian.attacks import LeafSearch
+from skjacobian.attacks._reach import Reach
+from skjacobian.attacks.leaf_search import _sets
+from skjacobian.constraints import FeatureConstraints
+from skjacobian.exceptions import AttackWarning
+
+NORMS = ["linf", "l2", "l1"]
+ORDER = {"linf": np.inf, "l2": 2, "l1": 1}
+DATA = {"breast cancer": load_breast_cancer, "wine": load_wine}
+
+every_norm = pytest.mark.parametrize("norm", NORMS)
+
+
+def scaled(name):
+    X, y = DATA[name](return_X_y=True)
+    return StandardScaler().fit_transform(X).astype(np.float32).astype(float), y
+
+
+def boxes(tree, n_features):
+    """(low, high, class) of each leaf of a decision tree, by recursion."""
+    found, inner = [], tree.tree_
+
+    def go(node, low, high):
+        if inner.children_left[node] < 0:
+            found.append((low, high, int(inner.value[node, 0].argmax())))
+            return
+        j, at = inner.feature[node], inner.threshold[node]
+        left, right = high.copy(), low.copy()
+        left[j], right[j] = min(high[j], at), max(low[j], at)
+        go(inner.children_left[node], low, left)
+        go(inner.children_right[node], right, high)
+
+    go(0, np.full(n_features, -np.inf), np.full(n_features, np.inf))
+    return found
+
+
+def distance_to_other_leaves(tree, X, y, norm, unit):
+    """The exact distance of each sample to the nearest leaf of another class."""
+    lengths = [
+        np.where(
+            y == k,
+            np.inf,
+            np.linalg.norm((np.clip(X, low, high) - X) / unit, ORDER[norm], axis=1),
+        )
+        for low, high, k in boxes(tree, X.shape[1])
+    ]
+    return np.min(lengths, axis=0)
+
+
+def fooled(classifier, X, y, **threat):
+    """Whom the search fools, and with what."""
+    subject = UnderAttack(classifier, X, y, needs="labels")
+    threat = {"bounds": None, "mutable": None, "constraints": None, "feature_scale": None} | threat
+    attack = subject.arm(LeafSearch(minimal=threat.pop("minimal", False)), **threat)
+    found = subject.perturb(attack, np.arange(len(y))).found
+    return found.fooled.numpy(), found.X_adv.numpy(), attack, subject
+
+
+# --- one tree: exact ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("data", DATA)
+@every_norm
+def test_it_is_exact_on_single_trees(norm, data):
+    X, y = scaled(data)
+    unit = np.linspace(0.5, 2, X.shape[1])
+    tree = DecisionTreeClassifier(random_state=0).fit(X[::2], y[::2])
+    X, y = X[1::2], tree.predict(X[1::2])
+    distance = distance_to_other_leaves(tree, X, y, norm, unit)
+    far = distance > 1e-3  # where a thousandth is more than what trees round
+    X, y, distance = X[far], y[far], distance[far]
+    for share, is_fooled in ((1.001, True), (0.999, False)):
+        eps = torch.from_numpy(share * distance)
+        attack = LeafSearch(norm=norm, eps=eps, feature_scale=unit)
+        subject = UnderAttack(tree, X, y, needs="labels")
+        found = attack.search(subject.logits_view, subject.X_tensor, torch.from_numpy(y))
+        assert (found.fooled.numpy() == is_fooled).all()
+
+
+@pytest.mark.parametrize("data", DATA)
+@every_norm
+def test_the_nearest_point_of_single_trees_is_exact(norm, data):
+    X, y = scaled(data)
+    tree = DecisionTreeClassifier(random_state=0).fit(X[::2], y[::2])
+    X, y = X[1::4], tree.predict(X[1::4])
+    found = adversarial_distances(tree, X, y, norm=norm, n_queries=1)
+    exact = distance_to_other_leaves(tree, X, y, norm, 1.0)
+    np.testing.assert_allclose(found, exact, rtol=5e-3, atol=1e-6)
+
+
+# --- small forests: brute force ----------------------------------------------------------
+
+SMALL = {
+    "forest": RandomForestClassifier(9, max_depth=4, random_state=0),
+    "extra trees": ExtraTreesClassifier(9, max_depth=4, random_state=0),
+    "boosting": GradientBoostingClassifier(n_estimators=6, max_depth=2, random_state=0),
+    "histograms": HistGradientBoostingClassifier(max_iter=5, max_leaf_nodes=5, random_state=0),
+}
+
+
+def nearest_cell(classifier, leaves, X, y, norm):
+    """The exact distance to another class, by trying every cell between thresholds."""
+    distances = []
+    for x, label in zip(X, y, strict=True):
+        values = []
+        for j in range(X.shape[1]):
+            ends = np.concatenate([leaves.low[:, j], leaves.high[:, j]])
+            ends = np.unique(ends[np.isfinite(ends)])
+            # Thresholds below x are reached from above them, and passed by a hair.
+            values.append(np.concatenate([[x[j]], ends + np.where(ends < x[j], -1e-6, 1e-6)]))
+        cells = np.array(list(itertools.product(*values)))
+        wrong = cells[classifier.predict(cells) != label]
+        distances.append(np.linalg.norm(wrong - x, ORDER[norm], axis=1).min(initial=np.inf))
+    return np.array(distances)
+
+
+@pytest.mark.parametrize("name", SMALL)
+@every_norm
+def test_on_small_ensembles_it_is_hardly_beyond_brute_force(norm, name):
+    X, y = scaled("wine")
+    X = X[:, [0, 6, 12]]
+    classifier = SMALL[name].fit(X[::2], y[::2])
+    X, y = X[1::5], classifier.predict(X[1::5])
+    nearest = nearest_cell(
+        classifier, UnderAttack(classifier, X, y, needs="labels").leaves, X, y, norm
+    )
+    is_fooled, X_adv, _, _ = fooled(classifier, X, y, norm=norm, eps=10.0, minimal=True)
+    assert is_fooled.all()
+    far = nearest > 1e-3
+    ratio = np.linalg.norm(X_adv - X, ORDER[norm], axis=1)[far] / nearest[far]
+    assert far.mean() > 0.8
+    assert ratio.min() > 1 - 1e-4
+    assert (ratio < 1.01).mean() >= 0.9
+    assert ratio.mean() < 1.02
+
+
+# --- one sum over intervals against states one by one ------------------------------------
+
+
+@every_norm
+def test_what_each_change_would_bring_is_what_it_brings(norm):
+    X, y = scaled("wine")
+    forest = RandomForestClassifier(20, random_state=0).fit(X, y)
+    subject = UnderAttack(forest, X[::30], y[::30], needs="labels")
+    ball = LeafSearch(norm=norm, eps=1.5).ball(subject.X_tensor)
+    rng = np.random.default_rng(0)
+    for allowed, label in zip(_sets(ball), y[::30], strict=True):
+        reach = Reach(subject.leaves, int(label), allowed)
+        state = reach.stay.copy()
+        for j in rng.choice(len(state), 3 if norm != "linf" else len(state), replace=False):
+            state[j] = rng.choice(np.flatnonzero(reach.place == j))
+        margins, costs = reach.margins(state), reach.costs(state)
+        for value in rng.choice(len(reach.value), 30):
+            changed = state.copy()
+            changed[reach.place[value]] = value
+            assert margins[value] == pytest.approx(reach.margin(changed), abs=1e-9)
+            assert costs[value] == pytest.approx(reach.cost[changed].sum(), abs=1e-9)
+            if reach.cost[changed].sum() > 1:  # where other leaves are
+                continue
+            point = reach.point(changed)
+            says = subject.leaves.scores(point[None])[0]
+            others = np.delete(says - says[label], label)
+            assert reach.margin(changed) == pytest.approx(others.max(), abs=1e-8)
+
+
+# --- the threat model --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@every_norm
+def test_nothing_leaves_the_threat_model(norm, dtype):
+    rng = np.random.default_rng(0)
+    X, y = scaled("wine")
+    X[:, 3] = np.round(3 * X[:, 3])
+    X[rng.random(X.shape) < 0.05] = np.nan
+    X = X.astype(dtype)
+    classifier = RandomForestClassifier(10, random_state=0).fit(X, y)
+    X, y = X[::3], y[::3]
+    fixed, unit = [1, 5], np.linspace(0.3, 3, X.shape[1])
+    bounds = (np.nanmin(X, 0) - 0.1, np.nanmax(X, 0) + 0.1)
+    constraints = FeatureConstraints(integer=[3], increasing=[6], decreasing=[9])
+    n_fooled = 0
+    for eps in (0.0, 0.2, 1.0, 5.0, 1e9):
+        is_fooled, X_adv, attack, subject = fooled(
+            classifier,
+            X,
+            y,
+            norm=norm,
+            eps=eps,
+            feature_scale=unit,
+            bounds=bounds,
+            mutable=[j for j in range(X.shape[1]) if j not in fixed],
+            constraints=constraints,
+        )
+        assert attack.ball(subject.X_tensor).contains(torch.from_numpy(X_adv)).all()
+        assert (np.isnan(X_adv) == np.isnan(X)).all()
+        np.testing.assert_array_equal(X_adv[:, fixed], X[:, fixed])
+        whole = X_adv[:, 3][~np.isnan(X[:, 3])]
+        np.testing.assert_array_equal(whole, np.round(whole))
+        change = np.nan_to_num(X_adv - X)
+        assert (change[:, 6] >= 0).all()
+        assert (change[:, 9] <= 0).all()
+        assert is_fooled.sum() >= n_fooled
+        n_fooled = is_fooled.sum()
+    assert n_fooled > 0.3 * len(y)
+
+
+def test_whole_numbers_are_changed_by_whole_numbers_to_the_last_digit_of_the_radius():
+    X, y = np.arange(6.0)[:, None], np.array([0, 0, 0, 1, 1, 1])
+    tree = DecisionTreeClassifier().fit(X, y)
+    for norm in NORMS:
+        threat = {"norm": norm, "constraints": FeatureConstraints(integer=[0])}
+        assert RobustScorer(eps=1, attack=LeafSearch(), **threat)(tree, X, y) == 4 / 6
+        with pytest.warns(AttackWarning, match="at which no feature can change"):
+            assert RobustScorer(eps=0.99, attack=LeafSearch(), **threat)(tree, X, y) == 1
+
+
+def test_the_result_does_not_depend_on_the_batch():
+    X, y = scaled("breast cancer")
+    forest = RandomForestClassifier(10, random_state=0).fit(X[::2], y[::2])
+    scorers = [
+        RobustScorer(norm="l2", eps=0.5, attack=LeafSearch(), batch_size=n) for n in (1, 7, 1000)
+    ]
+    assert len({scorer(forest, X[1:40:2], y[1:40:2]) for scorer in scorers}) == 1
+
+
+# --- in scorers, reports and curves ------------------------------------------------------
+
+
+def test_without_leaves_it_says_what_it_needs():
+    with pytest.raises(
+        TypeError, match=r"model whose leaves are not known, but expected a decision"
+    ):
+        LeafSearch()(lambda X: X, torch.zeros(1, 2), torch.zeros(1, dtype=torch.long))
+
+
+@every_norm
+def test_strong_searches_leaves_first_and_needs_no_warning(norm):
+    X, y = scaled("wine")
+    forest = RandomForestClassifier(10, random_state=0).fit(X[::2], y[::2])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        strong = RobustScorer(norm=norm, eps=0.3, attack="strong")(forest, X[1::2], y[1::2])
+    leaves = RobustScorer(norm=norm, eps=0.3, attack=LeafSearch())(forest, X[1::2], y[1::2])
+    assert strong <= leaves
+    assert leaves - strong < 0.02
+    report = evaluate_robustness(forest, X[1::2], y[1::2], norm=norm, eps=0.3)
+    assert report.view == "leaves of trees, predict_proba"
+    assert [stage.name for stage in report.stages] == [
+        *("clean", "leaves", "Square, briefly", "RayS, briefly")
+    ]
+    assert report.robust_accuracy == strong
+    assert report.raised == ()
+
+
+def test_of_categories_black_boxes_search_too_and_the_report_says_so():
+    rng = np.random.default_rng(0)
+    X = np.concatenate([rng.normal(size=(80, 1)), np.eye(3)[rng.integers(3, size=80)]], 1)
+    y = (X[:, 0] + X[:, 1] > 0.5).astype(int)
+    forest = RandomForestClassifier(5, random_state=0).fit(X, y)
+    constraints = FeatureConstraints(one_hot=[[1, 2, 3]])
+    with pytest.warns(AttackWarning, match="weak attack"):
+        report = evaluate_robustness(forest, X, y, norm="l2", eps=1.5, constraints=constraints)
+    names = [stage.name for stage in report.stages]
+    assert names == ["clean", "leaves", "RayS", "Square"]
+
+
+def test_a_time_limit_keeps_what_was_found_in_time():
+    X, y = scaled("breast cancer")
+    forest = RandomForestClassifier(100, random_state=0).fit(X[::2], y[::2])
+    with pytest.warns(AttackWarning, match="weak attack"):
+        report = evaluate_robustness(forest, X, y, norm="l2", eps=0.5, time_limit=0.5)
+    assert report.seconds < 20
+    assert any(stage.n_fooled > 0 for stage in report.stages if stage.name == "leaves")
+
+
+@every_norm
+def test_curves_of_forests_are_nowhere_above_the_score_among_leaves(norm):
+    X, y = scaled("wine")
+    forest = RandomForestClassifier(10, random_state=0).fit(X[::2], y[::2])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        distances = adversarial_distances(forest, X[1::2], y[1::2], norm=norm, n_queries=50)
+    for eps in np.quantile(distances[distances > 0], [0.2, 0.5, 0.8]):
+        robust = RobustScorer(norm=norm, eps=eps, attack=LeafSearch())(forest, X[1::2], y[1::2])
+        assert (distances > eps).mean() <= robust + 0.03

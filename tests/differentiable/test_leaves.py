@@ -1,0 +1,130 @@
+"""Leaves of trees against what scikit-learn's trees say."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_breast_cancer, load_wine
+from sklearn.decomposition import PCA
+from sklearn.ensemble import (
+    BaggingClassifier,
+    ExtraTreesClassifier,
+    GradientBoostingClassifier,
+    HistGradientBoostingClassifier,
+    RandomForestClassifier,
+)
+from sklearn.frozen import FrozenEstimator
+from sklearn.model_selection import FixedThresholdClassifier, GridSearchCV
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import MaxAbsScaler, MinMaxScaler, RobustScaler, StandardScaler
+from sklearn.tree import DecisionTreeClassifier, ExtraTreeClassifier
+
+from skjacobian._table import Table
+from skjacobian.differentiable import _leaves, black_box, leaves_of, with_leaves
+
+TREES = {
+    "tree": DecisionTreeClassifier(max_depth=4, random_state=0),
+    "extra tree": ExtraTreeClassifier(max_depth=4, random_state=0),
+    "forest": RandomForestClassifier(7, random_state=0),
+    "extra trees": ExtraTreesClassifier(7, max_depth=5, random_state=0),
+    "boosting": GradientBoostingClassifier(n_estimators=7, random_state=0),
+    "exponential": GradientBoostingClassifier(n_estimators=7, loss="exponential", random_state=0),
+    "histograms": HistGradientBoostingClassifier(max_iter=7, random_state=0),
+}
+DATA = {"2 classes": load_breast_cancer, "3 classes": load_wine}
+KNOW_MISSING = ("tree", "forest", "extra trees", "histograms")
+
+FOREST = RandomForestClassifier(5, max_depth=4, random_state=0)
+
+
+def known(classifier, X):
+    """The leaves that an attack on a fitted classifier gets."""
+    table = Table(X)
+    return with_leaves(black_box(classifier, table), classifier, table).leaves
+
+
+def scores(classifier, X):
+    method = "decision_function" if hasattr(classifier, "decision_function") else "predict_proba"
+    values = getattr(classifier, method)(X)
+    return values if values.ndim == 2 else np.stack([0 * values, values], 1)
+
+
+def assert_same(ours, theirs):
+    np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("data", DATA)
+@pytest.mark.parametrize("name", TREES)
+def test_leaves_add_up_to_the_scores(name, data):
+    X, y = DATA[data](return_X_y=True)
+    if name == "exponential":
+        X, y = X[y < 2], y[y < 2]
+    classifier = TREES[name].fit(X[::2], y[::2])
+    assert_same(known(classifier, X[::2]).scores(X), scores(classifier, X))
+
+
+@pytest.mark.parametrize("name", KNOW_MISSING)
+def test_missing_values_go_where_the_trees_send_them(name):
+    X, y = load_wine(return_X_y=True)
+    X[np.random.default_rng(0).random(X.shape) < 0.2] = np.nan
+    classifier = TREES[name].fit(X[::2], y[::2])
+    assert_same(known(classifier, X[::2]).scores(X), scores(classifier, X))
+
+
+@pytest.mark.parametrize(
+    "scaler",
+    [StandardScaler(), MinMaxScaler((1, 3)), RobustScaler(), MaxAbsScaler(), "passthrough"],
+    ids=str,
+)
+def test_leaves_behind_scalers_are_in_the_units_before(scaler):
+    X, y = load_wine(return_X_y=True)
+    pipeline = make_pipeline(scaler, StandardScaler(with_mean=False), FOREST).fit(X, y)
+    leaves = known(pipeline, X)
+    assert_same(leaves.scores(X), pipeline.predict_proba(X))
+    assert leaves.high[np.isfinite(leaves.high)].max() > 100  # proline, in mg/l
+
+
+def test_leaves_of_what_was_searched_for_or_frozen_are_those_inside():
+    X, y = load_wine(return_X_y=True)
+    search = GridSearchCV(FOREST, {"max_depth": [2]}, cv=2).fit(X, y)
+    for classifier in (search, FrozenEstimator(search.best_estimator_)):
+        assert_same(known(classifier, X).scores(X), search.predict_proba(X))
+
+
+class Sharpened(RandomForestClassifier):
+    def predict_proba(self, X):
+        squares = super().predict_proba(X) ** 2
+        return squares / squares.sum(1, keepdims=True)
+
+
+@pytest.mark.parametrize(
+    "classifier",
+    [
+        KNeighborsClassifier(),
+        BaggingClassifier(DecisionTreeClassifier(), random_state=0),
+        Sharpened(5, max_depth=3, random_state=0),
+        HistGradientBoostingClassifier(max_iter=9, categorical_features=[0]),
+        make_pipeline(PCA(3), FOREST),
+        make_pipeline(MinMaxScaler(clip=True), FOREST),
+        make_pipeline(KNeighborsClassifier()),
+        FixedThresholdClassifier(FOREST, threshold=0.7),
+    ],
+    ids=lambda c: type(c).__name__,
+)
+def test_no_leaves_are_known_of_what_does_not_add_up_trees_as_they_are(classifier):
+    X, y = load_breast_cancer(return_X_y=True)
+    X[:, 0] = 5 * np.round(X[:, 0] / 3) % 7  # categories, for one of them
+    assert known(classifier.fit(X, y), X) is None
+
+
+def test_too_many_leaves_are_none(monkeypatch):
+    X, y = load_wine(return_X_y=True)
+    monkeypatch.setattr(_leaves, "MOST_NUMBERS", 100)
+    assert leaves_of(FOREST.fit(X, y)) is None
+
+
+def test_images_have_no_leaves():
+    X, y = load_wine(return_X_y=True)
+    forest = FOREST.fit(X, y)
+    images = torch.from_numpy(X).unsqueeze(1)
+    assert _leaves.compared_leaves(forest, forest.predict_proba, images) is None
