@@ -118,9 +118,9 @@ def adversarial_distances(
     Warns
     -----
     AttackWarning
-        If the classifier has no gradients, and no leaves that are known; if they are zero or not finite; if `predict` is right
-        where the torch view is fooled, and up to a tenth farther out (such a distance counts as
-        inf); or if columns of categories are held fixed.
+        If the classifier has no gradients, and no leaves that are known; if gradients are zero
+        or not finite; if `predict` is right where the torch view is fooled, and up to a tenth
+        farther out (such a distance counts as inf); or if columns of categories are held fixed.
 
     See Also
     --------
