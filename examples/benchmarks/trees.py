@@ -18,7 +18,7 @@ import torch
 from _timing import describe_machine
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
-from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.datasets import load_breast_cancer, load_digits, load_wine
 from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
 from sklearn.model_selection import train_test_split
@@ -42,22 +42,24 @@ TIE = 1e-9
 
 
 class BlackBox(ClassifierMixin, BaseEstimator):
-    """A fitted classifier whose leaves cannot be seen."""
+    """A classifier whose leaves cannot be seen."""
 
     def __init__(self, classifier) -> None:
         self.classifier = classifier
-        self.classes_ = classifier.classes_
 
-    def __sklearn_is_fitted__(self) -> bool:
-        return True
+    def fit(self, X, y):
+        """Fit the classifier."""
+        self.classifier_ = clone(self.classifier).fit(X, y)
+        self.classes_ = self.classifier_.classes_
+        return self
 
     def predict(self, X):
         """Return the classes that the classifier predicts."""
-        return self.classifier.predict(X)
+        return self.classifier_.predict(X)
 
     def predict_proba(self, X):
         """Return the probabilities that the classifier gives."""
-        return self.classifier.predict_proba(X)
+        return self.classifier_.predict_proba(X)
 
 
 def load(name: str) -> tuple:
@@ -179,7 +181,7 @@ def compare(name: str, with_black_boxes: bool) -> Counter:
         right = forest.predict(X) == y
         candidates = {"leaves": forest}
         if with_black_boxes:
-            candidates["black boxes"] = BlackBox(forest)
+            candidates["black boxes"] = BlackBox(forest).fit(X_train, y_train)
         for norm in LARGER:
             for radius in RADII[name]:
                 eps = radius * LARGER[norm]

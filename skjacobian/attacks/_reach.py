@@ -86,26 +86,37 @@ class Reach:
             self.feature, return_index=True, return_inverse=True, return_counts=True
         )
         self.stay = np.flatnonzero(self.value == self._x[self.feature])
-        # Of each feature the values from `_first` on and before `_last` are in the leaf.
         self._begin, self._end = begin, begin + counts
-        shape = (len(near.low), len(moving))
-        self._first, self._last = np.empty(shape, dtype=int), np.empty(shape, dtype=int)
+        # Of each feature the values from `_first` on and before `_last` are in the leaf. With a
+        # row for each feature, what is asked of all leaves is asked in a fifth of the time.
+        shape = (len(moving), len(near.low))
+        self._first, self._last = (np.empty(shape, dtype=np.int32) for _ in range(2))
         for j, (feature, start, stop) in enumerate(zip(moving, begin, self._end, strict=True)):
             values = self.value[start:stop]
-            for side, ends in ((self._first, near.low), (self._last, near.high)):
-                side[:, j] = start + np.searchsorted(values, ends[:, feature], side="right")
+            self._first[j] = start + np.searchsorted(values, near.low[:, feature], side="right")
+            self._last[j] = start + np.searchsorted(values, near.high[:, feature], side="right")
+        self._cut = self._intervals_outside()
         ahead = np.where(np.arange(len(near.constant)) < y, TIE, -TIE)
         self._values = np.delete(near.values - near.values[:, [y]], y, axis=1)
         self._constant = np.delete(near.constant - near.constant[y] + ahead, y)
 
+    def _intervals_outside(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return (leaf, start, stop): intervals of values that are not in a leaf."""
+        below = np.nonzero(self._first > self._begin[:, None])
+        above = np.nonzero(self._last < self._end[:, None])
+        leaf = np.concatenate([below[1], above[1]])
+        start = np.concatenate([self._begin[below[0]], self._last[above]])
+        return leaf, start, np.concatenate([self._first[below], self._end[above[0]]])
+
     def _out(self, state: np.ndarray) -> np.ndarray:
-        """Tell which features keep a state out of which leaves."""
-        return np.asarray((state < self._first) | (self._last <= state))
+        """Tell which features (rows) keep a state out of which leaves (columns)."""
+        at = state.astype(np.int32)[:, None]
+        return np.asarray((at < self._first) | (self._last <= at))
 
     def margin(self, state: np.ndarray) -> float:
         """Return the largest margin of a wrong class in a state; beyond 0 the model is fooled."""
-        held = ~self._out(state).any(1)
-        return float((self._values[held].sum(0) + self._constant).max())
+        held = ~self._out(state).any(axis=0)
+        return float((self._values[held].sum(axis=0) + self._constant).max())
 
     def margins(self, state: np.ndarray) -> np.ndarray:
         """Return the largest margin with each value in the place of that of its feature.
@@ -113,26 +124,24 @@ class Reach:
         As a sum over intervals of values: a leaf that one feature alone keeps out adds where that
         feature's value is in the leaf; one that holds the state is lost where one is not.
         """
+        if len(state) == 0:
+            return np.empty(0)
         out = self._out(state)
-        n_out = out.sum(1)
-        held = np.flatnonzero(n_out == 0)
-        alone, by = np.nonzero(out & (n_out == 1)[:, None])
-        start, stop = self._first[alone, by], self._last[alone, by]
-        first, last = self._first[held], self._last[held]
-        below, above = (np.nonzero(cut) for cut in (first > self._begin, last < self._end))
-        starts = np.concatenate([start, self._begin[below[1]], last[above]])
-        stops = np.concatenate([stop, first[below], self._end[above[1]]])
-        rises = np.concatenate(
-            [self._values[alone], -self._values[held[below[0]]], -self._values[held[above[0]]]]
-        )
+        n_out = out.sum(axis=0, dtype=np.int32)
+        held, alone = n_out == 0, np.flatnonzero(n_out == 1)
+        by = np.argmax(out[:, alone], axis=0)
+        leaf, start, stop = (part[held[self._cut[0]]] for part in self._cut)
+        starts = np.concatenate([self._first[by, alone], start])
+        stops = np.concatenate([self._last[by, alone], stop])
+        rises = np.concatenate([self._values[alone], -self._values[leaf]])
         at, n_values = np.concatenate([starts, stops]), len(self.value)
         steps = [
             np.bincount(at, weights=np.concatenate([rise, -rise]), minlength=n_values + 1)
             for rise in rises.T
         ]
         changes = np.cumsum(steps, axis=1)[:, :n_values].T
-        total = self._values[held].sum(0) + self._constant
-        return np.asarray((changes + total).max(1))
+        total = self._values[held].sum(axis=0) + self._constant
+        return np.asarray((changes + total).max(axis=1))
 
     def costs(self, state: np.ndarray) -> np.ndarray:
         """Return what each value costs in the place of that of its feature."""
@@ -151,12 +160,12 @@ class Reach:
 
     def nearest_in_leaves(self, n_leaves: int) -> np.ndarray:
         """Return the nearest states in leaves, of those that add most to a wrong class."""
-        can_hold = (self._first < self._last).all(axis=1)
-        others = np.flatnonzero(self._out(self.stay).any(axis=1) & can_hold)
+        can_hold = (self._first < self._last).all(axis=0)
+        others = np.flatnonzero(self._out(self.stay).any(axis=0) & can_hold)
         rank = np.argsort(-self._values[others].max(axis=1), kind="stable")
         order = others[rank[:n_leaves]]
-        states = np.clip(self.stay, self._first[order], self._last[order] - 1)
-        return np.asarray(states[self.cost[states].sum(1) <= 1.0])
+        states = np.clip(self.stay, self._first[:, order].T, self._last[:, order].T - 1)
+        return np.asarray(states[self.cost[states].sum(axis=1) <= 1.0])
 
     def point(self, state: np.ndarray) -> np.ndarray:
         """Return the sample in a state."""
