@@ -68,7 +68,8 @@ def compared_leaves(classifier: Any, scores: TensorFunction, X: Tensor) -> Leave
     if leaves is None or leaves.low.shape[1] != X.shape[1]:
         return None
     some = X[np.linspace(0, len(X) - 1, min(N_COMPARED, len(X))).astype(int)]
-    theirs, ours = scores(some).numpy(), leaves.scores(some.double().numpy())
+    some = some.double()  # in which votes that are equal stay equal
+    theirs, ours = scores(some).numpy(), leaves.scores(some.numpy())
     if theirs.shape != ours.shape:
         return None
     constant = np.mean(theirs - ours, axis=0)

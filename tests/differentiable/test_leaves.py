@@ -71,6 +71,15 @@ def test_missing_values_go_where_the_trees_send_them(name):
     assert_same(known(classifier, X[::2]).scores(X), scores(classifier, X))
 
 
+def test_of_samples_in_float32_equal_votes_are_equal():
+    X, y = load_breast_cancer(return_X_y=True)
+    forest = RandomForestClassifier(2, random_state=0).fit(X[::2], y[::2])
+    leaves = known(forest, X[1::2].astype(np.float32))
+    votes = leaves.scores(X)
+    assert (votes == 0.5).any()
+    np.testing.assert_allclose(votes, forest.predict_proba(X), rtol=0, atol=1e-13)
+
+
 @pytest.mark.parametrize(
     "scaler",
     [StandardScaler(), MinMaxScaler((1, 3)), RobustScaler(), MaxAbsScaler(), "passthrough"],
