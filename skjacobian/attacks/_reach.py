@@ -188,8 +188,9 @@ def _near(leaves: Leaves, allowed: Set) -> np.ndarray:
 def _values_to_try(leaves: Leaves, allowed: Set) -> tuple[np.ndarray, np.ndarray]:
     """Return (feature, value): just above lower ends of leaves and below upper ones, and x."""
     x, whole = allowed.x, allowed.is_whole
-    up, down = _beyond(leaves.low, 1.0), _beyond(leaves.high, -1.0)
-    up, down = np.where(whole, np.ceil(up), up), np.where(whole, np.floor(down), down)
+    # Whole numbers are not rounded, and one may be a threshold itself.
+    up = np.where(whole, np.floor(leaves.low) + 1, _beyond(leaves.low, 1.0))
+    down = np.where(whole, np.floor(leaves.high), _beyond(leaves.high, -1.0))
     rising = (leaves.low >= x) & (up <= allowed.high)
     falling = (leaves.high < x) & (down >= allowed.low)
     feature = np.concatenate([np.nonzero(rising)[1], np.nonzero(falling)[1]])

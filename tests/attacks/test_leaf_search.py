@@ -13,6 +13,7 @@ from sklearn.ensemble import (
     HistGradientBoostingClassifier,
     RandomForestClassifier,
 )
+from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.tree import DecisionTreeClassifier
 
@@ -233,6 +234,16 @@ def test_whole_numbers_are_changed_by_whole_numbers_to_the_last_digit_of_the_rad
         assert RobustScorer(eps=1, attack=LeafSearch(), **threat)(tree, X, y) == 4 / 6
         with pytest.warns(AttackWarning, match="at which no feature can change"):
             assert RobustScorer(eps=0.99, attack=LeafSearch(), **threat)(tree, X, y) == 1
+
+
+def test_whole_numbers_may_stop_at_thresholds_that_are_whole():
+    X, y = np.arange(0.0, 12.0, 2.0)[:, None], np.array([0, 0, 0, 1, 1, 1])
+    constraints = FeatureConstraints(integer=[0])
+    for scaler in ("passthrough", StandardScaler()):
+        tree = make_pipeline(scaler, DecisionTreeClassifier()).fit(X, y)
+        assert tree.predict([[5.0]]) == 0  # the threshold
+        is_fooled = fooled(tree, X, y, norm="linf", eps=1, constraints=constraints)[0]
+        np.testing.assert_array_equal(is_fooled, X[:, 0] == 6)
 
 
 def test_the_result_does_not_depend_on_the_batch():
