@@ -339,7 +339,8 @@ def _view(estimator: Any, table: Table, needs: str) -> tuple[TensorFunction, str
         if needs == "gradients":
             raise
         box, method = _black_box_that_decides(estimator, table)
-        return with_leaves(box, estimator, table), method
+        # Scores that `predict` does not follow say nothing of it, nor do leaves.
+        return box if method == "predict" else with_leaves(box, estimator, table), method
     return view, None
 
 

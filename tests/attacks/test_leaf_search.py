@@ -255,6 +255,19 @@ def test_the_result_does_not_depend_on_the_batch():
     assert len({scorer(forest, X[1:40:2], y[1:40:2]) for scorer in scorers}) == 1
 
 
+class Cautious(RandomForestClassifier):
+    def predict(self, X):
+        return self.classes_[(self.predict_proba(X)[:, 1] > 0.2).astype(int)]
+
+
+def test_leaves_say_nothing_of_a_predict_that_does_not_follow_them():
+    X, y = scaled("breast cancer")
+    forest = Cautious(10, random_state=0).fit(X[::2], y[::2])
+    with pytest.warns(AttackWarning, match="weak attack"):
+        report = evaluate_robustness(forest, X[1:60:2], y[1:60:2], eps=0.1, n_queries=20)
+    assert report.view == "black box, predict"
+
+
 # --- in scorers, reports and curves ------------------------------------------------------
 
 
