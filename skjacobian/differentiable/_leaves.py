@@ -65,7 +65,7 @@ def compared_leaves(classifier: Any, scores: TensorFunction, X: Tensor) -> Leave
     if X.ndim != 2 or len(X) == 0:
         return None
     leaves = leaves_of(classifier)
-    if leaves is None or leaves.low.shape[1] != X.shape[1]:
+    if leaves is None or leaves.low.shape[1] != X.shape[1] or len(leaves.constant) < 2:
         return None
     some = X[np.linspace(0, len(X) - 1, min(N_COMPARED, len(X))).astype(int)]
     some = some.double()  # in which votes that are equal stay equal

@@ -268,6 +268,14 @@ def test_leaves_say_nothing_of_a_predict_that_does_not_follow_them():
     assert report.view == "black box, predict"
 
 
+def test_of_one_class_there_is_nothing_to_search():
+    X, y = scaled("wine")
+    forest = RandomForestClassifier(2, random_state=0).fit(X, 0 * y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert RobustScorer(attack="strong", norm="l2")(forest, X[:5], 0 * y[:5]) == 1
+
+
 # --- in scorers, reports and curves ------------------------------------------------------
 
 
