@@ -1,6 +1,7 @@
 """The leaves of classifiers that add up trees: where they are, and what they add to the scores."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -43,6 +44,12 @@ class Leaves:
         """Tell for each leaf and feature whether the leaf lets in the value of one sample."""
         inside = (self.low < x) & (x <= self.high)
         return np.asarray(np.where(np.isnan(x), self.takes_missing, inside))
+
+    @cached_property
+    def largest(self) -> np.ndarray:
+        """The largest size of a threshold of each feature."""
+        ends = (np.where(np.isfinite(side), np.abs(side), 0.0) for side in (self.low, self.high))
+        return np.maximum(*(side.max(0, initial=0.0) for side in ends))
 
     def __getitem__(self, index: np.ndarray) -> "Leaves":
         """Return some of the leaves."""

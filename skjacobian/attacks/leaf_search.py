@@ -10,13 +10,14 @@ from torch import Tensor
 from skjacobian._validation import check_flag
 from skjacobian.attacks._base import Attack
 from skjacobian.attacks._reach import TIE, Reach, Set
-from skjacobian.attacks._search import Search
+from skjacobian.attacks._search import BudgetSpentError, Search
 from skjacobian.constraints import FeatureConstraints
 from skjacobian.geometry import Ball
 from skjacobian.leaves import Leaves
 
-# A state of `Reach`, and its margin.
+# A state of `Reach`, and its margin; a point, and whether it fools, as the leaves say.
 State = tuple[np.ndarray, float]
+Point = tuple[np.ndarray, bool]
 
 POWERS = {"l1": 1.0, "l2": 2.0, "linf": np.inf}
 # What greedy steps climb: the gain of margin over the cost to this power. Each finds what others
@@ -115,19 +116,32 @@ class LeafSearch(Attack):
                 "forest, extremely randomized trees or gradient boosting of scikit-learn, alone or "
                 "behind scalers."
             )
-        if not search.restart():
-            return
-        X_adv, find = search.ball.X.clone(), _nearest_point if self.minimal else _best_point
-        for i, allowed in enumerate(_sets(search.ball)):
-            if search.is_late():
-                break
-            X_adv[i] = torch.from_numpy(find(leaves, int(search.y[i]), allowed)).to(X_adv)
+        find = _nearest_point if self.minimal else _best_point
+        refuted = torch.ones_like(search.all_y, dtype=torch.bool)
+        # Where the model does not confirm what the leaves say, once more with room for rounding.
+        for is_careful in (False, True):
+            if not search.restart() or not bool(refuted[search.active].any()):
+                return
+            X_adv = search.ball.X.clone()
+            for i, allowed in enumerate(_sets(search.ball)):
+                if search.is_late():
+                    break
+                if refuted[search.active[i]]:
+                    point, fools = find(leaves, int(search.y[i]), allowed, is_careful)
+                    X_adv[i] = torch.from_numpy(point).to(X_adv)
+                    refuted[search.active[i]] = fools
+            self._ask(search, X_adv)
+
+    def _ask(self, search: Search, X_adv: Tensor) -> None:
+        """Ask the model about points, and keep those that fool it, however late it is."""
         if search.ball.missing is not None:
             X_adv = torch.where(search.ball.missing, 0.0, X_adv)
         X_adv = search.ball.enforce(X_adv)
-        deadline, search.deadline = search.deadline, None  # what was found in time counts
+        is_late, deadline, search.deadline = search.is_late(), search.deadline, None
         search.record(X_adv, search.margin(X_adv), ~search.done)
         search.deadline = deadline
+        if is_late:
+            raise BudgetSpentError
 
 
 def known_leaves(model: Any) -> Leaves | None:
@@ -167,29 +181,28 @@ def _array(tensor: Tensor) -> np.ndarray:
     return array
 
 
-def _best_point(leaves: Leaves, y: int, allowed: Set) -> np.ndarray:
+def _best_point(leaves: Leaves, y: int, allowed: Set, is_careful: bool) -> Point:
     """Return a point that fools, as the leaves say, or else the one of largest margin found."""
-    point, fools = _searched(leaves, y, allowed.within(AT_FIRST * allowed.eps))
-    return point if fools else _searched(leaves, y, allowed)[0]
+    near = allowed.within(AT_FIRST * allowed.eps)
+    point, fools = _searched(Reach(leaves, y, near, is_careful))
+    return (point, True) if fools else _searched(Reach(leaves, y, allowed, is_careful))
 
 
-def _nearest_point(leaves: Leaves, y: int, allowed: Set) -> np.ndarray:
+def _nearest_point(leaves: Leaves, y: int, allowed: Set, is_careful: bool) -> Point:
     """Return the nearest point found that fools, or else the one of largest margin.
 
     Radii are doubled until one suffices, then halved between what does and what does not.
     """
     spared, needed = 0.0, min(allowed.eps, _farthest(leaves, allowed))
-    radius, best = needed * FIRST_RADIUS, allowed.x
-    is_found = False
+    radius, best, is_found = needed * FIRST_RADIUS, allowed.x, False
     while spared < (1 - PRECISION) * needed:
-        point, fools = _searched(leaves, y, allowed.within(radius))
+        point, fools = _searched(Reach(leaves, y, allowed.within(radius), is_careful))
         if fools:
             best, needed, is_found = point, allowed.distance(point), True
         else:
-            spared = radius
-            best = best if is_found else point
+            best, spared = best if is_found else point, radius
         radius = (spared + needed) / 2 if is_found else min(2 * radius, needed)
-    return best
+    return best, is_found
 
 
 def _farthest(leaves: Leaves, allowed: Set) -> float:
@@ -201,22 +214,15 @@ def _farthest(leaves: Leaves, allowed: Set) -> float:
     return 2 * allowed.distance(x + beyond)
 
 
-def _searched(leaves: Leaves, y: int, allowed: Set) -> tuple[np.ndarray, bool]:
-    """Return a point that fools, or else the best found, and whether it does."""
-    reach = Reach(leaves, y, allowed)
-    state, margin = _best_state(reach)
-    return reach.point(state), margin > 0
-
-
-def _best_state(reach: Reach) -> State:
-    """Return the first state found of positive margin, or else the best, and its margin."""
-    best = reach.stay, reach.margin(reach.stay)
-    for tried in _searches(reach):
-        if tried[1] > best[1]:
-            best = tried
-        if best[1] > 0:
+def _searched(reach: Reach) -> Point:
+    """Return the first point found of positive margin, or else the best."""
+    best, largest = reach.stay, reach.margin(reach.stay)
+    for state, margin in _searches(reach):
+        if margin > largest:
+            best, largest = state, margin
+        if largest > 0:
             break
-    return best
+    return reach.point(best), bool(largest > 0)
 
 
 def _searches(reach: Reach) -> Iterator[State]:

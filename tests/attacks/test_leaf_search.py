@@ -23,7 +23,9 @@ from skjacobian.attacks import LeafSearch
 from skjacobian.attacks._reach import Reach
 from skjacobian.attacks.leaf_search import _sets
 from skjacobian.constraints import FeatureConstraints
+from skjacobian.differentiable import BlackBox
 from skjacobian.exceptions import AttackWarning
+from skjacobian.leaves import Leaves
 
 NORMS = ["linf", "l2", "l1"]
 ORDER = {"linf": np.inf, "l2": 2, "l1": 1}
@@ -246,6 +248,36 @@ def test_whole_numbers_may_stop_at_thresholds_that_are_whole():
         np.testing.assert_array_equal(is_fooled, X[:, 0] == 6)
 
 
+@every_norm
+def test_what_scalers_round_in_float32_is_passed(norm):
+    for seed in range(8):
+        X = np.random.default_rng(seed).normal(100, 100, (100, 1)).astype(np.float32)
+        y = (X[:, 0] > 0) ^ (X[:, 0] > 200)  # one of the thresholds is near 0
+        pipeline = make_pipeline(StandardScaler(), DecisionTreeClassifier()).fit(X, y)
+        is_fooled, *_ = fooled(pipeline, X, y, norm=norm, eps=1e3)
+        assert is_fooled.all()
+
+
+def test_equal_scores_that_the_model_decides_otherwise_are_passed_by():
+    leaves = Leaves(
+        low=np.array([[-np.inf], [0.5], [1.5]]),
+        high=np.array([[0.5], [1.5], [np.inf]]),
+        takes_missing=np.zeros((3, 1), dtype=bool),
+        values=np.array([[0.0, 1.0], [0.5, 0.5], [1.0, 0.0]]),
+        constant=np.zeros(2),
+    )
+
+    def says(X):  # by a hair the second class, where leaves add up to the same
+        places = np.digitize(X[:, 0].numpy(), [0.5, 1.5])
+        return torch.tensor([[0.0, 1.0], [0.5, 0.5001], [1.0, 0.0]])[places].double()
+
+    X, y = torch.zeros(1, 1, dtype=torch.float64), torch.ones(1, dtype=torch.long)
+    model = BlackBox(says, 2, leaves)
+    for minimal in (False, True):
+        X_adv = LeafSearch(norm="l2", eps=3.0, minimal=minimal)(model, X, y)
+        assert X_adv.item() == pytest.approx(1.5, abs=1e-3)
+
+
 def test_the_result_does_not_depend_on_the_batch():
     X, y = scaled("breast cancer")
     forest = RandomForestClassifier(10, random_state=0).fit(X[::2], y[::2])
@@ -325,7 +357,10 @@ def test_a_time_limit_keeps_what_was_found_in_time():
     with pytest.warns(AttackWarning, match="weak attack"):
         report = evaluate_robustness(forest, X, y, norm="l2", eps=0.5, time_limit=0.5)
     assert report.seconds < 20
-    assert any(stage.n_fooled > 0 for stage in report.stages if stage.name == "leaves")
+    (leaves,) = (stage for stage in report.stages if stage.name == "leaves")
+    assert leaves.n_fooled > 0
+    (flag,) = (flag for flag in report.raised if flag.name == "weak attack")
+    assert "leaves" in flag.detail
 
 
 @every_norm
