@@ -35,6 +35,8 @@ from skjacobian.leaves import Leaves
 MOST_NUMBERS = 2**23
 # Of how many samples the scores are compared with those of the classifier.
 N_COMPARED = 20
+# The share of them that must agree: others may lie on a threshold, to which scalers round.
+ENOUGH = 0.9
 
 
 @singledispatch
@@ -72,8 +74,9 @@ def compared_leaves(classifier: Any, scores: TensorFunction, X: Tensor) -> Leave
     theirs, ours = scores(some).numpy(), leaves.scores(some.numpy())
     if theirs.shape != ours.shape:
         return None
-    constant = np.mean(theirs - ours, axis=0)
-    if not np.allclose(theirs, ours + constant, rtol=1e-5, atol=1e-6):
+    constant = np.median(theirs - ours, axis=0)
+    agree = np.isclose(theirs, ours + constant, rtol=1e-5, atol=1e-6).all(axis=1)
+    if agree.mean() < ENOUGH:
         return None
     return replace(leaves, constant=leaves.constant + constant)
 

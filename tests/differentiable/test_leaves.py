@@ -137,3 +137,15 @@ def test_images_have_no_leaves():
     forest = FOREST.fit(X, y)
     images = torch.from_numpy(X).unsqueeze(1)
     assert _leaves.compared_leaves(forest, forest.predict_proba, images) is None
+
+
+def test_a_sample_on_a_threshold_that_scalers_round_to_costs_no_leaves():
+    rng = np.random.default_rng(10)
+    X = np.round(rng.normal(size=(200, 3)), 1)
+    y = X[:, 0] * X[:, 1] > 0.1
+    boosting = HistGradientBoostingClassifier(max_iter=3, min_samples_leaf=2)
+    pipeline = make_pipeline(MinMaxScaler(), boosting).fit(X[::2], y[::2])
+    samples = X[1:40:2]  # of which one goes to the other side
+    leaves = known(pipeline, samples)
+    same = np.isclose(leaves.scores(samples), scores(pipeline, samples)).all(1)
+    assert same.sum() == len(samples) - 1
