@@ -208,7 +208,7 @@ class Checks:
         width, reach = resolve_feature_scale("range", X), attack.reach_of(X)
         assert width is not None
         free = (reach > 0) & (width > 0)
-        rules = None if attack.constraints is None else attack.constraints.resolve(X)
+        rules = attack.rules_of(X)
         if rules is not None:  # whose numbers say what a change is
             free &= ~rules.is_whole
         n_any, n_little = (

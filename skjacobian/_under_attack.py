@@ -23,7 +23,7 @@ from skjacobian._table import Table, as_pandas
 from skjacobian._validation import check_count_or_auto
 from skjacobian.attacks import Attack, Cascade, Found
 from skjacobian.attacks._found import Stage, concatenate
-from skjacobian.attacks.leaf_search import known_leaves
+from skjacobian.attacks.leaf_search import known_leaves, leaves_decide
 from skjacobian.differentiable import (
     BlackBox,
     FittedModule,
@@ -35,7 +35,6 @@ from skjacobian.differentiable import (
     encoded_columns,
     methods_of,
     unread_columns,
-    with_leaves,
 )
 from skjacobian.exceptions import AttackWarning, NotDifferentiableError
 from skjacobian.leaves import Leaves
@@ -164,14 +163,8 @@ class UnderAttack:
         return np.asarray(self.predicted == self.y)
 
     def leaves_decide(self, attack: Attack) -> bool:
-        """Tell whether all that an attack may change is searched among the leaves of trees.
-
-        One-hot columns are not.
-        """
-        if self.leaves is None:
-            return False
-        constraints = attack.constraints
-        return constraints is None or not constraints.resolve(self.X_tensor).groups
+        """Tell whether all that an attack may change is searched among the leaves of trees."""
+        return leaves_decide(self.view, attack.rules_of(self.X_tensor))
 
     def arm(self, attack: Attack, largest: float | None = None, **threat_model: Any) -> Attack:
         """Return an attack with a threat model, as users say it, that X obeys.
@@ -338,9 +331,7 @@ def _view(estimator: Any, table: Table, needs: str) -> tuple[TensorFunction, str
         _check_has(estimator, "classes_")
         if needs == "gradients":
             raise
-        box, method = _black_box_that_decides(estimator, table)
-        # Scores that `predict` does not follow say nothing of it, nor do leaves.
-        return box if method == "predict" else with_leaves(box, estimator, table), method
+        return _black_box_that_decides(estimator, table)
     return view, None
 
 

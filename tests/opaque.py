@@ -3,8 +3,8 @@
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 
 
-class Opaque(ClassifierMixin, BaseEstimator):
-    """Another classifier, whose kind no attack can see: trees without their leaves."""
+class Decisions(ClassifierMixin, BaseEstimator):
+    """Another classifier, of which nothing can be had but its labels."""
 
     def __init__(self, classifier):
         self.classifier = classifier
@@ -16,6 +16,10 @@ class Opaque(ClassifierMixin, BaseEstimator):
 
     def predict(self, X):
         return self.classifier_.predict(X)
+
+
+class Opaque(Decisions):
+    """Another classifier, whose kind no attack can see: trees without their leaves."""
 
     def predict_proba(self, X):
         return self.classifier_.predict_proba(X)

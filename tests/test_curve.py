@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 import torch
 from scipy.optimize import brentq
-from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.datasets import load_breast_cancer, load_iris, load_wine, make_moons
 from sklearn.decomposition import PCA
 from sklearn.ensemble import RandomForestClassifier
@@ -36,7 +35,8 @@ from skjacobian.attacks import FMN
 from skjacobian.attacks._closest import OVERSHOOT
 from skjacobian.curve import curve_of_distances
 from skjacobian.exceptions import AttackWarning
-from tests.opaque import Opaque
+from tests.leaf_boxes import distance_to_leaves
+from tests.opaque import Decisions, Opaque
 
 X, y = (array[50:] for array in load_iris(return_X_y=True))
 NAMES = np.array(["", "versicolor", "virginica"])[y]
@@ -533,34 +533,6 @@ by_decisions = pytest.mark.filterwarnings(
 )
 
 
-def leaves(tree, n_features):
-    """Yield the box of each leaf of a tree, and the class that it predicts."""
-    nodes = [(0, np.full(n_features, -np.inf), np.full(n_features, np.inf))]
-    while nodes:
-        node, low, high = nodes.pop()
-        left, feature = tree.tree_.children_left[node], tree.tree_.feature[node]
-        if left < 0:
-            yield low, high, tree.classes_[tree.tree_.value[node].argmax()]
-            continue
-        below, above = high.copy(), low.copy()
-        below[feature] = min(high[feature], tree.tree_.threshold[node])
-        above[feature] = max(low[feature], tree.tree_.threshold[node])
-        nodes += [
-            (left, low, below),
-            (tree.tree_.children_right[node], above, high),
-        ]
-
-
-def distance_to_leaves(tree, X, y, norm):
-    """The distance of each sample to the nearest leaf of another class: exact."""
-    nearest = np.full(len(X), np.inf)
-    for low, high, label in leaves(tree, X.shape[1]):
-        delta = np.clip(X, low, high) - X
-        length = np.linalg.norm(delta, {"linf": np.inf, "l2": 2, "l1": 1}[norm], axis=1)
-        nearest = np.where(y != label, np.minimum(nearest, length), nearest)
-    return nearest
-
-
 @by_decisions
 @every_norm
 @pytest.mark.parametrize("load", [load_iris, load_wine])
@@ -648,21 +620,6 @@ def test_curves_by_decisions_are_said_to_be_weaker_and_begin_at_the_accuracy():
     assert accuracy[0] == forest.score(X, y)
     assert accuracy[-1] == 0
     assert (np.diff(accuracy) < 0).all()
-
-
-class Decisions(ClassifierMixin, BaseEstimator):
-    """Another classifier, of which nothing can be had but its labels."""
-
-    def __init__(self, classifier):
-        self.classifier = classifier
-
-    def fit(self, X, y):
-        self.classifier_ = clone(self.classifier).fit(X, y)
-        self.classes_, self.n_features_in_ = self.classifier_.classes_, X.shape[1]
-        return self
-
-    def predict(self, X):
-        return self.classifier_.predict(X)
 
 
 @by_decisions

@@ -37,7 +37,7 @@ FORESTS = {
 # In standard deviations; those of l1 and l2 are larger by these factors.
 RADII = {"breast cancer": (0.1, 0.25), "wine": (0.2, 0.4), "digits 0 to 3": (0.15, 0.3)}
 LARGER = {"linf": 1.0, "l2": 2.0, "l1": 2.5}
-# A margin, and how close a radius comes to a threshold that is just out of reach.
+# Margins no farther from 0 are ties.
 TIE = 1e-9
 
 

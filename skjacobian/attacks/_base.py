@@ -185,16 +185,17 @@ class Attack(BaseEstimator):
         """Whether the radius is 0 for every sample."""
         return bool((torch.as_tensor(self.eps) == 0).all())
 
-    def _rules(self, X: Tensor) -> Rules | None:
+    def rules_of(self, X: Tensor) -> Rules | None:
+        """Return what makes samples like `X` valid; None for all."""
         return None if self.constraints is None else self.constraints.resolve(X)
 
     def bounds_of(self, X: Tensor) -> tuple[Tensor, Tensor] | None:
         """Return the bounds for samples `X`, wherever they were said; None for unbounded."""
-        return self._bounds(X, self._rules(X))
+        return self._bounds(X, self.rules_of(X))
 
     def scale_of(self, X: Tensor) -> Tensor | None:
         """Return the feature scale for samples `X`, 0 where a feature is fixed; None for 1."""
-        return self._scale(X, self._rules(X))
+        return self._scale(X, self.rules_of(X))
 
     def reach_of(self, X: Tensor) -> Tensor:
         """Return how far each feature can change, bounds aside, in float64."""
@@ -244,11 +245,11 @@ class Attack(BaseEstimator):
 
     def outside(self, X: Tensor) -> Tensor:
         """Tell which clean samples lie outside their bounds, by more than rounding."""
-        return outside(X, self._own_bounds(X, self._rules(X)))
+        return outside(X, self._own_bounds(X, self.rules_of(X)))
 
     def check_valid(self, X: Tensor, columns: Columns | None = None) -> None:
         """Raise a ValueError unless clean samples are whole or one-hot where they must be."""
-        rules = self._rules(X)
+        rules = self.rules_of(X)
         if rules is not None:
             rules.check_clean(X, columns or Columns(X.shape[1:]))
 
@@ -258,11 +259,11 @@ class Attack(BaseEstimator):
         What breaks them is said by the names of the columns, where they are known.
         """
         self.check_valid(X, columns)
-        check_inside(X, self._own_bounds(X, self._rules(X)), columns)
+        check_inside(X, self._own_bounds(X, self.rules_of(X)), columns)
 
     def ball(self, X: Tensor) -> Ball:
         """Return the sets that this adversary may choose from, around the rows of `X`."""
-        rules = self._rules(X)
+        rules = self.rules_of(X)
         return Ball.around(
             X.detach(),
             norm=self.norm,

@@ -18,7 +18,7 @@ from skjacobian.attacks._found import Found, Stage
 from skjacobian.attacks._search import BudgetSpentError, Search
 from skjacobian.attacks.apgd import APGD
 from skjacobian.attacks.hotflip import HotFlip, flips_pay
-from skjacobian.attacks.leaf_search import LeafSearch, known_leaves
+from skjacobian.attacks.leaf_search import LeafSearch, known_leaves, leaves_decide
 from skjacobian.attacks.pgd import PGD
 from skjacobian.attacks.rays import RayS
 from skjacobian.attacks.square import Square
@@ -292,7 +292,7 @@ class Cascade(Attack):
         start = time.perf_counter()
         search.on_stage = on_stage
         # One for each stage, so that what it draws does not depend on those before it.
-        longest = max(len(plans) for plans in PLANS.values()) + 1  # and HotFlip
+        longest = max(len(plans) for plans in PLANS.values()) + 1  # HotFlip, or leaves
         by_gradients, by_scores = (spawned(generator, longest) for _ in range(2))
         _run_stage(search, CLEAN, CLEAN, Search.ask_clean)
         if resume is not None:
@@ -308,7 +308,7 @@ class Cascade(Attack):
         except NoGradientError:
             known = _by_scores(search.all_balls.norm)
             self._run_stages(search, known, by_scores)
-        if not _leaves_decide(search):
+        if not leaves_decide(search.model, search.all_balls.rules):
             _warn_of_weakness(known)
 
     def _run_stages(self, search: Search, known: str, generators: list[torch.Generator]) -> None:
@@ -325,19 +325,11 @@ class Cascade(Attack):
         """Return the stages for what is known of the model and of the features."""
         plans = PLANS[known]
         if known_leaves(search.model) is not None:
-            return (LEAVES, *(AFTER_LEAVES if _leaves_decide(search) else plans))
+            decide = leaves_decide(search.model, search.all_balls.rules)
+            return (LEAVES, *(AFTER_LEAVES if decide else plans))
         if not flips_pay(search.all_balls) or not known.startswith("gradients"):
             return plans
         return (plans[0], FLIPS, *plans[1:])
-
-
-def _leaves_decide(search: Search) -> bool:
-    """Tell whether the leaves of the model are known, and all that may change is searched there.
-
-    One-hot columns are not: one category changes two of them.
-    """
-    rules = search.all_balls.rules
-    return known_leaves(search.model) is not None and (rules is None or not rules.groups)
 
 
 def _as_arrays(value: Any) -> Any:

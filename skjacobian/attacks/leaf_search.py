@@ -14,6 +14,7 @@ from skjacobian.attacks._search import BudgetSpentError, Search
 from skjacobian.constraints import FeatureConstraints
 from skjacobian.geometry import Ball
 from skjacobian.leaves import Leaves
+from skjacobian.validity import Rules
 
 # A state of `Reach`, and its margin; a point, and whether it fools, as the leaves say.
 State = tuple[np.ndarray, float]
@@ -147,6 +148,14 @@ class LeafSearch(Attack):
 def known_leaves(model: Any) -> Leaves | None:
     """Return the leaves of a model that carries them; else None."""
     return getattr(model, "leaves", None)
+
+
+def leaves_decide(model: Any, rules: Rules | None) -> bool:
+    """Tell whether the leaves of a model are known, and all that may change is searched there.
+
+    One-hot columns are not: one category changes two of them.
+    """
+    return known_leaves(model) is not None and (rules is None or not rules.groups)
 
 
 def _sets(ball: Ball) -> list[Set]:

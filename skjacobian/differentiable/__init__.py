@@ -5,7 +5,6 @@ from skjacobian.differentiable._black_box import (
     answers_or_nan,
     black_box,
     methods_of,
-    with_leaves,
 )
 from skjacobian.differentiable._calibration import Calibrated
 from skjacobian.differentiable._columns import (
@@ -65,5 +64,4 @@ __all__ = [
     "leaves_of",
     "methods_of",
     "unread_columns",
-    "with_leaves",
 ]

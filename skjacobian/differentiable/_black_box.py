@@ -1,5 +1,7 @@
 """Any fitted classifier as a function of tensors, without gradients."""
 
+from collections.abc import Callable
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -34,12 +36,20 @@ class BlackBox:
     scores : callable
         Maps tensors of shape (n_samples, *features) to scores (n_samples, n_classes).
     n_classes : int
-    leaves : Leaves, optional
-        Those of trees whose values add up to the scores, as far as the order of classes goes.
+    find_leaves : callable
+        Returns the leaves of trees whose values add up to the scores, as far as the order of
+        classes goes, or None. Asked once, and only if an attack looks for them.
     """
 
-    def __init__(self, scores: TensorFunction, n_classes: int, leaves: Leaves | None = None):
-        self.scores, self.n_classes, self.leaves = scores, n_classes, leaves
+    def __init__(
+        self, scores: TensorFunction, n_classes: int, find_leaves: Callable[[], Leaves | None]
+    ) -> None:
+        self.scores, self.n_classes, self.find_leaves = scores, n_classes, find_leaves
+
+    @cached_property
+    def leaves(self) -> Leaves | None:
+        """The leaves of trees, if they are known."""
+        return self.find_leaves()
 
     def __call__(self, X: Tensor) -> Tensor:
         """Return the scores, NaN where the classifier refuses to predict."""
@@ -47,7 +57,7 @@ class BlackBox:
 
     def changed(self, change: TensorFunction) -> "BlackBox":
         """Return the same with scores changed in a way that keeps their order."""
-        return BlackBox(lambda X: change(self.scores(X)), self.n_classes, self.leaves)
+        return BlackBox(lambda X: change(self.scores(X)), self.n_classes, lambda: self.leaves)
 
 
 def black_box(estimator: Any, table: Table, method: str | None = None) -> BlackBox:
@@ -68,7 +78,8 @@ def black_box(estimator: Any, table: Table, method: str | None = None) -> BlackB
     -------
     BlackBox
         Maps tensors of shape (n_samples, *features) to tensors (n_samples, n_classes), NaN
-        where the classifier refuses to predict. It knows the leaves of trees.
+        where the classifier refuses to predict. It knows the leaves of trees, but not for
+        `method="predict"`: of a `predict` that its scores do not follow they say nothing.
 
     Examples
     --------
@@ -89,16 +100,16 @@ def black_box(estimator: Any, table: Table, method: str | None = None) -> BlackB
         return first_of_equals(torch.from_numpy(columns).to(samples))
 
     said_by = method or methods_of(estimator)[0]
-    return BlackBox(scores, len(estimator.classes_))
+    find_leaves = partial(_leaves, estimator, table, said_by)
+    return BlackBox(scores, len(estimator.classes_), find_leaves)
 
 
-def with_leaves(box: BlackBox, estimator: Any, table: Table) -> BlackBox:
-    """Return a black box that knows the leaves of its classifier, if this adds up trees."""
+def _leaves(estimator: Any, table: Table, said_by: str) -> Leaves | None:
+    """Return the leaves of a classifier whose decisions, or else probabilities, add up trees."""
+    if said_by == "predict" or isinstance(_last(estimator), THRESHOLDS):
+        return None
     method = "decision_function" if hasattr(estimator, "decision_function") else "predict_proba"
-    if not hasattr(estimator, method) or isinstance(_last(estimator), THRESHOLDS):
-        return box
-    leaves = compared_leaves(estimator, black_box(estimator, table, method), table.tensor)
-    return BlackBox(box.scores, box.n_classes, leaves)
+    return compared_leaves(estimator, black_box(estimator, table, method), table.tensor)
 
 
 def first_of_equals(scores: Tensor) -> Tensor:

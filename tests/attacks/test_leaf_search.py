@@ -27,6 +27,7 @@ from skjacobian.constraints import FeatureConstraints
 from skjacobian.differentiable import BlackBox
 from skjacobian.exceptions import AttackWarning
 from skjacobian.leaves import Leaves
+from tests.leaf_boxes import distance_to_leaves
 
 NORMS = ["linf", "l2", "l1"]
 ORDER = {"linf": np.inf, "l2": 2, "l1": 1}
@@ -38,37 +39,6 @@ every_norm = pytest.mark.parametrize("norm", NORMS)
 def scaled(name):
     X, y = DATA[name](return_X_y=True)
     return StandardScaler().fit_transform(X).astype(np.float32).astype(float), y
-
-
-def boxes(tree, n_features):
-    """(low, high, class) of each leaf of a decision tree, by recursion."""
-    found, inner = [], tree.tree_
-
-    def go(node, low, high):
-        if inner.children_left[node] < 0:
-            found.append((low, high, int(inner.value[node, 0].argmax())))
-            return
-        j, at = inner.feature[node], inner.threshold[node]
-        left, right = high.copy(), low.copy()
-        left[j], right[j] = min(high[j], at), max(low[j], at)
-        go(inner.children_left[node], low, left)
-        go(inner.children_right[node], right, high)
-
-    go(0, np.full(n_features, -np.inf), np.full(n_features, np.inf))
-    return found
-
-
-def distance_to_other_leaves(tree, X, y, norm, unit):
-    """The exact distance of each sample to the nearest leaf of another class."""
-    lengths = [
-        np.where(
-            y == k,
-            np.inf,
-            np.linalg.norm((np.clip(X, low, high) - X) / unit, ORDER[norm], axis=1),
-        )
-        for low, high, k in boxes(tree, X.shape[1])
-    ]
-    return np.min(lengths, axis=0)
 
 
 def fooled(classifier, X, y, **threat):
@@ -90,7 +60,7 @@ def test_it_is_exact_on_single_trees(norm, data):
     unit = np.linspace(0.5, 2, X.shape[1])
     tree = DecisionTreeClassifier(random_state=0).fit(X[::2], y[::2])
     X, y = X[1::2], tree.predict(X[1::2])
-    distance = distance_to_other_leaves(tree, X, y, norm, unit)
+    distance = distance_to_leaves(tree, X, y, norm, unit)
     far = distance > 1e-3  # where a thousandth is more than what trees round
     X, y, distance = X[far], y[far], distance[far]
     for share, is_fooled in ((1.001, True), (0.999, False)):
@@ -108,7 +78,7 @@ def test_the_nearest_point_of_single_trees_is_exact(norm, data):
     tree = DecisionTreeClassifier(random_state=0).fit(X[::2], y[::2])
     X, y = X[1::4], tree.predict(X[1::4])
     found = adversarial_distances(tree, X, y, norm=norm, n_queries=1)
-    exact = distance_to_other_leaves(tree, X, y, norm, 1.0)
+    exact = distance_to_leaves(tree, X, y, norm)
     np.testing.assert_allclose(found, exact, rtol=1e-2, atol=1e-6)
 
 
@@ -273,7 +243,7 @@ def test_equal_scores_that_the_model_decides_otherwise_are_passed_by():
         return torch.tensor([[0.0, 1.0], [0.5, 0.5001], [1.0, 0.0]])[places].double()
 
     X, y = torch.zeros(1, 1, dtype=torch.float64), torch.ones(1, dtype=torch.long)
-    model = BlackBox(says, 2, leaves)
+    model = BlackBox(says, 2, lambda: leaves)
     for minimal in (False, True):
         X_adv = LeafSearch(norm="l2", eps=3.0, minimal=minimal)(model, X, y)
         assert X_adv.item() == pytest.approx(1.5, abs=1e-3)
