@@ -1,6 +1,7 @@
 """The leaves of classifiers that add up trees: where they are, and what they add to the scores."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -20,6 +21,9 @@ class Leaves:
     values : array of float64 of shape (n_leaves, n_classes)
     constant : array of float64 of shape (n_classes,)
         What is added to the scores of every sample.
+    encoders : tuple of callable
+        Where the leaves have more features than the samples have columns: what the others are, of
+        columns that cannot change. Each maps samples (n_samples, n_columns) to some features.
 
     Examples
     --------
@@ -35,10 +39,17 @@ class Leaves:
     takes_missing: np.ndarray
     values: np.ndarray
     constant: np.ndarray
+    encoders: tuple[Callable[[np.ndarray], np.ndarray], ...] = ()
 
     def scores(self, X: np.ndarray) -> np.ndarray:
         """Return the sum of the values of the leaves that each sample is in."""
-        return np.array([self.values[self.let_in(x).all(1)].sum(0) + self.constant for x in X])
+        features = np.concatenate([X, self.encoded(X)], axis=1)
+        inside = (self.let_in(x).all(axis=1) for x in features)
+        return np.array([self.values[leaves].sum(axis=0) + self.constant for leaves in inside])
+
+    def encoded(self, X: np.ndarray) -> np.ndarray:
+        """Return the features of samples that are none of their columns."""
+        return np.concatenate([X[:, :0], *(encode(X) for encode in self.encoders)], axis=1)
 
     def let_in(self, x: np.ndarray) -> np.ndarray:
         """Tell for each leaf and feature whether the leaf lets in the value of one sample."""
@@ -53,10 +64,10 @@ class Leaves:
 
     def __getitem__(self, index: np.ndarray) -> "Leaves":
         """Return some of the leaves."""
-        return Leaves(
-            self.low[index],
-            self.high[index],
-            self.takes_missing[index],
-            self.values[index],
-            self.constant,
+        return replace(
+            self,
+            low=self.low[index],
+            high=self.high[index],
+            takes_missing=self.takes_missing[index],
+            values=self.values[index],
         )

@@ -47,7 +47,8 @@ class LeafSearch(Attack):
     are found; nothing is random.
 
     It asks for the leaves, which scorers know of scikit-learn's decision trees, random forests,
-    extremely randomized trees and gradient boosting (both kinds), alone or behind scalers.
+    extremely randomized trees and gradient boosting (both kinds), alone or behind what scales,
+    imputes, selects or encodes columns.
 
     Parameters
     ----------
@@ -115,7 +116,7 @@ class LeafSearch(Attack):
             raise TypeError(
                 "Got a model whose leaves are not known, but expected a decision tree, random "
                 "forest, extremely randomized trees or gradient boosting of scikit-learn, alone or "
-                "behind scalers."
+                "behind scalers, imputers and encoders."
             )
         find = _nearest_point if self.minimal else _best_point
         refuted = torch.ones_like(search.all_y, dtype=torch.bool)
@@ -124,12 +125,12 @@ class LeafSearch(Attack):
             if not search.restart() or not bool(refuted[search.active].any()):
                 return
             X_adv = search.ball.X.clone()
-            for i, allowed in enumerate(_sets(search.ball)):
+            for i, allowed in enumerate(_sets(search.ball, leaves)):
                 if search.is_late():
                     break
                 if refuted[search.active[i]]:
                     point, fools = find(leaves, int(search.y[i]), allowed, is_careful)
-                    X_adv[i] = torch.from_numpy(point).to(X_adv)
+                    X_adv[i] = torch.from_numpy(point[: X_adv.shape[1]]).to(X_adv)
                     refuted[search.active[i]] = fools
             self._ask(search, X_adv)
 
@@ -158,8 +159,8 @@ def leaves_decide(model: Any, rules: Rules | None) -> bool:
     return known_leaves(model) is not None and (rules is None or not rules.groups)
 
 
-def _sets(ball: Ball) -> list[Set]:
-    """Return what may become of each sample of a batch, as arrays."""
+def _sets(ball: Ball, leaves: Leaves) -> list[Set]:
+    """Return what may become of each sample of a batch, with all features of the leaves."""
     rules, shape = ball.rules, ball.X.shape[1:]
     scale = torch.ones(shape) if ball.scale is None else ball.scale.expand(shape)
     unit, X = _array(scale), _array(ball.X)
@@ -179,8 +180,8 @@ def _sets(ball: Ball) -> list[Set]:
     if ball.missing is not None:
         X[ball.missing.cpu().numpy()] = np.nan
     return [
-        Set(X[i], low[i], high[i], unit, radii[i], POWERS[ball.norm], is_whole)
-        for i in range(len(X))
+        Set(X[i], low[i], high[i], unit, radii[i], POWERS[ball.norm], is_whole).beside(fixed)
+        for i, fixed in enumerate(leaves.encoded(X))
     ]
 
 

@@ -109,7 +109,7 @@ def _leaves(estimator: Any, table: Table, said_by: str) -> Leaves | None:
     if said_by == "predict" or isinstance(_last(estimator), THRESHOLDS):
         return None
     method = "decision_function" if hasattr(estimator, "decision_function") else "predict_proba"
-    return compared_leaves(estimator, black_box(estimator, table, method), table.tensor)
+    return compared_leaves(estimator, black_box(estimator, table, method), table)
 
 
 def first_of_equals(scores: Tensor) -> Tensor:

@@ -260,14 +260,14 @@ def _(transformer: ColumnTransformer) -> View:
     inputs = transformer._transformer_to_input_indices
     weights = transformer.transformer_weights or {}
     branches = [
-        (list(inputs[name]), _branch(name, part, columns, inputs[name]), weights.get(name, 1.0))
+        (list(inputs[name]), branch(name, part, columns, inputs[name]), weights.get(name, 1.0))
         for name, part, columns in transformer.transformers_
         if not is_dropped(part) and len(inputs[name])
     ]
     return Columns(branches)
 
 
-def _branch(name: str, transformer: Any, columns: Any, indices: list[int]) -> nn.Module:
+def branch(name: str, transformer: Any, columns: Any, indices: list[int]) -> nn.Module:
     """Return the view of the transformer of some columns, or look its outputs up."""
     if isinstance(transformer, str):  # "passthrough"
         return nn.Identity()

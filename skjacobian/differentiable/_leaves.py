@@ -23,11 +23,10 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection._search import BaseSearchCV
 from sklearn.pipeline import Pipeline
 from sklearn.tree import DecisionTreeClassifier
-from torch import Tensor
 
-from skjacobian.differentiable._projections import transform_view
+from skjacobian._table import Table
+from skjacobian.differentiable._leaves_behind import before_steps
 from skjacobian.differentiable._registry import TensorFunction
-from skjacobian.differentiable._scalers import Affine
 from skjacobian.exceptions import NotDifferentiableError
 from skjacobian.leaves import Leaves
 
@@ -54,23 +53,28 @@ def leaves_of(classifier: Any) -> Leaves | None:
     return None
 
 
-def compared_leaves(classifier: Any, scores: TensorFunction, X: Tensor) -> Leaves | None:
-    """Return the leaves of a classifier, if these add up to its scores for samples `X`.
+def compared_leaves(classifier: Any, scores: TensorFunction, table: Table) -> Leaves | None:
+    """Return the leaves of a classifier, if these add up to its scores for the samples at hand.
 
     Parameters
     ----------
     classifier : fitted classifier
     scores : callable
         What the classifier says: its decisions if it has them, else its probabilities.
-    X : Tensor of shape (n_samples, n_features)
+    table : Table
+        The samples.
     """
+    X = table.tensor
     if X.ndim != 2 or len(X) == 0:
         return None
     leaves = leaves_of(classifier)
-    if leaves is None or leaves.low.shape[1] != X.shape[1] or len(leaves.constant) < 2:
+    if leaves is None or len(leaves.constant) < 2 or not _bound(leaves, table):
         return None
     some = X[np.linspace(0, len(X) - 1, min(N_COMPARED, len(X))).astype(int)]
     some = some.double()  # in which votes that are equal stay equal
+    n_features = X.shape[1] + leaves.encoded(some.numpy()).shape[1]
+    if leaves.low.shape[1] != n_features:
+        return None
     theirs, ours = scores(some).numpy(), leaves.scores(some.numpy())
     if theirs.shape != ours.shape:
         return None
@@ -79,6 +83,16 @@ def compared_leaves(classifier: Any, scores: TensorFunction, X: Tensor) -> Leave
     if agree.mean() < ENOUGH:
         return None
     return replace(leaves, constant=leaves.constant + constant)
+
+
+def _bound(leaves: Leaves, table: Table) -> bool:
+    """Show the encoders of leaves the samples; tell whether they encode these."""
+    try:
+        for encoder in leaves.encoders:
+            encoder.bind(table)  # type: ignore[attr-defined]
+    except NotDifferentiableError:
+        return False
+    return True
 
 
 def _joined(trees: Iterable[Leaves], n_classes: int) -> Leaves | None:
@@ -211,13 +225,8 @@ def _in_column(k: int, values: np.ndarray, n_classes: int) -> np.ndarray:
 
 @leaves_of.register
 def _(pipeline: Pipeline) -> Leaves | None:
-    leaves = leaves_of(pipeline.steps[-1][1])
-    for _, step in reversed(pipeline.steps[:-1]):
-        if leaves is None:
-            return None
-        if step is not None and step != "passthrough":
-            leaves = _before(step, leaves)
-    return leaves
+    *transformers, (_, last) = pipeline.steps
+    return before_steps(transformers, leaves_of(last))
 
 
 @leaves_of.register
@@ -228,16 +237,3 @@ def _(search: BaseSearchCV) -> Leaves | None:
 @leaves_of.register
 def _(frozen: FrozenEstimator) -> Leaves | None:
     return leaves_of(frozen.estimator)
-
-
-def _before(scaler: Any, leaves: Leaves) -> Leaves | None:
-    """Return leaves of scaled features in the units before; None of what is no plain scaler."""
-    try:
-        view = transform_view(scaler)
-    except NotDifferentiableError:
-        return None
-    if not isinstance(view, Affine) or view.clip is not None or not bool((view.scale > 0).all()):
-        return None
-    before, scale, after = (part.numpy() for part in (view.before, view.scale, view.after))
-    low, high = ((side - after) / scale + before for side in (leaves.low, leaves.high))
-    return replace(leaves, low=low, high=high)

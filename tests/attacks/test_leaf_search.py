@@ -4,8 +4,10 @@ import itertools
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from sklearn.compose import make_column_transformer
 from sklearn.datasets import load_breast_cancer, load_wine
 from sklearn.ensemble import (
     ExtraTreesClassifier,
@@ -13,8 +15,9 @@ from sklearn.ensemble import (
     HistGradientBoostingClassifier,
     RandomForestClassifier,
 )
+from sklearn.impute import SimpleImputer
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from sklearn.tree import DecisionTreeClassifier
 
 from skjacobian import RobustScorer, adversarial_distances, evaluate_robustness
@@ -82,6 +85,38 @@ def test_the_nearest_point_of_single_trees_is_exact(norm, data):
     np.testing.assert_allclose(found, exact, rtol=1e-2, atol=1e-6)
 
 
+@every_norm
+def test_it_is_exact_on_a_tree_behind_imputers_scalers_and_encoders(norm):
+    rng = np.random.default_rng(0)
+    X = pd.DataFrame(
+        {
+            "kind": rng.choice(["a", "b", "c"], 400),
+            "size": np.where(rng.random(400) < 0.1, np.nan, rng.normal(5, 2, 400)),
+            "width": rng.normal(size=400),
+        }
+    )
+    y = X["size"].fillna(5) + X.width * (X.kind == "b") - (X.kind == "c") > 5
+    numbers = make_pipeline(SimpleImputer(), StandardScaler())
+    transformer = make_column_transformer((OneHotEncoder(), ["kind"]), (numbers, [1, 2]))
+    tree = DecisionTreeClassifier(max_depth=7, random_state=0)
+    pipeline = make_pipeline(transformer, tree).fit(X[::2], y[::2])
+    X = X[1::2]
+    # In the units of the scaler; what is encoded or missing cannot change.
+    Z, label = transformer.transform(X), pipeline.predict(X)
+    unit = np.where(np.isnan(X["size"]).to_numpy()[:, None], [0, 0, 0, 0, 1], [0, 0, 0, 1, 1])
+    exact = [
+        distance_to_leaves(tree, Z[[i]], label[[i]], norm, np.maximum(unit[i], 1e-99))[0]
+        for i in range(len(Z))
+    ]
+    within = np.array(exact) < 1e3
+    scale = transformer.named_transformers_["pipeline"][-1].scale_
+    threat = {"norm": norm, "feature_scale": np.append(1.0, scale), "mutable": ["size", "width"]}
+    found = adversarial_distances(pipeline, X, label, n_queries=1, **threat)
+    np.testing.assert_allclose(found[within], np.array(exact)[within], rtol=1e-2, atol=1e-6)
+    assert np.isinf(found[~within]).all()
+    assert 0.5 < within.mean() < 1
+
+
 # --- small forests: brute force ----------------------------------------------------------
 
 SMALL = {
@@ -138,7 +173,7 @@ def test_what_each_change_would_bring_is_what_it_brings(norm):
     subject = UnderAttack(forest, X[::30], y[::30], needs="labels")
     ball = LeafSearch(norm=norm, eps=1.5).ball(subject.X_tensor)
     rng = np.random.default_rng(0)
-    for allowed, label in zip(_sets(ball), y[::30], strict=True):
+    for allowed, label in zip(_sets(ball, subject.leaves), y[::30], strict=True):
         reach = Reach(subject.leaves, int(label), allowed)
         state = reach.stay.copy()
         for j in rng.choice(len(state), 3 if norm != "linf" else len(state), replace=False):

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 from sklearn.datasets import load_breast_cancer, load_wine
 from sklearn.decomposition import PCA
 from sklearn.ensemble import (
@@ -134,7 +133,7 @@ def test_too_many_leaves_are_none(monkeypatch):
 def test_images_have_no_leaves():
     X, y = load_wine(return_X_y=True)
     forest = FOREST.fit(X, y)
-    images = torch.from_numpy(X).unsqueeze(1)
+    images = Table(X[:, None])
     assert _leaves.compared_leaves(forest, forest.predict_proba, images) is None
 
 
