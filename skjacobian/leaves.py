@@ -21,9 +21,14 @@ class Leaves:
     values : array of float64 of shape (n_leaves, n_classes)
     constant : array of float64 of shape (n_classes,)
         What is added to the scores of every sample.
+    codes : array of bool of shape (n_leaves, n_coded, n_codes), optional
+        Of the last features, which are codes of categories: which of these each leaf takes. There
+        `low` and `high` say nothing.
     encoders : tuple of callable
-        Where the leaves have more features than the samples have columns: what the others are, of
+        What the last features are where the samples do not have as many: what encoders make of
         columns that cannot change. Each maps samples (n_samples, n_columns) to some features.
+    n_encoded : int
+        How many features these are.
 
     Examples
     --------
@@ -39,7 +44,9 @@ class Leaves:
     takes_missing: np.ndarray
     values: np.ndarray
     constant: np.ndarray
+    codes: np.ndarray | None = None
     encoders: tuple[Callable[[np.ndarray], np.ndarray], ...] = ()
+    n_encoded: int = 0
 
     def scores(self, X: np.ndarray) -> np.ndarray:
         """Return the sum of the values of the leaves that each sample is in."""
@@ -54,6 +61,10 @@ class Leaves:
     def let_in(self, x: np.ndarray) -> np.ndarray:
         """Tell for each leaf and feature whether the leaf lets in the value of one sample."""
         inside = (self.low < x) & (x <= self.high)
+        if self.codes is not None:
+            n_coded = self.codes.shape[1]
+            code = np.nan_to_num(x[-n_coded:]).astype(int)
+            inside[:, -n_coded:] = self.codes[:, np.arange(n_coded), code]
         return np.asarray(np.where(np.isnan(x), self.takes_missing, inside))
 
     @cached_property
@@ -70,4 +81,5 @@ class Leaves:
             high=self.high[index],
             takes_missing=self.takes_missing[index],
             values=self.values[index],
+            codes=None if self.codes is None else self.codes[index],
         )

@@ -10,7 +10,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import singledispatch
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn.ensemble import (
@@ -25,7 +25,8 @@ from sklearn.pipeline import Pipeline
 from sklearn.tree import DecisionTreeClassifier
 
 from skjacobian._table import Table
-from skjacobian.differentiable._leaves_behind import before_steps
+from skjacobian.differentiable._columns import encoded_columns
+from skjacobian.differentiable._leaves_behind import before_codes, before_steps
 from skjacobian.differentiable._registry import TensorFunction
 from skjacobian.exceptions import NotDifferentiableError
 from skjacobian.leaves import Leaves
@@ -68,7 +69,10 @@ def compared_leaves(classifier: Any, scores: TensorFunction, table: Table) -> Le
     if X.ndim != 2 or len(X) == 0:
         return None
     leaves = leaves_of(classifier)
-    if leaves is None or len(leaves.constant) < 2 or not _bound(leaves, table):
+    if leaves is None or len(leaves.constant) < 2:
+        return None
+    fixed = {*encoded_columns(classifier), *table.categories}
+    if not fixed.issuperset(_read_by(leaves.encoders)) or not _bound(leaves, table):
         return None
     some = X[np.linspace(0, len(X) - 1, min(N_COMPARED, len(X))).astype(int)]
     some = some.double()  # in which votes that are equal stay equal
@@ -85,6 +89,10 @@ def compared_leaves(classifier: Any, scores: TensorFunction, table: Table) -> Le
     return replace(leaves, constant=leaves.constant + constant)
 
 
+def _read_by(encoders: Iterable[Any]) -> set[int]:
+    return {column for encoder in encoders for column in encoder.columns}
+
+
 def _bound(leaves: Leaves, table: Table) -> bool:
     """Show the encoders of leaves the samples; tell whether they encode these."""
     try:
@@ -99,7 +107,7 @@ def _joined(trees: Iterable[Leaves], n_classes: int) -> Leaves | None:
     """Return the leaves of several trees, made one by one; None of too many."""
     parts, n_numbers = [], 0
     for leaves in trees:
-        n_numbers += leaves.low.size
+        n_numbers += leaves.low.size + (0 if leaves.codes is None else leaves.codes.size)
         if n_numbers > MOST_NUMBERS:
             return None
         parts.append(leaves)
@@ -109,50 +117,78 @@ def _joined(trees: Iterable[Leaves], n_classes: int) -> Leaves | None:
         takes_missing=np.concatenate([part.takes_missing for part in parts]),
         values=np.concatenate([part.values for part in parts]),
         constant=np.zeros(n_classes),
+        codes=None if parts[0].codes is None else np.concatenate([part.codes for part in parts]),
     )
 
 
-def _leaves_of_tree(
-    left: np.ndarray,
-    right: np.ndarray,
-    feature: np.ndarray,
-    threshold: np.ndarray,
-    missing_goes_left: np.ndarray,
-    values: np.ndarray,
-    n_features: int,
-) -> Leaves:
-    """Return the leaves of one tree, from arrays with an entry for each node.
+class _Nodes(NamedTuple):
+    """The nodes of a tree, an entry for each in every array.
 
-    From the root down, both children of all nodes of a depth at once. A leaf has no `left`
-    child beyond 0.
+    Attributes
+    ----------
+    left, right : array of int
+        The children; a leaf has none on the left beyond 0.
+    feature : array of int
+    threshold : array of float
+        NaN where codes of categories are split.
+    missing_goes_left : array of bool
+    values : array of shape (n_nodes, n_classes)
+    goes_left : array of bool of shape (n_nodes, n_codes), optional
+        Which codes do.
     """
-    shape = (len(left), n_features)
+
+    left: np.ndarray
+    right: np.ndarray
+    feature: np.ndarray
+    threshold: np.ndarray
+    missing_goes_left: np.ndarray
+    values: np.ndarray
+    goes_left: np.ndarray | None = None
+
+
+def _leaves_of_tree(tree: _Nodes, n_features: int, n_coded: int = 0) -> Leaves:
+    """Return the leaves of one tree, of whose features the last are `n_coded` codes.
+
+    From the root down, both children of all nodes of a depth at once.
+    """
+    shape = (len(tree.left), n_features)
     low, high = np.full(shape, -np.inf), np.full(shape, np.inf)
     takes_missing = np.ones(shape, dtype=bool)
+    codes = None
+    if tree.goes_left is not None:
+        codes = np.ones((shape[0], n_coded, tree.goes_left.shape[1]), dtype=bool)
     nodes = np.array([0])
-    while len(nodes := nodes[left[nodes] > 0]):
-        by, at, to_left = feature[nodes], threshold[nodes], missing_goes_left[nodes]
-        for children, goes in ((left[nodes], to_left), (right[nodes], ~to_left)):
+    while len(nodes := nodes[tree.left[nodes] > 0]):
+        by, at, left, right = (part[nodes] for part in (tree.feature, tree.threshold, *tree[:2]))
+        to_left = tree.missing_goes_left[nodes]
+        for children, goes in ((left, to_left), (right, ~to_left)):
             low[children], high[children] = low[nodes], high[nodes]
             takes_missing[children] = takes_missing[nodes]
             takes_missing[children, by] &= goes
-        high[left[nodes], by] = np.minimum(high[left[nodes], by], at)
-        low[right[nodes], by] = np.maximum(low[right[nodes], by], at)
-        nodes = np.concatenate([left[nodes], right[nodes]])
-    every_node = Leaves(low, high, takes_missing, values, np.zeros(values.shape[1]))
-    return every_node[left <= 0]
+        high[left, by] = np.fmin(high[left, by], at)
+        low[right, by] = np.fmax(low[right, by], at)
+        if codes is not None and tree.goes_left is not None:
+            is_coded = np.isnan(at)
+            split, at_code = tree.goes_left[nodes[is_coded]], by[is_coded] - n_features + n_coded
+            for children, goes in ((left, split), (right, ~split)):
+                codes[children] = codes[nodes]
+                codes[children[is_coded], at_code] &= goes
+        nodes = np.concatenate([left, right])
+    constant = np.zeros(tree.values.shape[1])
+    every_node = Leaves(low, high, takes_missing, tree.values, constant, codes)
+    return every_node[tree.left <= 0]
 
 
 def _of_sklearn(tree: Any, values: np.ndarray) -> Leaves:
-    return _leaves_of_tree(
+    nodes = _Nodes(
         tree.children_left,
         tree.children_right,
         tree.feature,
         _before_rounding(tree.threshold),
         tree.missing_go_to_left.astype(bool),
         values,
-        tree.n_features,
     )
+    return _leaves_of_tree(nodes, tree.n_features)
 
 
 def _before_rounding(threshold: np.ndarray) -> np.ndarray:
@@ -195,20 +231,36 @@ def _(boosting: GradientBoostingClassifier) -> Leaves | None:
 def _(boosting: HistGradientBoostingClassifier) -> Leaves | None:
     def tree(member: Any, k: int) -> Leaves:
         nodes = member.nodes
-        return _leaves_of_tree(
+        of_tree = _Nodes(
             np.where(nodes["is_leaf"], 0, nodes["left"]).astype(int),
             nodes["right"].astype(int),
-            nodes["feature_idx"].astype(int),
-            nodes["num_threshold"],
+            place[nodes["feature_idx"]],
+            np.where(nodes["is_categorical"], np.nan, nodes["num_threshold"]),
             nodes["missing_go_to_left"].astype(bool),
-            _in_column(k, nodes["value"], n_classes),
-            boosting.n_features_in_,
+            _in_column(k, nodes["value"], len(boosting.classes_)),
+            _codes_that_go_left(member, n_codes) if n_coded else None,
         )
+        return _leaves_of_tree(of_tree, len(place), n_coded)
 
-    n_classes, stages = len(boosting.classes_), boosting._predictors
-    if any(member.nodes["is_categorical"].any() for members in stages for member in members):
-        return None  # splits by sets, not at thresholds
-    return _joined(_by_class(tree, stages), n_classes)
+    # It puts columns of categories first, as codes; here they come last.
+    n_coded = 0 if boosting.is_categorical_ is None else int(boosting.is_categorical_.sum())
+    place = np.roll(np.arange(boosting.n_features_in_), n_coded)
+    if n_coded == 0:
+        return _joined(_by_class(tree, boosting._predictors), len(boosting.classes_))
+    encoder = boosting._preprocessor.named_transformers_["encoder"]
+    n_codes = max(map(len, encoder.categories_))
+    leaves = _joined(_by_class(tree, boosting._predictors), len(boosting.classes_))
+    columns = np.flatnonzero(boosting.is_categorical_).tolist()
+    return None if leaves is None else before_codes(leaves, encoder, columns)
+
+
+def _codes_that_go_left(member: Any, n_codes: int) -> np.ndarray:
+    """Return for each node of a tree of histogram boosting which codes go left."""
+    bits = np.unpackbits(member.raw_left_cat_bitsets.view(np.uint8), axis=1, bitorder="little")
+    goes_left = np.zeros((len(member.nodes), n_codes), dtype=bool)
+    split = member.nodes["is_categorical"].astype(bool)
+    goes_left[split] = bits[member.nodes["bitset_idx"][split], :n_codes]
+    return goes_left
 
 
 def _by_class(tree: Callable[[Any, int], Leaves], stages: Any) -> Iterator[Leaves]:

@@ -12,7 +12,7 @@ from sklearn.pipeline import Pipeline
 from torch import Tensor, nn
 
 from skjacobian._table import Table
-from skjacobian.differentiable._columns import Encoded, branch
+from skjacobian.differentiable._columns import Encoded, bind_samples, branch
 from skjacobian.differentiable._elementwise import Fill
 from skjacobian.differentiable._projections import Select, transform_view
 from skjacobian.differentiable._registry import is_dropped
@@ -21,7 +21,6 @@ from skjacobian.exceptions import NotDifferentiableError
 from skjacobian.leaves import Leaves
 
 
-@singledispatch
 def leaves_before(transformer: Any, leaves: Leaves) -> Leaves | None:
     """Return leaves of what a fitted transformer returns as leaves of what it is given.
 
@@ -30,19 +29,16 @@ def leaves_before(transformer: Any, leaves: Leaves) -> Leaves | None:
     Leaves or None
         None where they are no boxes there: behind what makes a feature from several, or bends it.
     """
-    if leaves.encoders:  # which read what the transformer makes
-        return None
+    n_plain = leaves.low.shape[1] - leaves.n_encoded
+    plain = replace(_features(leaves, slice(n_plain)), encoders=(), n_encoded=0)
     try:
-        view = transform_view(transformer)
+        before = _before(transformer, plain)
+        behind = [_behind(transformer, encoder) for encoder in leaves.encoders]
     except NotDifferentiableError:
         return None
-    n_features = getattr(transformer, "n_features_in_", leaves.low.shape[1])
-    return _before_view(view, leaves, n_features)
-
-
-@leaves_before.register
-def _(pipeline: Pipeline, leaves: Leaves) -> Leaves | None:
-    return before_steps(pipeline.steps, leaves)
+    if before is None or None in behind:
+        return None
+    return _beside(before, [_features(leaves, slice(n_plain, None))], behind)
 
 
 def before_steps(steps: list[tuple[str, Any]], leaves: Leaves | None) -> Leaves | None:
@@ -53,31 +49,43 @@ def before_steps(steps: list[tuple[str, Any]], leaves: Leaves | None) -> Leaves 
     return leaves
 
 
-@leaves_before.register
+def before_codes(leaves: Leaves, encoder: Any, columns: list[int]) -> Leaves:
+    """Return leaves whose last features are what an encoder makes of some columns."""
+    n_features = leaves.low.shape[1]
+    others = [j for j in range(n_features) if j not in columns]
+    whole = _unlimited(leaves, n_features)
+    _limit(whole, others, leaves)
+    lookup = Lookup(columns, Encoded(encoder, columns, as_series=False, refusal=""))
+    return _beside(whole, [_features(leaves, slice(len(others), None))], [lookup])
+
+
+@singledispatch
+def _before(transformer: Any, leaves: Leaves) -> Leaves | None:
+    view = transform_view(transformer)
+    return _before_view(view, leaves, getattr(transformer, "n_features_in_", 0))
+
+
+@_before.register
+def _(pipeline: Pipeline, leaves: Leaves) -> Leaves | None:
+    return before_steps(pipeline.steps, leaves)
+
+
+@_before.register
 def _(transformer: ColumnTransformer, leaves: Leaves) -> Leaves | None:
-    if leaves.encoders or transformer.transformer_weights:
+    if transformer.transformer_weights:
         return None
-    whole, encoders, encoded = _unlimited(leaves, transformer.n_features_in_), [], []
-    try:
-        for columns, part, view, outputs in _branches(transformer):
-            own = _columns_of(leaves, outputs)
-            if isinstance(view, Encoded):
-                encoders.append(Lookup(columns, view))
-                encoded.append(own)
-                continue
-            before = own if part == "passthrough" else leaves_before(part, own)
-            if before is None or before.encoders:
-                return None
-            _limit(whole, columns, before)
-    except NotDifferentiableError:
-        return None
-    low, high, takes_missing = (
-        np.concatenate([getattr(part, name) for part in (whole, *encoded)], axis=1)
-        for name in ("low", "high", "takes_missing")
-    )
-    return replace(
-        leaves, low=low, high=high, takes_missing=takes_missing, encoders=tuple(encoders)
-    )
+    whole, encoded, lookups = _unlimited(leaves, transformer.n_features_in_), [], []
+    for columns, part, view, outputs in _branches(transformer):
+        own = _features(leaves, outputs)
+        if isinstance(view, Encoded):
+            encoded.append(own)
+            lookups.append(Lookup(columns, view))
+            continue
+        before = own if part == "passthrough" else leaves_before(part, own)
+        if before is None or before.encoders:
+            return None
+        _limit(whole, columns, before)
+    return _beside(whole, encoded, lookups)
 
 
 def _branches(
@@ -112,6 +120,48 @@ class Lookup:
         """Return the encoded columns."""
         encoded: Tensor = self.view(torch.from_numpy(X[:, self.columns]))
         return encoded.numpy()
+
+
+@dataclass(frozen=True)
+class Behind:
+    """What an encoder makes of what a transformer returns.
+
+    Attributes
+    ----------
+    columns : list of int
+        What the encoder reads, before the transformer.
+    view : callable
+        That of the transformer.
+    encoder : Lookup or Behind
+    """
+
+    columns: list[int]
+    view: Any
+    encoder: Any
+
+    def bind(self, table: Table) -> None:
+        """Show both the samples."""
+        bind_samples(self.view, table)
+        self.encoder.bind(Table(self.view(table.tensor.double()).numpy()))
+
+    def __call__(self, X: np.ndarray) -> np.ndarray:
+        """Return the encoded columns."""
+        encoded: np.ndarray = self.encoder(self.view(torch.from_numpy(X)).numpy())
+        return encoded
+
+
+def _behind(transformer: Any, encoder: Any) -> Behind | None:
+    """Return an encoder behind a transformer; None where it is not known what it reads there."""
+    names = hasattr(getattr(encoder.view, "encoder", None), "feature_names_in_")
+    if not isinstance(transformer, ColumnTransformer) or names:
+        return None
+    columns = [
+        column
+        for inputs, _, _, outputs in _branches(transformer)
+        if any(outputs.start <= j < outputs.stop for j in encoder.columns)
+        for column in inputs
+    ]
+    return Behind(columns, transform_view(transformer), encoder)
 
 
 def _before_view(view: nn.Module, leaves: Leaves, n_features: int) -> Leaves | None:
@@ -163,7 +213,20 @@ def _limit(whole: Leaves, columns: list[int], part: Leaves) -> None:
     whole.takes_missing[:, columns] &= part.takes_missing[:, :n]
 
 
-def _columns_of(leaves: Leaves, columns: slice) -> Leaves:
+def _features(leaves: Leaves, features: slice) -> Leaves:
     """Return leaves of some features."""
-    low, high = leaves.low[:, columns], leaves.high[:, columns]
-    return replace(leaves, low=low, high=high, takes_missing=leaves.takes_missing[:, columns])
+    low, high = leaves.low[:, features], leaves.high[:, features]
+    return replace(leaves, low=low, high=high, takes_missing=leaves.takes_missing[:, features])
+
+
+def _beside(whole: Leaves, encoded: list[Leaves], encoders: list[Any]) -> Leaves:
+    """Return leaves with further features behind: what encoders make of columns."""
+    parts = [whole, *encoded]
+    return replace(
+        whole,
+        low=np.concatenate([part.low for part in parts], axis=1),
+        high=np.concatenate([part.high for part in parts], axis=1),
+        takes_missing=np.concatenate([part.takes_missing for part in parts], axis=1),
+        encoders=(*whole.encoders, *encoders),
+        n_encoded=whole.n_encoded + sum(part.low.shape[1] for part in encoded),
+    )

@@ -10,6 +10,7 @@ from sklearn.ensemble import BaggingClassifier, RandomForestClassifier, VotingCl
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline, make_union
 from sklearn.preprocessing import (
     FunctionTransformer,
@@ -145,9 +146,17 @@ def test_encoded_columns_are_found_wherever_they_are():
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
-@pytest.mark.parametrize("last", [LogisticRegression(), RandomForestClassifier(3, random_state=0)])
+@pytest.mark.parametrize(
+    ("last", "view"),
+    [
+        (LogisticRegression(), "torch view"),
+        (RandomForestClassifier(3, random_state=0), "leaves of trees"),
+        (KNeighborsClassifier(), "black box"),
+    ],
+    ids=["view", "leaves", "black box"],
+)
 @pytest.mark.filterwarnings("ignore::skjacobian.exceptions.AttackWarning")
-def test_a_mixed_table_is_attacked_in_its_numbers_alone(last, norm):
+def test_a_mixed_table_is_attacked_in_its_numbers_alone(last, view, norm):
     model = make_pipeline(COLUMN_TRANSFORMERS["one-hot"], last).fit(FRAME, Y)
     report = evaluate_robustness(model, FRAME, Y, norm=norm, eps=2.5, n_queries=200)
     assert report.robust_accuracy < report.accuracy
@@ -155,7 +164,7 @@ def test_a_mixed_table_is_attacked_in_its_numbers_alone(last, norm):
     pd.testing.assert_frame_equal(report.X_adv[fixed], FRAME[fixed])
     assert (report.X_adv.dtypes == FRAME.dtypes).all()
     assert "categories" in [flag.name for flag in report.raised]
-    assert report.view.startswith("torch" if isinstance(last, LogisticRegression) else "black box")
+    assert report.view.startswith(view)
     np.testing.assert_array_equal(model.predict(report.X_adv) == Y, report.robust)
 
 

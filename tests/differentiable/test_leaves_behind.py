@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.compose import ColumnTransformer, make_column_transformer
-from sklearn.ensemble import RandomForestClassifier
+from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
 from sklearn.feature_selection import SelectKBest
 from sklearn.impute import SimpleImputer
 from sklearn.pipeline import make_pipeline
@@ -52,12 +52,13 @@ def assert_the_leaves_add_up(pipeline, X, y):
     pipeline.fit(X[::2], y[::2])
     samples = X[1::2]
     leaves = known(pipeline, samples)
-    np.testing.assert_allclose(
-        leaves.scores(Table(samples).tensor.numpy()),
-        pipeline.predict_proba(samples),
-        rtol=1e-9,
-        atol=1e-12,
-    )
+    ours = leaves.scores(Table(samples).tensor.numpy())
+    if hasattr(pipeline, "decision_function"):
+        theirs = pipeline.decision_function(samples)
+        ours = ours if theirs.ndim == 2 else ours[:, 1]
+    else:
+        theirs = pipeline.predict_proba(samples)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)
     return leaves
 
 
@@ -102,6 +103,44 @@ def test_steps_behind_encoders_are_gone_back_through(behind):
     assert_the_leaves_add_up(make_pipeline(encoded, *behind, FOREST), *people())
 
 
+@pytest.mark.parametrize(
+    "steps",
+    [
+        (),
+        (make_column_transformer((OrdinalEncoder(), CATEGORIES), remainder="passthrough"),),
+        (make_column_transformer(("passthrough", NUMBERS), (OrdinalEncoder(), CATEGORIES)),),
+    ],
+    ids=["from dtypes", "behind an encoder", "behind one, last"],
+)
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_histogram_boosting_splits_categories_by_sets(n_classes, steps):
+    X, y = people(1000)
+    rng = np.random.default_rng(1)
+    X["job"] = rng.choice(list("abcdefghijklmnopq"), len(X))
+    y = y + (X.job.isin(list("adfkn")) ^ X.home)
+    X.loc[::9, "job"] = np.nan
+    X = X.astype({"job": "category", "home": "category"})
+    of_codes = {(): "from_dtype"}.get(steps)
+    if of_codes is None:
+        is_first = steps[0].transformers[0][0] == "ordinalencoder"
+        of_codes = [0, 1] if is_first else [3, 4]
+    boosting = HistGradientBoostingClassifier(
+        max_iter=9, categorical_features=of_codes, random_state=0
+    )
+    leaves = assert_the_leaves_add_up(make_pipeline(*steps, boosting), X, y % n_classes)
+    assert not leaves.codes.all()
+
+
+def test_categories_that_histogram_boosting_has_not_seen_go_where_missing_ones_go():
+    X, y = people()
+    X = X[["age", "debt"]].to_numpy()
+    boosting = HistGradientBoostingClassifier(max_iter=9, categorical_features=[0], max_bins=60)
+    boosting.fit(X[:150], y[:150])
+    leaves = known(boosting, X)  # with ages that it has not seen
+    decisions = leaves.scores(X)[:, 1]
+    np.testing.assert_allclose(decisions, boosting.decision_function(X))
+
+
 @pytest.mark.parametrize("scaler", [None, StandardScaler()])
 @pytest.mark.parametrize("add_indicator", [False, True], ids=["filled", "and indicated"])
 def test_missing_values_are_where_they_are_filled(add_indicator, scaler):
@@ -144,6 +183,15 @@ def test_a_column_without_values_is_left_out_by_imputers():
 def test_no_leaves_are_known_behind_what_makes_no_boxes_of_them(steps):
     X, y = people()
     assert known(make_pipeline(*steps, FOREST).fit(X, y), X) is None
+
+
+def test_a_number_that_may_change_must_not_be_taken_for_a_category():
+    X, y = people()
+    X = X[NUMBERS].round()
+    boosting = HistGradientBoostingClassifier(max_iter=9, categorical_features=[0])
+    kept = make_column_transformer(("passthrough", NUMBERS))
+    assert known(boosting.fit(X, y), X) is not None  # whose columns it is known to encode
+    assert known(make_pipeline(kept, boosting).fit(X, y), X) is None
 
 
 def test_leaves_of_samples_that_no_encoder_knows_are_those_of_the_classifier():
