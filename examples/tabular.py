@@ -1,7 +1,7 @@
 """Seven classifiers under attack on two tables, in the units of their columns.
 
 Run ``python examples/tabular.py``. No download; under three minutes on a core of its own,
-``--quick`` under 40 seconds. It prints a Markdown table of clean and robust accuracy and, with
+``--quick`` under a minute. It prints a Markdown table of clean and robust accuracy and, with
 matplotlib, writes ``outputs/tabular.png``.
 
 An adversary moves every number by up to `eps` standard deviations of the training data (linf),
@@ -10,9 +10,7 @@ other, "credit", is generated: age only grows, age and cards are whole numbers, 
 owns_home cannot change, and years_employed is missing at every tenth person.
 
 Classifiers with a torch view are attacked through it, by the whole cascade. Forests and boosted
-trees have none: Square asks them for probabilities, so often and no more. That attack is
-weaker, so that their robust accuracy is overstated by more than that of the others. No
-classifier is tuned.
+trees have none, and are searched among their leaves. No classifier is tuned.
 """
 
 import argparse
@@ -57,12 +55,11 @@ class Setting:
     """How much is spent: samples, queries for each, and epochs of our classifiers."""
 
     n_test: int = 100
-    n_queries: int = 500
-    n_queries_of_views: int | None = None
+    n_queries: int | None = None
     max_epochs: int | str = "auto"
 
 
-QUICK = Setting(n_test=20, n_queries=100, n_queries_of_views=300, max_epochs=10)
+QUICK = Setting(n_test=20, n_queries=300, max_epochs=10)
 
 
 @dataclass(frozen=True)
@@ -145,7 +142,6 @@ def make_classifiers(columns: list[str], max_epochs: int | str = "auto") -> dict
 
 def evaluate(model, X, y, constraints: FeatureConstraints, setting: Setting) -> RobustnessReport:
     """Attack one fitted pipeline."""
-    is_black_box = isinstance(model[-1], RandomForestClassifier | HistGradientBoostingClassifier)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AttackWarning)  # the table prints the flags
         return evaluate_robustness(
@@ -154,7 +150,7 @@ def evaluate(model, X, y, constraints: FeatureConstraints, setting: Setting) -> 
             y,
             eps=EPS,
             constraints=constraints,
-            n_queries=setting.n_queries if is_black_box else setting.n_queries_of_views,
+            n_queries=setting.n_queries,
         )
 
 
@@ -208,9 +204,8 @@ def print_table(rows: list[Row], setting: Setting) -> None:
     print(
         f"\n{setting.n_test} held-out samples of each table, linf, eps = {EPS} standard "
         "deviations of the training data; 95 % Wilson intervals. Queries: for each sample that "
-        "a stage of the attack was run on, the stages added up; of black boxes at most "
-        f"{setting.n_queries}, so the attack on them is the weaker one. s: CPU seconds of attack "
-        "and checks."
+        "a stage of the attack was run on, the stages added up. s: CPU seconds of attack and "
+        "checks."
     )
 
 
@@ -238,7 +233,7 @@ def plot(rows: list[Row]) -> None:
 
 
 def _draw(ax, rows: list[Row]) -> None:
-    """Draw the rows of one table; open marks where only a black box was attacked."""
+    """Draw the rows of one table."""
     accuracies = {
         "clean": [(row.report.accuracy, row.clean_interval) for row in rows],
         f"robust, {EPS} std": [
@@ -250,8 +245,6 @@ def _draw(ax, rows: list[Row]) -> None:
         low, high = np.array([interval for _, interval in values]).T
         bars = {"xerr": [x - low, high - x], "fmt": "o", "capsize": 3, "color": f"C{color}"}
         ax.errorbar(x, np.arange(len(rows)) + 0.2 * color, label=label, **bars)
-        is_open = np.array(["black box" in row.report.view for row in rows]) & (color == 1)
-        ax.plot(x[is_open], np.flatnonzero(is_open) + 0.2, "wo", mec="C1", zorder=3)
     ax.set_yticks(range(len(rows)), [row.classifier for row in rows])
 
 
