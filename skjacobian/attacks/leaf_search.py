@@ -47,8 +47,8 @@ class LeafSearch(Attack):
     are found; nothing is random.
 
     It asks for the leaves, which scorers know of scikit-learn's decision trees, random forests,
-    extremely randomized trees and gradient boosting (both kinds), alone or behind what scales,
-    imputes, selects or encodes columns.
+    extremely randomized trees, gradient boosting (both kinds), and bagging, AdaBoost and soft votes
+    of trees, alone or behind what scales, imputes, selects or encodes columns.
 
     Parameters
     ----------
@@ -114,9 +114,8 @@ class LeafSearch(Attack):
         leaves = known_leaves(search.model)
         if leaves is None:
             raise TypeError(
-                "Got a model whose leaves are not known, but expected a decision tree, random "
-                "forest, extremely randomized trees or gradient boosting of scikit-learn, alone or "
-                "behind scalers, imputers and encoders."
+                "Got a model whose leaves are not known, but expected a decision tree or an "
+                "ensemble of trees of scikit-learn, alone or behind scalers, imputers and encoders."
             )
         find = _nearest_point if self.minimal else _best_point
         refuted = torch.ones_like(search.all_y, dtype=torch.bool)

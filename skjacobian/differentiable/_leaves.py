@@ -7,17 +7,20 @@
         return Leaves(...)
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import singledispatch
 from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn.ensemble import (
+    AdaBoostClassifier,
+    BaggingClassifier,
     ExtraTreesClassifier,
     GradientBoostingClassifier,
     HistGradientBoostingClassifier,
     RandomForestClassifier,
+    VotingClassifier,
 )
 from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection._search import BaseSearchCV
@@ -26,7 +29,7 @@ from sklearn.tree import DecisionTreeClassifier
 
 from skjacobian._table import Table
 from skjacobian.differentiable._columns import encoded_columns
-from skjacobian.differentiable._leaves_behind import before_codes, before_steps
+from skjacobian.differentiable._leaves_behind import before_codes, before_steps, limit, unlimited
 from skjacobian.differentiable._registry import TensorFunction
 from skjacobian.exceptions import NotDifferentiableError
 from skjacobian.leaves import Leaves
@@ -103,7 +106,7 @@ def _bound(leaves: Leaves, table: Table) -> bool:
     return True
 
 
-def _joined(trees: Iterable[Leaves], n_classes: int) -> Leaves | None:
+def joined(trees: Iterable[Leaves], n_classes: int) -> Leaves | None:
     """Return the leaves of several trees, made one by one; None of too many."""
     parts, n_numbers = [], 0
     for leaves in trees:
@@ -206,7 +209,7 @@ def _before_rounding(threshold: np.ndarray) -> np.ndarray:
 @leaves_of.register
 def _(classifier: DecisionTreeClassifier) -> Leaves | None:
     leaves = _of_sklearn(classifier.tree_, classifier.tree_.value[:, 0, :])
-    return _joined([leaves], len(classifier.classes_))
+    return joined([leaves], len(classifier.classes_))
 
 
 @leaves_of.register(RandomForestClassifier)
@@ -214,7 +217,7 @@ def _(classifier: DecisionTreeClassifier) -> Leaves | None:
 def _(forest: Any) -> Leaves | None:
     trees = [member.tree_ for member in forest.estimators_]
     parts = (_of_sklearn(tree, tree.value[:, 0, :] / len(trees)) for tree in trees)
-    return _joined(parts, len(forest.classes_))
+    return joined(parts, len(forest.classes_))
 
 
 @leaves_of.register
@@ -224,7 +227,7 @@ def _(boosting: GradientBoostingClassifier) -> Leaves | None:
         return _of_sklearn(member.tree_, _in_column(k, values, n_classes))
 
     n_classes = len(boosting.classes_)
-    return _joined(_by_class(tree, boosting.estimators_), n_classes)
+    return joined(_by_class(tree, boosting.estimators_), n_classes)
 
 
 @leaves_of.register
@@ -246,10 +249,10 @@ def _(boosting: HistGradientBoostingClassifier) -> Leaves | None:
     n_coded = 0 if boosting.is_categorical_ is None else int(boosting.is_categorical_.sum())
     place = np.roll(np.arange(boosting.n_features_in_), n_coded)
     if n_coded == 0:
-        return _joined(_by_class(tree, boosting._predictors), len(boosting.classes_))
+        return joined(_by_class(tree, boosting._predictors), len(boosting.classes_))
     encoder = boosting._preprocessor.named_transformers_["encoder"]
     n_codes = max(map(len, encoder.categories_))
-    leaves = _joined(_by_class(tree, boosting._predictors), len(boosting.classes_))
+    leaves = joined(_by_class(tree, boosting._predictors), len(boosting.classes_))
     columns = np.flatnonzero(boosting.is_categorical_).tolist()
     return None if leaves is None else before_codes(leaves, encoder, columns)
 
@@ -273,6 +276,77 @@ def _by_class(tree: Callable[[Any, int], Leaves], stages: Any) -> Iterator[Leave
 def _in_column(k: int, values: np.ndarray, n_classes: int) -> np.ndarray:
     """Return values in the column of class k, 0 in the others."""
     return np.where(np.arange(n_classes) == k, values[:, None], 0.0)
+
+
+# --- ensembles of classifiers whose own leaves are known ---------------------------------
+
+
+@leaves_of.register
+def _(bagging: BaggingClassifier) -> Leaves | None:
+    equal = np.full(len(bagging.estimators_), 1 / len(bagging.estimators_))
+    return _mean(bagging, equal, bagging.estimators_features_)
+
+
+@leaves_of.register
+def _(voting: VotingClassifier) -> Leaves | None:
+    if voting.voting != "soft":
+        return None
+    n_members = len(voting.estimators_)
+    weights = voting._weights_not_none or np.ones(n_members)
+    every = np.arange(getattr(voting, "n_features_in_", 0))
+    return _mean(voting, np.divide(weights, np.sum(weights)), [every] * n_members)
+
+
+@leaves_of.register
+def _(boosting: AdaBoostClassifier) -> Leaves | None:
+    members, n_classes = boosting.estimators_, len(boosting.classes_)
+    if not all(isinstance(member, DecisionTreeClassifier) for member in members):
+        return None
+    # Of fewer trees than were asked for, as when one is right about all, there are more weights.
+    weights = boosting.estimator_weights_[: len(members)] / boosting.estimator_weights_.sum()
+    votes = (
+        _votes(member, weight, np.searchsorted(boosting.classes_, member.classes_), n_classes)
+        for member, weight in zip(members, weights, strict=True)
+    )
+    return joined(votes, n_classes)
+
+
+def _mean(ensemble: Any, weights: np.ndarray, features: Sequence[np.ndarray]) -> Leaves | None:
+    """Return the leaves of a weighted mean of probabilities of members that know classes by place.
+
+    Each member is given some of the features.
+    """
+    parts, n_classes = [], len(ensemble.classes_)
+    for member, weight, columns in zip(ensemble.estimators_, weights, features, strict=True):
+        leaves = leaves_of(member)
+        decides_otherwise = hasattr(member, "decision_function")  # than by its probabilities
+        if leaves is None or leaves.encoders or decides_otherwise:
+            return None
+        whole = unlimited(leaves, ensemble.n_features_in_)
+        limit(whole, list(columns), leaves)
+        values = np.zeros((len(leaves.values), n_classes))
+        values[:, np.asarray(member.classes_, dtype=int)] = weight * leaves.values
+        parts.append(replace(whole, values=values))
+    return joined(parts, n_classes)
+
+
+def _votes(
+    tree: DecisionTreeClassifier, weight: float, classes: np.ndarray, n_classes: int
+) -> Leaves:
+    """Return the leaves of a tree whose class gets a weight, and each other its share of -1.
+
+    Of two classes the second gets both, as in a decision function.
+    """
+    leaves = leaves_of(tree)
+    assert leaves is not None
+    is_winner = np.arange(n_classes) == classes[leaves.values.argmax(axis=1)][:, None]
+    votes = np.where(is_winner, weight, -weight / (n_classes - 1))
+    if n_classes == 2:
+        votes = np.stack([np.zeros(len(votes)), 2 * votes[:, 1]], axis=1)
+    return replace(leaves, values=votes)
+
+
+# --- what holds a classifier --------------------------------------------------------------
 
 
 @leaves_of.register

@@ -53,8 +53,8 @@ def before_codes(leaves: Leaves, encoder: Any, columns: list[int]) -> Leaves:
     """Return leaves whose last features are what an encoder makes of some columns."""
     n_features = leaves.low.shape[1]
     others = [j for j in range(n_features) if j not in columns]
-    whole = _unlimited(leaves, n_features)
-    _limit(whole, others, leaves)
+    whole = unlimited(leaves, n_features)
+    limit(whole, others, leaves)
     lookup = Lookup(columns, Encoded(encoder, columns, as_series=False, refusal=""))
     return _beside(whole, [_features(leaves, slice(len(others), None))], [lookup])
 
@@ -74,7 +74,7 @@ def _(pipeline: Pipeline, leaves: Leaves) -> Leaves | None:
 def _(transformer: ColumnTransformer, leaves: Leaves) -> Leaves | None:
     if transformer.transformer_weights:
         return None
-    whole, encoded, lookups = _unlimited(leaves, transformer.n_features_in_), [], []
+    whole, encoded, lookups = unlimited(leaves, transformer.n_features_in_), [], []
     for columns, part, view, outputs in _branches(transformer):
         own = _features(leaves, outputs)
         if isinstance(view, Encoded):
@@ -84,7 +84,7 @@ def _(transformer: ColumnTransformer, leaves: Leaves) -> Leaves | None:
         before = own if part == "passthrough" else leaves_before(part, own)
         if before is None or before.encoders:
             return None
-        _limit(whole, columns, before)
+        limit(whole, columns, before)
     return _beside(whole, encoded, lookups)
 
 
@@ -169,8 +169,8 @@ def _before_view(view: nn.Module, leaves: Leaves, n_features: int) -> Leaves | N
     if isinstance(view, nn.Identity):
         return leaves
     if isinstance(view, Select):
-        chosen = _unlimited(leaves, n_features)
-        _limit(chosen, view.index.tolist(), leaves)
+        chosen = unlimited(leaves, n_features)
+        limit(chosen, view.index.tolist(), leaves)
         return chosen
     if isinstance(view, Fill) and np.isnan(view.missing):
         return _before_filled(view, leaves, n_features)
@@ -186,8 +186,8 @@ def _before_filled(fill: Fill, leaves: Leaves, n_features: int) -> Leaves:
     kept, indicated = fill.kept.tolist(), fill.indicated.tolist()
     inside = _lets_in(leaves, np.append(fill.statistics.numpy(), np.ones(len(indicated))))
     not_missing = _lets_in(leaves, np.zeros(leaves.low.shape[1]))[:, len(kept) :]
-    whole = _unlimited(leaves, n_features)
-    _limit(whole, kept, replace(leaves, takes_missing=inside))
+    whole = unlimited(leaves, n_features)
+    limit(whole, kept, replace(leaves, takes_missing=inside))
     # A leaf that the indicator 0 is not in takes missing values alone.
     whole.low[:, indicated] = np.where(not_missing, whole.low[:, indicated], np.inf)
     whole.takes_missing[:, indicated] &= inside[:, len(kept) :]
@@ -198,19 +198,19 @@ def _lets_in(leaves: Leaves, x: np.ndarray) -> np.ndarray:
     return np.asarray((leaves.low < x) & (x <= leaves.high))
 
 
-def _unlimited(leaves: Leaves, n_features: int) -> Leaves:
+def unlimited(leaves: Leaves, n_features: int) -> Leaves:
     """Return as many leaves that let in everything."""
     shape = (len(leaves.low), n_features)
     low, high = np.full(shape, -np.inf), np.full(shape, np.inf)
     return replace(leaves, low=low, high=high, takes_missing=np.ones(shape, dtype=bool))
 
 
-def _limit(whole: Leaves, columns: list[int], part: Leaves) -> None:
+def limit(whole: Leaves, columns: list[int], part: Leaves) -> None:
     """Limit some features of leaves, in place, to those of the first features of others."""
-    n = len(columns)
-    whole.low[:, columns] = np.maximum(whole.low[:, columns], part.low[:, :n])
-    whole.high[:, columns] = np.minimum(whole.high[:, columns], part.high[:, :n])
-    whole.takes_missing[:, columns] &= part.takes_missing[:, :n]
+    for j, column in enumerate(columns):  # of which some may be there twice
+        whole.low[:, column] = np.maximum(whole.low[:, column], part.low[:, j])
+        whole.high[:, column] = np.minimum(whole.high[:, column], part.high[:, j])
+        whole.takes_missing[:, column] &= part.takes_missing[:, j]
 
 
 def _features(leaves: Leaves, features: slice) -> Leaves:

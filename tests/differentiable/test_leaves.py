@@ -5,14 +5,18 @@ import pytest
 from sklearn.datasets import load_breast_cancer, load_wine
 from sklearn.decomposition import PCA
 from sklearn.ensemble import (
+    AdaBoostClassifier,
     BaggingClassifier,
     ExtraTreesClassifier,
     GradientBoostingClassifier,
     HistGradientBoostingClassifier,
     RandomForestClassifier,
+    VotingClassifier,
 )
 from sklearn.frozen import FrozenEstimator
+from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import FixedThresholdClassifier, GridSearchCV
+from sklearn.naive_bayes import GaussianNB
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MaxAbsScaler, MinMaxScaler, RobustScaler, StandardScaler
@@ -29,6 +33,23 @@ TREES = {
     "boosting": GradientBoostingClassifier(n_estimators=7, random_state=0),
     "exponential": GradientBoostingClassifier(n_estimators=7, loss="exponential", random_state=0),
     "histograms": HistGradientBoostingClassifier(max_iter=7, random_state=0),
+}
+SMALL = DecisionTreeClassifier(max_depth=3, random_state=0)
+ENSEMBLES = {
+    "bagging": BaggingClassifier(n_estimators=7, max_features=0.5, random_state=0),
+    "bagging, features twice": BaggingClassifier(
+        n_estimators=7, bootstrap_features=True, random_state=0
+    ),
+    "bagging of pipelines": BaggingClassifier(
+        make_pipeline(StandardScaler(), SMALL), n_estimators=5, max_samples=0.3, random_state=0
+    ),
+    "votes": VotingClassifier(
+        [("few", SMALL), ("many", RandomForestClassifier(5, random_state=0))],
+        voting="soft",
+        weights=[1, 3],
+    ),
+    "stumps": AdaBoostClassifier(n_estimators=12, random_state=0),
+    "boosted trees": AdaBoostClassifier(SMALL, n_estimators=5, random_state=0),
 }
 DATA = {"2 classes": load_breast_cancer, "3 classes": load_wine}
 KNOW_MISSING = ("tree", "forest", "extra trees", "histograms")
@@ -58,6 +79,14 @@ def test_leaves_add_up_to_the_scores(name, data):
     if name == "exponential":
         X, y = X[y < 2], y[y < 2]
     classifier = TREES[name].fit(X[::2], y[::2])
+    assert_same(known(classifier, X[::2]).scores(X), scores(classifier, X))
+
+
+@pytest.mark.parametrize("data", DATA)
+@pytest.mark.parametrize("name", ENSEMBLES)
+def test_leaves_of_ensembles_of_known_classifiers_add_up_to_the_scores(name, data):
+    X, y = DATA[data](return_X_y=True)
+    classifier = ENSEMBLES[name].fit(X[::2], np.array(list("abc"))[y[::2]])
     assert_same(known(classifier, X[::2]).scores(X), scores(classifier, X))
 
 
@@ -108,7 +137,11 @@ class Sharpened(RandomForestClassifier):
     "classifier",
     [
         KNeighborsClassifier(),
-        BaggingClassifier(DecisionTreeClassifier(), random_state=0),
+        BaggingClassifier(HistGradientBoostingClassifier(max_iter=3), n_estimators=2),
+        BaggingClassifier(LogisticRegression(max_iter=9999), n_estimators=2, random_state=0),
+        VotingClassifier([("a", SMALL), ("b", GaussianNB())], voting="soft"),
+        VotingClassifier([("a", SMALL), ("b", FOREST)], voting="hard"),
+        AdaBoostClassifier(GaussianNB(), n_estimators=3),
         Sharpened(5, max_depth=3, random_state=0),
         make_pipeline(PCA(3), FOREST),
         make_pipeline(MinMaxScaler(clip=True), FOREST),
@@ -119,6 +152,7 @@ class Sharpened(RandomForestClassifier):
 )
 def test_no_leaves_are_known_of_what_does_not_add_up_trees_as_they_are(classifier):
     X, y = load_breast_cancer(return_X_y=True)
+    X = StandardScaler().fit_transform(X)
     assert known(classifier.fit(X, y), X) is None
 
 
