@@ -5,6 +5,7 @@ Ten thousand small generated problems, each judged in numpy, with no code of the
 
 import itertools
 import math
+from functools import cache
 
 import numpy as np
 import pytest
@@ -31,7 +32,10 @@ ATTACKS = {
 }
 SHAPES = [(1,), (2,), (7,), (40,), (3, 4), (1, 5, 5), (3, 4, 4), (3, 6, 5)]
 N_SAMPLES = 3
-N_CONFIGURATIONS = 669
+# Of these four a case takes up to twenty times as long as of the others.
+N_CONFIGURATIONS = dict.fromkeys(ATTACKS, 858) | dict.fromkeys(
+    ["FMN", "RayS", "RayS, minimal", "Cascade"], 150
+)
 
 
 class Case:
@@ -137,6 +141,9 @@ class Case:
         return attack.search(self, self.X, self.y, generator=torch.Generator().manual_seed(0))
 
 
+make_case = cache(Case)
+
+
 def lengths(case, X_adv):
     """‖(X_adv - X) / scale‖, in more digits than the package computes it with."""
     delta = (X_adv.astype(np.longdouble) - case.values.astype(np.longdouble)).reshape(N_SAMPLES, -1)
@@ -178,9 +185,9 @@ def check(case, found):
 @pytest.mark.parametrize("name", ATTACKS)
 def test_no_attack_ever_leaves_its_threat_model(name, part):
     n_moved = n_fooled = 0
-    size = N_CONFIGURATIONS // 3
+    size = N_CONFIGURATIONS[name] // 3
     for number in range(part * size, (part + 1) * size):
-        case = Case(number)
+        case = make_case(number)
         try:
             moved, fooled = check(case, case.attacked_by(ATTACKS[name]))
         except AssertionError as error:
@@ -193,8 +200,9 @@ def test_no_attack_ever_leaves_its_threat_model(name, part):
 
 
 def test_there_are_more_than_ten_thousand_cases_of_every_kind():
-    assert len(ATTACKS) * N_CONFIGURATIONS >= 10_000
-    cases = [Case(number) for number in range(N_CONFIGURATIONS)]
+    assert sum(N_CONFIGURATIONS.values()) >= 10_000
+    # The cases of each attack begin with these.
+    cases = [make_case(number) for number in range(min(N_CONFIGURATIONS.values()))]
     assert {(case.norm, case.dtype) for case in cases} == set(
         itertools.product(["linf", "l2", "l1"], [torch.float32, torch.float64])
     )
