@@ -106,7 +106,7 @@ def plain_apgd(net, x, label, start, attack, box):
     ids=["linf", "linf in a box", "l2", "l2, many steps"],
 )
 def test_it_finds_what_the_plain_loop_finds(norm, eps, bounds, n_steps, loss):
-    net, X, y = make_problem(n=40)
+    net, X, y = make_problem(n=20)
     y[::10] = (y[::10] + 1) % 3
     attack = APGD(norm=norm, eps=eps, bounds=bounds, n_steps=n_steps, loss=loss)
     found = attack.search(net, X, y, generator=seeded(5))
@@ -125,7 +125,7 @@ def test_it_finds_what_the_plain_loop_finds(norm, eps, bounds, n_steps, loss):
         n_fooled += int(fooled)
         assert found.fooled[i] == fooled
         torch.testing.assert_close(found.X_adv[i], first, rtol=0, atol=1e-6)
-    assert 5 < n_fooled < 38
+    assert 3 < n_fooled < 18
 
 
 # --- closed forms and brute force --------------------------------------------------------

@@ -181,7 +181,7 @@ def test_one_attack_finds_nearly_all_that_attacks_towards_every_class_find(name,
     """Followed through its votes, a machine looked up to ten points more robust than it is."""
     classifier, radii = CLASSIFIERS[name]
     model = make_pipeline(StandardScaler(), classifier).fit(X, y)
-    chosen = slice(0, 100)
+    chosen = slice(0, 50)
     threat = {"norm": norm, "feature_scale": "std"}
 
     def under(attack):
