@@ -25,6 +25,8 @@ from skjacobian.exceptions import AttackWarning
 from skjacobian.geometry import Ball
 from skjacobian.threat_model import resolve_feature_scale
 
+pytestmark = pytest.mark.usefixtures("short_last_stages")
+
 RNG = np.random.default_rng(0)
 N = 40
 FRAME = pd.DataFrame(

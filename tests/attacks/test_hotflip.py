@@ -92,6 +92,7 @@ def exactly_robust(X, y, model, gain_of):
     return value > np.array([gain_of(x, w_of_x) for x, w_of_x in zip(X.numpy(), w, strict=True)])
 
 
+@pytest.mark.usefixtures("short_last_stages")
 @pytest.mark.parametrize("attack", [HotFlip, Cascade])
 @pytest.mark.parametrize("norm", POWER)
 @pytest.mark.parametrize(("n_features", "eps"), [(4, 2.0), (12, 2.5), (40, 3.0), (120, 1.5)])
@@ -113,9 +114,10 @@ def test_whole_numbers_of_a_linear_model_are_changed_as_well_as_can_be(
     assert (found.X_adv == found.X_adv.round()).all()
 
 
+@pytest.mark.usefixtures("short_last_stages")
 @pytest.mark.parametrize("attack", [HotFlip, Cascade])
 @pytest.mark.parametrize(("norm", "eps"), [("l1", 2.2), ("l1", 4.2), ("l2", 1.5), ("l2", 2.1)])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_categories_of_a_linear_model_are_changed_as_well_as_can_be(attack, norm, eps, seed):
     data, model, groups = mixed(seed)
     X, y = labelled(data, model)
@@ -129,8 +131,9 @@ def test_categories_of_a_linear_model_are_changed_as_well_as_can_be(attack, norm
     np.testing.assert_array_equal(~found.fooled.numpy(), robust)
 
 
+@pytest.mark.usefixtures("short_last_stages")
 @pytest.mark.parametrize("attack", [PGD, FGSM, APGD, Cascade, HotFlip])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_under_linf_each_category_becomes_the_worst_one(attack, seed):
     rng = np.random.default_rng(seed)
     groups = np.arange(40).reshape(8, 5)
@@ -362,8 +365,7 @@ def test_a_group_changes_although_one_of_its_categories_is_immutable(attack):
     assert (found.X_adv[:, [2, 5, 8]] == 0).all()
 
 
-@pytest.mark.parametrize("norm", POWER)
-@pytest.mark.parametrize("scale", [None, [1.0, 1.0, 1.0, 9.0, 9.0, 9.0]])
+@pytest.mark.parametrize(("norm", "scale"), [("l1", None), ("l2", [1.0, 1.0, 1.0, 9.0, 9.0, 9.0])])
 def test_distances_do_not_depend_on_who_else_is_searched(norm, scale):
     rng = np.random.default_rng(0)
     torch.manual_seed(0)
