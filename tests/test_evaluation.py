@@ -488,16 +488,19 @@ def plane(w, b):
 
 
 @pytest.mark.parametrize(
-    ("scale", "bounds", "mutable"),
+    ("norm", "scale", "bounds", "mutable"),
     [
-        (None, None, None),
-        (2.0, (0.1, 7.7), None),
-        ("std", (0.1, 7.7), None),
-        ([1.0, 0.3, 2.0, 1.5], None, [0, 3]),
-        ([1.0, 0.3, 2.0, 1.5], (0.1, 7.7), [0, 2, 3]),
+        ("linf", None, None, None),
+        ("linf", "std", (0.1, 7.7), None),
+        ("linf", [1.0, 0.3, 2.0, 1.5], (0.1, 7.7), [0, 2, 3]),
+        ("l2", 2.0, (0.1, 7.7), None),
+        ("l2", "std", None, None),
+        ("l2", [1.0, 0.3, 2.0, 1.5], (0.1, 7.7), [0, 2, 3]),
+        ("l1", "std", (0.1, 7.7), None),
+        ("l1", 2.0, None, None),
+        ("l1", [1.0, 0.3, 2.0, 1.5], None, [0, 3]),
     ],
 )
-@every_norm
 def test_the_robust_accuracy_of_a_plane_is_the_closed_form(norm, scale, bounds, mutable):
     values, labels = X[y > 0], y[y > 0]
     w, b = np.array([-0.3, -0.5, 0.6, 0.8]), -1.2

@@ -21,7 +21,7 @@ from tests.seeds import seeded
 NORMS = ["linf", "l2", "l1"]
 every_norm = pytest.mark.parametrize("norm", NORMS)
 # What the longest stages come to here. In earnest they take far more, for which tests are short.
-FEW_QUERIES, FEW_RESTARTS = 300, 2
+FEW_QUERIES, FEW_RESTARTS = 150, 2
 
 
 @pytest.fixture(autouse=True)
@@ -152,7 +152,7 @@ def test_multiplying_the_logits_fools_the_same_samples(norm, dtype):
     net, X, y = make_problem(n=40, dtype=dtype)
     attack = Cascade(norm=norm, eps=EPS[norm])
     fooled = attack.search(net, X, y, generator=seeded()).fooled
-    for factor in (1e-3, 100.0, 1e4):
+    for factor in (1e-3, 1e4):
         scaled = attack.search(lambda X, c=factor: c * net(X), X, y, generator=seeded()).fooled
         if dtype == torch.float64:
             assert torch.equal(scaled, fooled)
