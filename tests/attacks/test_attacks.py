@@ -1,6 +1,7 @@
 """Properties that every attack has. A new attack is one more entry of ATTACKS."""
 
 import copy
+import itertools
 import pickle
 import re
 import warnings
@@ -46,6 +47,12 @@ NORMS = ["linf", "l2", "l1"]
 every_attack = pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
 every_gradient_attack = pytest.mark.parametrize("name", GRADIENT_ATTACKS)
 every_norm = pytest.mark.parametrize("norm", NORMS)
+# For what has little to do with the norm.
+every_attack_in_some_norm = pytest.mark.parametrize(
+    ("attack", "norm"),
+    list(zip(ATTACKS.values(), itertools.cycle(NORMS), strict=False)),
+    ids=ATTACKS,
+)
 
 
 def with_loss(loss):
@@ -177,7 +184,7 @@ def test_on_a_linear_model_success_never_falls_with_the_radius(attack, norm):
         .fooled.double()
         .mean()
         .item()
-        for eps in (0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+        for eps in (0.0, 0.03, 0.1, 0.3, 3.0)
     ]
     assert rates == sorted(rates)
     assert rates[0] == 0.0
@@ -185,7 +192,7 @@ def test_on_a_linear_model_success_never_falls_with_the_radius(attack, norm):
     assert rates[-1] >= (0.95 if norm == "l1" else 1.0)
 
 
-@pytest.mark.parametrize("eps", [0.0, 0.05, 0.3, [0.0, 0.3] * 10], ids=str)
+@pytest.mark.parametrize("eps", [0.05, 0.3, [0.0, 0.3] * 10], ids=str)
 @every_norm
 @every_attack
 def test_fooled_says_what_the_logits_say(attack, norm, eps, generator):
@@ -211,8 +218,7 @@ def test_fooled_says_what_the_logits_say_where_rounding_is_coarse(attack, norm, 
     assert torch.equal(found.fooled, wrong(logits, found.X_adv, y))
 
 
-@every_norm
-@every_attack
+@every_attack_in_some_norm
 def test_a_model_may_compute_in_more_precision_than_its_samples_have(attack, norm):
     net, X = make_net(), samples(dtype=torch.float32)
     y = predicted(net, X.double())
@@ -224,8 +230,7 @@ def test_a_model_may_compute_in_more_precision_than_its_samples_have(attack, nor
     assert (found.fooled != exact.fooled).sum() <= 1
 
 
-@every_attack
-@every_norm
+@every_attack_in_some_norm
 def test_calling_the_attack_returns_what_the_search_found(attack, norm):
     net, X = make_net(), samples()
     y = predicted(net, X)
@@ -312,8 +317,7 @@ def test_the_arguments_are_left_as_they_were(attack, generator):
     assert torch.equal(y, before[1])
 
 
-@every_attack
-@every_norm
+@every_attack_in_some_norm
 def test_samples_that_require_a_gradient_are_attacked_like_any_other(attack, norm):
     net, X = make_net(), samples()
     y = predicted(net, X)
@@ -334,14 +338,15 @@ def test_an_empty_batch_is_returned_empty(attack):
 
 
 @pytest.mark.parametrize(
-    ("kind", "scale", "bounds"),
+    ("norm", "kind", "scale", "bounds"),
     [
-        ("indices", None, None),
-        ("mask", "std", (0, 1)),
-        ("mask in the shape of a sample", None, (0, 1)),
+        ("linf", "indices", None, None),
+        ("linf", "mask", "std", (0, 1)),
+        ("l2", "mask", "std", (0, 1)),
+        ("l2", "mask in the shape of a sample", None, (0, 1)),
+        ("l1", "indices", None, (0, 1)),
     ],
 )
-@every_norm
 @every_attack
 def test_features_that_may_not_change_do_not(attack, norm, kind, scale, bounds):
     net, X = make_net("cnn"), samples((1, 4, 4))
@@ -490,8 +495,7 @@ def test_global_random_states_are_left_alone(attack, generator):
     assert np.array_equal(np.random.get_state()[1], numpy_state)  # noqa: NPY002
 
 
-@every_norm
-@every_attack
+@every_attack_in_some_norm
 def test_the_same_seed_gives_the_same_result(attack, norm):
     net, X = make_net(), samples()
     y = predicted(net, X)
