@@ -13,6 +13,8 @@ from skjacobian.attacks import APGD, FGSM, FMN, PGD, Cascade, HotFlip
 from skjacobian.modules import MLP
 from tests.seeds import seeded
 
+pytestmark = pytest.mark.usefixtures("short_last_stages")
+
 POWER = {"l1": 1, "l2": 2}
 LEVELS = 6  # whole numbers are from 0 to 5
 
@@ -92,7 +94,6 @@ def exactly_robust(X, y, model, gain_of):
     return value > np.array([gain_of(x, w_of_x) for x, w_of_x in zip(X.numpy(), w, strict=True)])
 
 
-@pytest.mark.usefixtures("short_last_stages")
 @pytest.mark.parametrize("attack", [HotFlip, Cascade])
 @pytest.mark.parametrize(
     ("norm", "n_features", "eps", "units"),
@@ -126,7 +127,6 @@ def test_whole_numbers_of_a_linear_model_are_changed_as_well_as_can_be(
     assert (found.X_adv == found.X_adv.round()).all()
 
 
-@pytest.mark.usefixtures("short_last_stages")
 @pytest.mark.parametrize("attack", [HotFlip, Cascade])
 @pytest.mark.parametrize(("norm", "eps"), [("l1", 2.2), ("l1", 4.2), ("l2", 1.5), ("l2", 2.1)])
 @pytest.mark.parametrize("seed", range(2))
@@ -143,7 +143,6 @@ def test_categories_of_a_linear_model_are_changed_as_well_as_can_be(attack, norm
     np.testing.assert_array_equal(~found.fooled.numpy(), robust)
 
 
-@pytest.mark.usefixtures("short_last_stages")
 @pytest.mark.parametrize("attack", [PGD, FGSM, APGD, Cascade, HotFlip])
 @pytest.mark.parametrize("seed", range(2))
 def test_under_linf_each_category_becomes_the_worst_one(attack, seed):
