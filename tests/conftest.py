@@ -40,13 +40,15 @@ def figures_are_closed():
 def short_last_stages(monkeypatch):
     """The last stages of "strong" ask a sample thousands of times; tests are too short for it."""
 
-    def shortened(plan):
-        given, few = plan.attack.get_params(), {"n_queries": 100, "n_restarts": 9}
+    def shortened(plan, n_queries):
+        given, few = plan.attack.get_params(), {"n_queries": n_queries, "n_restarts": 9}
         few = {name: min(n, given[name]) for name, n in few.items() if name in given}
         return plan._replace(attack=clone(plan.attack).set_params(**few))
 
     for known, plans in PLANS.items():
-        monkeypatch.setitem(PLANS, known, tuple(map(shortened, plans)))
+        # Where there are gradients, Square asks 100 times before, briefly.
+        n_queries = 300 if known.startswith("gradients") else 100
+        monkeypatch.setitem(PLANS, known, tuple(shortened(plan, n_queries) for plan in plans))
 
 
 def pytest_collection_modifyitems(config, items):
