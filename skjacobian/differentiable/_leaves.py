@@ -241,20 +241,19 @@ def _(boosting: HistGradientBoostingClassifier) -> Leaves | None:
             np.where(nodes["is_categorical"], np.nan, nodes["num_threshold"]),
             nodes["missing_go_to_left"].astype(bool),
             _in_column(k, nodes["value"], len(boosting.classes_)),
-            _codes_that_go_left(member, n_codes) if n_coded else None,
+            _codes_that_go_left(member, n_codes) if coded else None,
         )
-        return _leaves_of_tree(of_tree, len(place), n_coded)
+        return _leaves_of_tree(of_tree, len(place), len(coded))
 
+    coded, encoder, n_codes = [], None, 0
+    if boosting.is_categorical_ is not None:
+        coded = np.flatnonzero(boosting.is_categorical_).tolist()
+        encoder = boosting._preprocessor.named_transformers_["encoder"]
+        n_codes = max(map(len, encoder.categories_))
     # It puts columns of categories first, as codes; here they come last.
-    n_coded = 0 if boosting.is_categorical_ is None else int(boosting.is_categorical_.sum())
-    place = np.roll(np.arange(boosting.n_features_in_), n_coded)
-    if n_coded == 0:
-        return joined(_by_class(tree, boosting._predictors), len(boosting.classes_))
-    encoder = boosting._preprocessor.named_transformers_["encoder"]
-    n_codes = max(map(len, encoder.categories_))
+    place = np.roll(np.arange(boosting.n_features_in_), len(coded))
     leaves = joined(_by_class(tree, boosting._predictors), len(boosting.classes_))
-    columns = np.flatnonzero(boosting.is_categorical_).tolist()
-    return None if leaves is None else before_codes(leaves, encoder, columns)
+    return before_codes(leaves, encoder, coded) if leaves is not None and coded else leaves
 
 
 def _codes_that_go_left(member: Any, n_codes: int) -> np.ndarray:
