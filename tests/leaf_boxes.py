@@ -1,6 +1,25 @@
-"""The leaves of decision trees as boxes, and how far samples are from them."""
+"""The leaves of decision trees as boxes: how far samples are from them, and what attacks get."""
 
 import numpy as np
+
+from skjacobian._table import Table
+from skjacobian.differentiable import black_box
+
+
+def known(classifier, X):
+    """The leaves that an attack on a fitted classifier gets."""
+    return black_box(classifier, Table(X)).leaves
+
+
+def scores(classifier, X):
+    """What leaves add up to: a column for each class."""
+    method = "decision_function" if hasattr(classifier, "decision_function") else "predict_proba"
+    values = getattr(classifier, method)(X)
+    return values if values.ndim == 2 else np.stack([0 * values, values], 1)
+
+
+def assert_same(ours, theirs):
+    np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)
 
 
 def leaves(tree, n_features):

@@ -43,18 +43,6 @@ class Set(NamedTuple):
         high = np.minimum(self.high, self.x + radius * self.unit)
         return self._replace(low=low, high=high, eps=radius)
 
-    def beside(self, fixed: np.ndarray) -> "Set":
-        """Return the same with further features, which cannot change."""
-        zero = np.zeros_like(fixed)
-        more = (fixed, fixed, fixed, zero, zero > 0)
-        x, low, high, unit, is_whole = (
-            np.concatenate(pair)
-            for pair in zip(
-                (self.x, self.low, self.high, self.unit, self.is_whole), more, strict=True
-            )
-        )
-        return self._replace(x=x, low=low, high=high, unit=unit, is_whole=is_whole)
-
     def distance(self, x: np.ndarray) -> float:
         """Return how far a point is from the sample."""
         delta = np.abs(np.nan_to_num(x - self.x))

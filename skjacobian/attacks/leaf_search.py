@@ -178,9 +178,12 @@ def _sets(ball: Ball, leaves: Leaves) -> list[Set]:
     low, high = np.where(unit > 0, low, X), np.where(unit > 0, high, X)
     if ball.missing is not None:
         X[ball.missing.cpu().numpy()] = np.nan
+    fixed = leaves.encoded(X)
+    X, low, high = (np.concatenate([part, fixed], axis=1) for part in (X, low, high))
+    unit, is_whole = (np.pad(part, (0, fixed.shape[1])) for part in (unit, is_whole))
     return [
-        Set(X[i], low[i], high[i], unit, radii[i], POWERS[ball.norm], is_whole).beside(fixed)
-        for i, fixed in enumerate(leaves.encoded(X))
+        Set(X[i], low[i], high[i], unit, radii[i], POWERS[ball.norm], is_whole)
+        for i in range(len(X))
     ]
 
 

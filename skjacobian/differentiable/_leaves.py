@@ -74,14 +74,13 @@ def compared_leaves(classifier: Any, scores: TensorFunction, table: Table) -> Le
     leaves = leaves_of(classifier)
     if leaves is None or len(leaves.constant) < 2:
         return None
+    if leaves.low.shape[1] != X.shape[1] + leaves.n_encoded:
+        return None
     fixed = {*encoded_columns(classifier), *table.categories}
     if not fixed.issuperset(_read_by(leaves.encoders)) or not _bound(leaves, table):
         return None
     some = X[np.linspace(0, len(X) - 1, min(N_COMPARED, len(X))).astype(int)]
     some = some.double()  # in which votes that are equal stay equal
-    n_features = X.shape[1] + leaves.encoded(some.numpy()).shape[1]
-    if leaves.low.shape[1] != n_features:
-        return None
     theirs, ours = scores(some).numpy(), leaves.scores(some.numpy())
     if theirs.shape != ours.shape:
         return None

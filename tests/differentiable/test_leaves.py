@@ -23,7 +23,8 @@ from sklearn.preprocessing import MaxAbsScaler, MinMaxScaler, RobustScaler, Stan
 from sklearn.tree import DecisionTreeClassifier, ExtraTreeClassifier
 
 from skjacobian._table import Table
-from skjacobian.differentiable import _leaves, black_box, leaves_of
+from skjacobian.differentiable import _leaves, leaves_of
+from tests.leaf_boxes import assert_same, known, scores
 
 TREES = {
     "tree": DecisionTreeClassifier(max_depth=4, random_state=0),
@@ -55,21 +56,6 @@ DATA = {"2 classes": load_breast_cancer, "3 classes": load_wine}
 KNOW_MISSING = ("tree", "forest", "extra trees", "histograms")
 
 FOREST = RandomForestClassifier(5, max_depth=4, random_state=0)
-
-
-def known(classifier, X):
-    """The leaves that an attack on a fitted classifier gets."""
-    return black_box(classifier, Table(X)).leaves
-
-
-def scores(classifier, X):
-    method = "decision_function" if hasattr(classifier, "decision_function") else "predict_proba"
-    values = getattr(classifier, method)(X)
-    return values if values.ndim == 2 else np.stack([0 * values, values], 1)
-
-
-def assert_same(ours, theirs):
-    np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("data", DATA)

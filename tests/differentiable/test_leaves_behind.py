@@ -21,7 +21,7 @@ from sklearn.preprocessing import (
 from sklearn.tree import DecisionTreeClassifier
 
 from skjacobian._table import Table
-from skjacobian.differentiable import black_box
+from tests.leaf_boxes import assert_same, known, scores
 
 FOREST = RandomForestClassifier(7, max_depth=6, random_state=0)
 NUMBERS, CATEGORIES = ["age", "income", "debt"], ["job", "home"]
@@ -44,21 +44,11 @@ def people(n_samples=300, missing=0.0):
     return X, y.to_numpy()
 
 
-def known(pipeline, X):
-    return black_box(pipeline, Table(X)).leaves
-
-
 def assert_the_leaves_add_up(pipeline, X, y):
     pipeline.fit(X[::2], y[::2])
     samples = X[1::2]
     leaves = known(pipeline, samples)
-    ours = leaves.scores(Table(samples).tensor.numpy())
-    if hasattr(pipeline, "decision_function"):
-        theirs = pipeline.decision_function(samples)
-        ours = ours if theirs.ndim == 2 else ours[:, 1]
-    else:
-        theirs = pipeline.predict_proba(samples)
-    np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)
+    assert_same(leaves.scores(Table(samples).tensor.numpy()), scores(pipeline, samples))
     return leaves
 
 
@@ -104,30 +94,26 @@ def test_steps_behind_encoders_are_gone_back_through(behind):
 
 
 @pytest.mark.parametrize(
-    "steps",
+    ("columns", "of_codes"),
     [
-        (),
-        (make_column_transformer((OrdinalEncoder(), CATEGORIES), remainder="passthrough"),),
-        (make_column_transformer(("passthrough", NUMBERS), (OrdinalEncoder(), CATEGORIES)),),
+        ("passthrough", "from_dtype"),
+        (make_column_transformer((OrdinalEncoder(), CATEGORIES), remainder="passthrough"), [0, 1]),
+        (make_column_transformer(("passthrough", NUMBERS), (OrdinalEncoder(), CATEGORIES)), [3, 4]),
     ],
     ids=["from dtypes", "behind an encoder", "behind one, last"],
 )
 @pytest.mark.parametrize("n_classes", [2, 3])
-def test_histogram_boosting_splits_categories_by_sets(n_classes, steps):
+def test_histogram_boosting_splits_categories_by_sets(n_classes, columns, of_codes):
     X, y = people(1000)
     rng = np.random.default_rng(1)
     X["job"] = rng.choice(list("abcdefghijklmnopq"), len(X))
     y = y + (X.job.isin(list("adfkn")) ^ X.home)
     X.loc[::9, "job"] = np.nan
     X = X.astype({"job": "category", "home": "category"})
-    of_codes = {(): "from_dtype"}.get(steps)
-    if of_codes is None:
-        is_first = steps[0].transformers[0][0] == "ordinalencoder"
-        of_codes = [0, 1] if is_first else [3, 4]
     boosting = HistGradientBoostingClassifier(
         max_iter=9, categorical_features=of_codes, random_state=0
     )
-    leaves = assert_the_leaves_add_up(make_pipeline(*steps, boosting), X, y % n_classes)
+    leaves = assert_the_leaves_add_up(make_pipeline(columns, boosting), X, y % n_classes)
     assert not leaves.codes.all()
 
 
@@ -202,5 +188,5 @@ def test_leaves_of_samples_that_no_encoder_knows_are_those_of_the_classifier():
     tree.fit(X, y)
     strangers = X.assign(job=np.where(np.arange(len(X)) % 2, "pilot", "nurse"))
     leaves = known(tree, strangers)
-    scores = leaves.scores(Table(strangers).tensor.numpy())
-    np.testing.assert_allclose(scores, tree.predict_proba(strangers))
+    ours = leaves.scores(Table(strangers).tensor.numpy())
+    np.testing.assert_allclose(ours, tree.predict_proba(strangers))
