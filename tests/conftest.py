@@ -37,8 +37,8 @@ def figures_are_closed():
 
 
 @pytest.fixture
-def short_last_stages(monkeypatch):
-    """The last stages of "strong" ask a sample thousands of times; tests are too short for it."""
+def short_stages(monkeypatch):
+    """Stages of "strong" ask a sample thousands of times; tests are too short for it."""
 
     def shortened(plan, n_queries):
         given, few = plan.attack.get_params(), {"n_queries": n_queries, "n_restarts": 9}

@@ -129,7 +129,7 @@ def test_every_attack_draws(model, attack):
     assert (display.y_adv != display.y).any()
 
 
-def test_the_strong_attack_needs_no_gradients(short_last_stages):
+def test_the_strong_attack_needs_no_gradients(short_stages):
     model = KNeighborsClassifier().fit(X, y)
     with pytest.warns(AttackWarning, match="weaker than a gradient attack"):
         display = plot_adversarial_examples(model, X, y, attack="strong", n_samples=1, **THREAT)

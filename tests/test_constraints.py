@@ -25,7 +25,7 @@ from skjacobian.exceptions import AttackWarning
 from skjacobian.geometry import Ball
 from skjacobian.threat_model import resolve_feature_scale
 
-pytestmark = pytest.mark.usefixtures("short_last_stages")
+pytestmark = pytest.mark.usefixtures("short_stages")
 
 RNG = np.random.default_rng(0)
 N = 40

@@ -305,7 +305,7 @@ def test_of_few_features_a_search_four_times_as_long_finds_hardly_more(norm):
     assert (distances > 1.05 * longer).mean() <= 0.02
 
 
-@pytest.mark.usefixtures("short_last_stages")
+@pytest.mark.usefixtures("short_stages")
 @pytest.mark.parametrize("norm", ["l2", "l1"])
 @pytest.mark.parametrize("gamma", [1, 5])
 def test_over_categories_kernel_machines_are_hardly_farther_than_by_brute_force(norm, gamma):

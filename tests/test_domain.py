@@ -36,7 +36,7 @@ from skjacobian._domain import domain
 from skjacobian.attacks import APGD, PGD, Square
 from skjacobian.exceptions import AttackWarning
 
-pytestmark = pytest.mark.usefixtures("short_last_stages")
+pytestmark = pytest.mark.usefixtures("short_stages")
 
 RNG = np.random.default_rng(0)
 X = np.c_[RNG.exponential(1, (160, 2)), RNG.gamma(2, 1, (160, 2))]

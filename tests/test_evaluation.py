@@ -38,7 +38,7 @@ from skjacobian.differentiable import as_torch
 from skjacobian.exceptions import AttackWarning, NotDifferentiableError
 from tests.opaque import Opaque
 
-pytestmark = pytest.mark.usefixtures("short_last_stages")
+pytestmark = pytest.mark.usefixtures("short_stages")
 
 X, y = (array[::2] for array in load_iris(return_X_y=True))
 NAMES = np.array(["setosa", "versicolor", "virginica"])[y]

@@ -24,7 +24,7 @@ from skjacobian import (
 )
 from skjacobian.exceptions import AttackWarning
 
-pytestmark = pytest.mark.usefixtures("short_last_stages")
+pytestmark = pytest.mark.usefixtures("short_stages")
 
 X, y = load_iris(return_X_y=True, as_frame=True)
 MODEL = make_pipeline(StandardScaler(), LogisticRegression()).fit(X, y)

@@ -206,7 +206,7 @@ def test_a_feature_that_is_constant_in_the_data_is_held_fixed(norm, scale):
 @pytest.mark.parametrize(
     "attack", ["pgd", "fgsm", "strong", PGD(n_steps=20), PGD(loss="margin"), FGSM()]
 )
-def test_every_attack_finds_the_optimum_of_a_plane(attack, short_last_stages):
+def test_every_attack_finds_the_optimum_of_a_plane(attack, short_stages):
     model = linear(max_epochs=20).fit(BINARY_X, BINARY_Y)
     distance = distances(model, BINARY_X, BINARY_Y, "linf")
     assert_closed_form(model, BINARY_X, BINARY_Y, distance, attack=attack)
@@ -453,7 +453,7 @@ def test_mutable_features_may_be_given_by_the_names_of_columns(scorer, names):
 
 
 @pytest.mark.parametrize("norm", DUAL_ORDER)
-def test_strong_fools_whom_the_quick_attacks_fool(model, norm, short_last_stages):
+def test_strong_fools_whom_the_quick_attacks_fool(model, norm, short_stages):
     params = {"norm": norm, "eps": [0.1, 0.3], "bounds": (0, 8), "feature_scale": "std"}
     strong = robust_accuracy_score(model, X, y, attack="strong", **params)
     for attack in ("pgd", "fgsm", Square(n_queries=100)):
@@ -473,7 +473,7 @@ def test_a_stump_is_attacked_as_a_black_box(attack, data_frame):
     assert robust_accuracy_score(stump, values, BINARY_Y, eps=0.33, attack=attack) == wanted
 
 
-def test_strong_on_a_black_box_says_that_it_is_weaker(short_last_stages):
+def test_strong_on_a_black_box_says_that_it_is_weaker(short_stages):
     stump = Opaque(DecisionTreeClassifier(max_depth=1, random_state=0)).fit(BINARY_X, BINARY_Y)
     square = robust_accuracy_score(
         stump, BINARY_X, BINARY_Y, eps=0.33, attack=Square(n_queries=100)
@@ -723,7 +723,7 @@ class Tent(nn.Module):
         return torch.stack([torch.zeros_like(tent), tent], dim=1)
 
 
-@pytest.mark.usefixtures("short_last_stages")
+@pytest.mark.usefixtures("short_stages")
 @pytest.mark.filterwarnings("ignore::skjacobian.exceptions.AttackWarning")
 @pytest.mark.parametrize("weight", [None, np.linspace(0, 1, len(y))], ids=["", "weighted"])
 @pytest.mark.parametrize("attack", ["pgd", "fgsm", "strong", PGD(n_steps=5)], ids=str)
@@ -736,7 +736,7 @@ def test_the_report_of_a_scorer_is_of_its_figure(model, attack, weight):
     assert ("weak attack" in [flag.name for flag in report.raised]) == (attack != "strong")
 
 
-def test_a_scorer_of_several_radii_has_a_report_for_each(model, short_last_stages):
+def test_a_scorer_of_several_radii_has_a_report_for_each(model, short_stages):
     scorer = RobustScorer(eps=[0.4, 0.1], attack="strong")
     reports, scores = scorer.report(model, X, y), scorer(model, X, y)
     assert list(reports) == ["robust_accuracy_eps0.4", "robust_accuracy_eps0.1"]

@@ -61,7 +61,7 @@ def between_radii(radii, share):
     return (radii[index - 1] + radii[index]) / 2
 
 
-@pytest.mark.usefixtures("short_last_stages")
+@pytest.mark.usefixtures("short_stages")
 @pytest.mark.parametrize("norm", DUAL)
 @pytest.mark.parametrize(
     ("classifier", "pipeline", "scaled"),

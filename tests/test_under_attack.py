@@ -29,7 +29,7 @@ from skjacobian.attacks.cascade import PLANS
 from skjacobian.differentiable import as_torch
 from skjacobian.exceptions import AttackWarning
 
-pytestmark = pytest.mark.usefixtures("short_last_stages")
+pytestmark = pytest.mark.usefixtures("short_stages")
 
 RNG = np.random.default_rng(0)
 X = RNG.uniform(size=(50, 3))

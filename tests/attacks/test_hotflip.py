@@ -13,7 +13,7 @@ from skjacobian.attacks import APGD, FGSM, FMN, PGD, Cascade, HotFlip
 from skjacobian.modules import MLP
 from tests.seeds import seeded
 
-pytestmark = pytest.mark.usefixtures("short_last_stages")
+pytestmark = pytest.mark.usefixtures("short_stages")
 
 POWER = {"l1": 1, "l2": 2}
 LEVELS = 6  # whole numbers are from 0 to 5

@@ -36,7 +36,7 @@ def make_problem(n=80):
     return net, X, net(X).argmax(1)
 
 
-@pytest.mark.usefixtures("short_last_stages")
+@pytest.mark.usefixtures("short_stages")
 @every_norm
 @pytest.mark.parametrize("name", ATTACKS)
 def test_attacks_find_what_they_find_on_the_cpu(name, norm, as_on_a_card):
