@@ -55,9 +55,15 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
     >>> margin(torch.tensor([[3.0, 1.0, 2.0]]), torch.tensor([0]))
     tensor([-1.])
     """
+    best, own = best_wrong_and_own(logits, y)
+    return best - own
+
+
+def best_wrong_and_own(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Return max_{k != y} z_k and z_y of each sample."""
     index = y.unsqueeze(1)
     others = logits.scatter(1, index, -torch.inf)
-    return others.amax(1) - logits.gather(1, index).squeeze(1)
+    return others.amax(1), logits.gather(1, index).squeeze(1)
 
 
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
@@ -140,25 +146,50 @@ def _width(logits: Tensor) -> Tensor:
     return torch.minimum(whole, 3 * (largest - middle))
 
 
+def _soft_margin_and_slope(
+    logits: Tensor, y: Tensor, temperature: float = TEMPERATURE
+) -> tuple[Tensor, Tensor]:
+    T = (temperature * _width(logits)).nan_to_num_(1.0, posinf=1.0)
+    T.masked_fill_(T <= 0, 1.0)
+    index = y.unsqueeze(1)
+    others = (logits / T).scatter_(1, index, -torch.inf)
+    log_sum = others.logsumexp(1, keepdim=True)
+    value = (T * log_sum - logits.gather(1, index)).squeeze(1)
+    # The soft maximum weighs the wrong classes by the softmax over them.
+    return value, others.sub_(log_sum).exp_().scatter_(1, index, -1.0)
+
+
 class _SoftMargin(torch.autograd.Function):
-    """One node where autograd would make a dozen, which an attack feels at every step."""
+    """One node where autograd would make a dozen."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, y: Tensor, temperature: float) -> Tensor:
-        T = (temperature * _width(logits)).nan_to_num(1.0, posinf=1.0)
-        T = T.where(T > 0, 1.0)
-        index = y.unsqueeze(1)
-        others = (logits / T).scatter_(1, index, -torch.inf)
-        log_sum = others.logsumexp(1, keepdim=True)
-        # The soft maximum weighs the wrong classes by the softmax over them.
-        ctx.save_for_backward(others.sub_(log_sum).exp_().scatter_(1, index, -1.0))
-        return (T * log_sum - logits.gather(1, index)).squeeze(1)
+        value, slope = _soft_margin_and_slope(logits, y, temperature)
+        ctx.save_for_backward(slope)
+        return value
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return upstream.unsqueeze(1) * gradient, None, None
+        (slope,) = ctx.saved_tensors
+        return upstream.unsqueeze(1) * slope, None, None
+
+
+def value_and_slope(
+    loss: Callable[..., Tensor], logits: Tensor, **params: Any
+) -> tuple[Tensor, Tensor]:
+    """Return `loss(logits, **params)` and its derivative by the logits, without a graph.
+
+    In closed form for `soft_margin`, which attacks climb unless told otherwise: a step of an
+    attack on a small network is spent on starting kernels, and autograd starts a dozen.
+    """
+    logits = logits.detach()
+    if loss is soft_margin:
+        return _soft_margin_and_slope(logits, **params)
+    logits.requires_grad_()
+    value = loss(logits, **params)
+    (slope,) = torch.autograd.grad(value, logits, torch.ones_like(value))
+    return value.detach(), slope
 
 
 def targeted_cross_entropy(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:

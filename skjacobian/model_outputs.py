@@ -148,9 +148,20 @@ def input_gradient(loss: SampleLoss, X: Tensor) -> Tensor:
     """
     X = X.detach().requires_grad_()
     value = loss(X)
+    return pulled_back(torch.ones_like(value), value, X)
+
+
+def pulled_back(slope: Tensor, output: Tensor, X: Tensor) -> Tensor:
+    """Return slopeᵀ ∂output/∂X, shape of X, by `torch.autograd.grad`; it may be overwritten.
+
+    Raises
+    ------
+    NoGradientError
+        If the output does not depend on X differentiably.
+    """
     gradient = None
-    if value.requires_grad:
-        (gradient,) = torch.autograd.grad(value, X, torch.ones_like(value), allow_unused=True)
+    if output.requires_grad:
+        (gradient,) = torch.autograd.grad(output, X, slope, allow_unused=True)
     if gradient is None:
         raise NoGradientError(
             "Got predict_logits whose output does not depend on X differentiably, but "

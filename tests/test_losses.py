@@ -11,6 +11,7 @@ from skjacobian.losses import (
     margin,
     soft_margin,
     targeted_dlr,
+    value_and_slope,
 )
 
 
@@ -43,6 +44,24 @@ def test_a_loss_does_not_change_when_all_logits_of_a_sample_shift(name):
 def test_the_gradient_of_a_loss_matches_finite_differences(name):
     logits, y = random_logits(n_samples=5)
     assert torch.autograd.gradcheck(LOSSES[name], (logits.requires_grad_(), y))
+
+
+@pytest.mark.parametrize("n_classes", [2, 3, 10])
+@pytest.mark.parametrize("targeted", [False, True])
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_slope_of_a_loss_is_its_gradient_by_the_logits(name, targeted, n_classes):
+    logits, y = random_logits(n_classes=n_classes)
+    loss, params = LOSSES[name], {"y": y}
+    if targeted:
+        loss, params = TARGETED_LOSSES[name], {"y": y, "target": (y + 1) % n_classes}
+    leaf = logits.clone().requires_grad_()
+    expected = loss(leaf, **params)
+    expected.sum().backward()
+    value, slope = value_and_slope(loss, logits, **params)
+    assert not value.requires_grad
+    assert not logits.requires_grad
+    assert torch.equal(value, expected)
+    torch.testing.assert_close(slope, leaf.grad)
 
 
 def test_cross_entropy_is_minus_the_log_of_the_softmax():

@@ -1,6 +1,6 @@
 """What the attacks share that climb a loss by its gradient."""
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,10 +9,10 @@ from torch import Tensor
 from skjacobian._validation import check_count, check_flag, check_option, unwrap_scalar
 from skjacobian.attacks._base import Attack
 from skjacobian.attacks._outlook import Outlook
-from skjacobian.attacks._search import Search
+from skjacobian.attacks._search import LossAndSlope, Search
 from skjacobian.attacks._single_features import ranked_vertices, vertex, vertices_pay
 from skjacobian.geometry import Ball
-from skjacobian.losses import LOSSES, TARGETED_LOSSES
+from skjacobian.losses import LOSSES, TARGETED_LOSSES, value_and_slope
 from skjacobian.model_outputs import SampleLoss, input_gradient
 from skjacobian.norms import rows, vector_norm
 
@@ -76,12 +76,12 @@ class LossAttack(Attack):
             return [None]
         return list(range(min(int(self.n_targets), search.n_wrong_classes())))
 
-    def _loss(self, search: Search) -> Callable[[Tensor], Tensor]:
+    def _loss(self, search: Search) -> LossAndSlope:
         """Return what is climbed, as a function of the logits of the active samples."""
-        y, target = search.y, search.target
-        if target is None:
-            return lambda logits: LOSSES[self.loss](logits, y)
-        return lambda logits: TARGETED_LOSSES[self.loss](logits, y, target)
+        if search.target is None:
+            return partial(value_and_slope, LOSSES[self.loss], y=search.y)
+        loss = partial(value_and_slope, TARGETED_LOSSES[self.loss])
+        return partial(loss, y=search.y, target=search.target)
 
 
 class GradientAscent(LossAttack):
@@ -150,8 +150,7 @@ class GradientAscent(LossAttack):
             done = found > 0
             if self.momentum == 0:  # of where a velocity leads, one gradient says nothing
                 done |= outlook.is_hopeless(X_adv, previous, value, gradient, step)
-            search.record(X_adv, found, done & ~search.done)
-            search.done |= done
+            search.end(X_adv, found, done)
             velocity = self._velocity(velocity, gradient)
             kept = search.drop(step)
             if kept is not None:

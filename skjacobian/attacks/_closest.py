@@ -11,7 +11,7 @@ from skjacobian.ascent_steps import ascend
 from skjacobian.attacks._search import Search
 from skjacobian.attacks.hotflip import HotFlip, Moves
 from skjacobian.geometry import Ball
-from skjacobian.losses import margin
+from skjacobian.losses import margin, value_and_slope
 from skjacobian.norms import rows
 
 # From shares of a way to the points there.
@@ -193,7 +193,7 @@ def _way_back(search: Search, far: Tensor) -> Way:
     if ball.norm != "linf" or ball.rules is None:
         return straight_way(ball.X, far)
     length = ball.quick_distance(far)
-    _, _, gradient = search.gradient(far, partial(margin, y=search.y))
+    _, _, gradient = search.gradient(far, partial(value_and_slope, margin, y=search.y))
     corner = ascend(ball.with_radius(length), far, gradient, rows(2 * length, far))
     far = torch.where(rows(search.margin(corner) > 0, far), corner, far)
     return lambda share: ball.with_radius(share * length).project(far)

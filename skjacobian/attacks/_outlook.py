@@ -100,9 +100,10 @@ class Outlook:
         hopeless = torch.zeros_like(self.search.done)
         if step > 0 and step % 4 == 0:
             hopeless |= _has_settled(X_adv, previous)
-        reach = self.reach(step)
-        if step % 2 == 0 and self.tells and reach is not None:
-            hopeless |= self._is_out_of_reach(X_adv, value, gradient, step, reach)
+        if step % 2 == 0 and self.tells:
+            reach = self.reach(step)
+            if reach is not None:
+                hopeless |= self._is_out_of_reach(X_adv, value, gradient, step, reach)
         return hopeless
 
     def _is_out_of_reach(

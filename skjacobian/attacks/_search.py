@@ -9,22 +9,24 @@ from torch import Tensor
 
 from skjacobian.attacks._found import Found, Stage
 from skjacobian.exceptions import AttackWarning
-from skjacobian.geometry import Ball
-from skjacobian.losses import margin
+from skjacobian.geometry import Ball, is_nowhere
+from skjacobian.losses import best_wrong_and_own
 from skjacobian.model_modes import PredictLogits
 from skjacobian.model_outputs import (
-    SampleLoss,
     check_class_indices,
-    input_gradient,
     log_of_probabilities,
     output_kind,
     outputs,
+    pulled_back,
 )
 from skjacobian.norms import rows
 
 # At how many wrong classes brief searches of tables aim, the likeliest first: as many as APGD-T of
 # AutoAttack, all of 10.
 AIMED_CLASSES = 9
+
+# From logits to one value for each sample, and its derivative by the logits.
+LossAndSlope = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 class BudgetSpentError(Exception):
@@ -119,7 +121,7 @@ class Search:
             Instead of a call too many, or too late.
         """
         self._spend()
-        self.n_queries[self.active] += 1
+        self.n_queries.index_add_(0, self.active, torch.ones_like(self.active))
         output = outputs(self.model, self.ball.valid(X_adv))
         if self.n_classes == 0:
             check_class_indices(self.all_y, output.shape[1])
@@ -147,44 +149,41 @@ class Search:
 
     def safe_margin(self, logits: Tensor) -> Tensor:
         """Return the margin less what rounding may make of it in a batch of another size."""
-        found = margin(logits, self.y)
-        return (found - self.rounding(logits, found)).to(self.best.dtype)
+        found, rounding = self.margin_and_rounding(logits)
+        return (found - rounding).to(self.best.dtype)
 
-    def rounding(self, logits: Tensor, found: Tensor) -> Tensor:
-        """Return what rounding may make of margins: of the two logits that they are between.
+    def margin_and_rounding(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Return margins, and what rounding may make of them: of the two logits between which.
 
         Others may be as low as -1e9, where a class is masked.
         """
-        own = logits.gather(1, self.y.unsqueeze(1)).squeeze(1)
-        size = torch.maximum(own.abs(), (own + found).abs()).nan_to_num(0.0, posinf=0.0)
+        best, own = best_wrong_and_own(logits, self.y)
+        size = torch.maximum(best.abs(), own.abs()).nan_to_num_(0.0, posinf=0.0)
         unit = torch.finfo(logits.dtype).eps
         # Half precision is rounded once, after sums in float32; there much more would be lost.
-        return (16 if unit < 1e-4 else 2) * unit * size
+        return best - own, size.mul_((16 if unit < 1e-4 else 2) * unit)
 
-    def gradient(self, X_adv: Tensor, loss: SampleLoss) -> tuple[Tensor, Tensor, Tensor]:
+    def gradient(self, X_adv: Tensor, loss: LossAndSlope) -> tuple[Tensor, Tensor, Tensor]:
         """Return the margin, the loss of the logits and its gradient at each active sample.
 
         Parameters
         ----------
         X_adv : Tensor of shape (n_active, *features)
         loss : callable
-            Maps logits of the active samples to one value for each.
+            Maps logits of the active samples to one value for each, and its derivative by them.
         """
-        seen: list[Tensor] = []
-
-        def loss_of(X: Tensor) -> Tensor:
-            logits = self.logits(X)
-            value = loss(logits)
-            seen.extend((logits.detach(), value.detach()))
-            return value
-
-        of_all = input_gradient(loss_of, X_adv)
+        X = X_adv.detach().requires_grad_()
+        logits = self.logits(X)
+        value, slope = loss(logits)
+        of_all = pulled_back(slope, logits, X)
         gradient = self.ball.of_free(of_all)
-        found = self.safe_margin(seen[0])
-        self.is_undefined[self.active] |= found.isnan()
+        found = self.safe_margin(logits.detach())
+        undefined = found.isnan()
+        if not is_nowhere(undefined):
+            self.is_undefined[self.active] |= undefined
         if not self.inspected:
             self._inspect(of_all, gradient, fooled=found > 0)
-        return found, seen[1], gradient
+        return found, value, gradient
 
     def record(self, X_adv: Tensor, found: Tensor, ended: Tensor) -> None:
         """Keep the points of those that `ended` here, if their margin beats what is kept.
@@ -203,6 +202,12 @@ class Search:
             self.best[target] = found[chosen]
             of_chosen = self.ball if self.ball.rules is None else self.ball[chosen]
             self.X_best[target] = of_chosen.nearest_valid(X_adv[chosen])
+
+    def end(self, X_adv: Tensor, found: Tensor, done: Tensor) -> None:
+        """End the search of who is `done`, and keep the points where it ended."""
+        if not is_nowhere(done):
+            self.record(X_adv, found, done & ~self.done)
+            self.done |= done
 
     def keep(self, X_adv: Tensor, found: Tensor) -> None:
         """Keep the points if they are better, and end the search of those that fool the model."""

@@ -98,8 +98,7 @@ class APGD(LossAttack):
         last_checkpoint = 0
         for step in range(self._n_steps()):
             found, value, gradient = search.gradient(state.X_adv, self._loss(search))
-            search.record(state.X_adv, found, (found > 0) & ~search.done)
-            search.done |= found > 0
+            search.end(state.X_adv, found, found > 0)
             state = state.observe(value, gradient)
             kept = search.drop(step)
             if kept is not None:

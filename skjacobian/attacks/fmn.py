@@ -16,12 +16,12 @@ from skjacobian.ascent_steps import ascend, dual_length, open_features, steepest
 from skjacobian.attacks._base import Attack
 from skjacobian.attacks._closest import FARTHER, LEAP, OVERSHOOT, Closest
 from skjacobian.attacks._outlook import Slopes
-from skjacobian.attacks._search import AIMED_CLASSES, Search
+from skjacobian.attacks._search import AIMED_CLASSES, LossAndSlope, Search
 from skjacobian.attacks._single_features import ranked_vertices, vertex, vertices_pay
 from skjacobian.attacks.hotflip import flips_pay
 from skjacobian.constraints import FeatureConstraints
 from skjacobian.geometry import LARGEST_RADIUS, Ball
-from skjacobian.losses import soft_margin, targeted_margin
+from skjacobian.losses import soft_margin, targeted_margin, value_and_slope
 from skjacobian.model_modes import PredictLogits
 from skjacobian.norms import rows
 
@@ -308,11 +308,13 @@ class FMN(Attack):
             return None
         return torch.from_numpy(check_radii("radii", self.radii)).to(search.ball.X)
 
-    def _loss(self, search: Search, progress: float) -> Any:
+    def _loss(self, search: Search, progress: float) -> LossAndSlope:
         if search.target is not None:
-            return partial(targeted_margin, y=search.y, target=search.target)
+            loss = partial(value_and_slope, targeted_margin)
+            return partial(loss, y=search.y, target=search.target)
         hot, cold = self.TEMPERATURES
-        return partial(soft_margin, y=search.y, temperature=hot * (cold / hot) ** progress)
+        loss = partial(value_and_slope, soft_margin)
+        return partial(loss, y=search.y, temperature=hot * (cold / hot) ** progress)
 
 
 def _ways_to_round(ball: Ball) -> list[Ball]:

@@ -13,7 +13,7 @@ from skjacobian.attacks._base import Attack
 from skjacobian.attacks._search import Search
 from skjacobian.constraints import FeatureConstraints
 from skjacobian.geometry import Ball
-from skjacobian.losses import soft_margin
+from skjacobian.losses import soft_margin, value_and_slope
 
 # Of the gain and the price of changes.
 Worth = Callable[[Tensor, Tensor], Tensor]
@@ -181,8 +181,8 @@ def _worth(restart: int, taste: Tensor, gain: Tensor, price: Tensor) -> Tensor:
     return gain / price * ((2 * taste - 1).exp() if restart > 1 else 1.0)
 
 
-def _soft_margin(search: Search, logits: Tensor) -> Tensor:
-    return soft_margin(logits, search.y)
+def _soft_margin(search: Search, logits: Tensor) -> tuple[Tensor, Tensor]:
+    return value_and_slope(soft_margin, logits, y=search.y)
 
 
 def _changed(search: Search, moves: "Moves", changes: "Changes", which: Tensor) -> Tensor:

@@ -163,14 +163,15 @@ class PGD(GradientAscent):
     def _reach(self, step: int) -> float | None:
         if self.step_size is not None:
             return None
-        return min(2.0, sum(map(self._falling, range(step, self._n_steps()))))
+        n_steps = self._n_steps()
+        return min(2.0, sum(self._falling(later, n_steps) for later in range(step, n_steps)))
 
     def _step(self, X_adv: Tensor, direction: Tensor, ball: Ball, step: int) -> Tensor:
-        falls = self.step_size is None
-        step_size = ball.eps * self._falling(step) if falls else unwrap_scalar(self.step_size)
+        falling = ball.eps * self._falling(step, self._n_steps())
+        step_size = falling if self.step_size is None else unwrap_scalar(self.step_size)
         return ascend(ball, X_adv, direction, step_size)
 
-    def _falling(self, step: int) -> float:
+    def _falling(self, step: int, n_steps: int) -> float:
         """Return the default step size, in units of eps."""
         factor, power = self.STEP_SIZES[self.norm]
-        return float(factor * (1 - step / self._n_steps()) ** power)
+        return float(factor * (1 - step / n_steps) ** power)

@@ -120,9 +120,7 @@ class Square(Attack):
         moves: Moves = (CornerMoves if self.norm == "linf" else MassMoves)(search.ball)
         best, _ = _ask(search, moves.start(generator))
         for step in range(n_queries):
-            fooled = best > 0
-            search.record(moves.X_adv, best, fooled & ~search.done)
-            search.done |= fooled
+            search.end(moves.X_adv, best, best > 0)
             kept = search.drop(step)
             if kept is not None:
                 moves.select(search.ball, kept)
@@ -139,6 +137,5 @@ class Square(Attack):
 
 def _ask(search: Search, X_adv: Tensor) -> tuple[Tensor, Tensor]:
     """Return the margin of each active sample, and what rounding may have made of it."""
-    logits = search.logits(X_adv)
-    found = search.safe_margin(logits)
-    return found, search.rounding(logits, found).to(X_adv.dtype)
+    found, rounding = search.margin_and_rounding(search.logits(X_adv))
+    return (found - rounding).to(X_adv.dtype), rounding.to(X_adv.dtype)
