@@ -21,13 +21,12 @@ def vector_norm(X: Tensor, norm: str) -> Tensor:
     flat = X.flatten(1)
     if norm == "l2":
         length = torch.linalg.vector_norm(flat, dim=1)
-        rounded = _is_rounded(length)
-        if flat.is_cuda or bool(rounded.any()):  # a card would wait to be asked
-            scaled, largest = _over_largest(flat)
-            exact = torch.linalg.vector_norm(scaled, dim=1) * largest.squeeze(1)
-            # Of an infinite entry the norm is infinite, and was.
-            length = torch.where(rounded & ~exact.isnan(), exact, length)
-        return length
+        if _are_exact(length):
+            return length
+        scaled, largest = _over_largest(flat)
+        exact = torch.linalg.vector_norm(scaled, dim=1) * largest.squeeze(1)
+        # Of an infinite entry the norm is infinite, and was.
+        return torch.where(_is_rounded(length) & ~exact.isnan(), exact, length)
     # On the CPU these are several times as fast as linalg.vector_norm.
     if norm == "l1":
         return flat.abs().sum(1)
@@ -38,20 +37,34 @@ def unit_rows(G: Tensor) -> Tensor:
     """Divide each row by its l2 norm, safely for tiny and huge rows; a zero row stays zero."""
     flat = G.flatten(1)
     length = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
-    unit, rounded = flat * length.reciprocal(), _is_rounded(length)
-    if flat.is_cuda or bool(rounded.any()):
+    unit = flat * length.reciprocal()
+    if not _are_exact(length):
         scaled, _ = _over_largest(flat)
-        length = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
-        exact = scaled.mul_(length.where(length > 0, 1.0).reciprocal_())
-        unit = torch.where(rounded, exact, unit)
+        length_scaled = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
+        exact = scaled.mul_(length_scaled.where(length_scaled > 0, 1.0).reciprocal_())
+        unit = torch.where(_is_rounded(length), exact, unit)
     return unit.reshape(G.shape)
+
+
+def _are_exact(length: Tensor) -> bool:
+    """Tell whether no l2 norm is inexact; a card is not asked, which would have to wait."""
+    if length.is_cuda or length.numel() == 0:
+        return not length.is_cuda
+    least, largest = _exact_range(length.dtype)
+    # Two numbers, where `_is_rounded` makes three masks.
+    low, high = length.aminmax()
+    return least <= low.item() and high.item() < largest
 
 
 def _is_rounded(length: Tensor) -> Tensor:
     """Tell which l2 norms are inexact: squares of tiny numbers vanish, of huge ones overflow."""
-    limits = torch.finfo(length.dtype)
-    is_tiny = length * limits.eps < limits.tiny**0.5
-    return is_tiny | ~(length < limits.eps * limits.max**0.5)
+    least, largest = _exact_range(length.dtype)
+    return ~((length >= least) & (length < largest))
+
+
+def _exact_range(dtype: torch.dtype) -> tuple[float, float]:
+    limits = torch.finfo(dtype)
+    return limits.tiny**0.5 / limits.eps, limits.eps * limits.max**0.5
 
 
 def _over_largest(flat: Tensor) -> tuple[Tensor, Tensor]:

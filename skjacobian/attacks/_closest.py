@@ -96,19 +96,19 @@ class Closest:
 
     def update(self, search: Search, X_adv: Tensor, found: Tensor, length: Tensor) -> None:
         """Keep those of the active samples' points that fool the model and are closer."""
-        given_up = search.done
-        standing = self.distance[search.active].isinf()
-        search.record(X_adv, found, standing & (found <= 0))
+        given_up, active = search.done, search.active
+        distance, fooled = self.distance[active], found > 0
         # Misclassified from the outset: nothing can be closer.
-        search.record(X_adv, found, (found > 0) & (length == 0))
-        search.done = given_up | (found > 0) & (length == 0)
+        at_outset = fooled & (length == 0)
+        search.record(X_adv, found, at_outset | (distance.isinf() & ~fooled))
+        search.done = given_up | at_outset
         # Not by rounding alone: who is fooled at the distance kept stays at that distance.
         X_adv = search.ball.nearest_valid(X_adv)
         if search.ball.rules is not None:
             length = search.ball.quick_distance(X_adv)
-        closer = length < self.distance[search.active] * (1 - OVERSHOOT)
+        closer = length < distance * (1 - OVERSHOOT)
         # Who waits to be dropped gets no more than who has been.
-        better, active = (found > 0) & closer & ~given_up, search.active
+        better = fooled & closer & ~given_up
         if better.is_cuda:  # without waiting for the device
             better_row = rows(better, X_adv)
             self.X_adv[active] = torch.where(better_row, X_adv, self.X_adv[active])
