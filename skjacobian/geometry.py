@@ -15,7 +15,7 @@ from torch import Tensor
 from skjacobian._validation import check_non_negative, check_option
 from skjacobian.norms import rows, vector_norm
 from skjacobian.projections import project_l1, project_l1_box, project_l2_box
-from skjacobian.random_points import in_unit_ball, uniform_rows
+from skjacobian.random_points import draws_for, in_unit_ball, uniform_rows
 from skjacobian.validity import Box, PassThrough, Rules, valid_range, without_missing
 
 BALL_NORMS = ("l2", "linf", "l1")
@@ -289,7 +289,12 @@ class Ball:
         Rows with equal values get equal starts, so that a sample of weight 2 acts like two
         samples, and the start of a row does not depend on the batch that it comes in.
         """
-        uniform = uniform_rows(self.X, generator)
+        draws = draws_for(self.X, generator)
+        return self.in_blocks(lambda sets, _: sets._random_points(draws), self.X)
+
+    def _random_points(self, draws: Tensor) -> Tensor:
+        """Return the points of the sets that follow from what all rows share."""
+        uniform = uniform_rows(self.X, draws)
         free = self.free_features()
         all_free = len(free) == uniform.shape[1] - 1
         if len(free) == 0:
@@ -299,8 +304,8 @@ class Ball:
         unit = in_unit_ball(uniform, self.norm)
         if not all_free:
             unit = torch.zeros_like(self.X.flatten(1)).index_copy(1, free, unit)
-        delta = unit.reshape(self.X.shape) * self.eps
-        start = self.X + (delta if self.scale is None else delta * self.scale)
+        delta = unit.reshape(self.X.shape).mul_(self.eps)
+        start = (delta if self.scale is None else delta.mul_(self.scale)).add_(self.X)
         return start if self.box is None else start.clamp_(*self.box)
 
     def free_features(self) -> Tensor:
