@@ -37,18 +37,35 @@ def figures_are_closed():
 
 
 @pytest.fixture
-def short_stages(monkeypatch):
+def shorten_stages(monkeypatch):
+    """What gives the stages of "strong" no more than so many steps, restarts or queries."""
+
+    def shorten(plans="", **most):
+        def shortened(plan):
+            given = plan.attack.get_params()
+            few = {name: min(n, given[name]) for name, n in most.items() if name in given}
+            return plan._replace(attack=clone(plan.attack).set_params(**few))
+
+        for known in PLANS:
+            if known.startswith(plans):
+                monkeypatch.setitem(PLANS, known, tuple(map(shortened, PLANS[known])))
+
+    return shorten
+
+
+@pytest.fixture
+def short_stages(shorten_stages):
     """Stages of "strong" ask a sample thousands of times; tests are too short for it."""
+    # Where there are gradients, Square asks 100 times before, briefly.
+    shorten_stages("gradients", n_queries=300, n_restarts=9)
+    shorten_stages("scores", n_queries=100)
+    shorten_stages("labels", n_queries=100)
 
-    def shortened(plan, n_queries):
-        given, few = plan.attack.get_params(), {"n_queries": n_queries, "n_restarts": 9}
-        few = {name: min(n, given[name]) for name, n in few.items() if name in given}
-        return plan._replace(attack=clone(plan.attack).set_params(**few))
 
-    for known, plans in PLANS.items():
-        # Where there are gradients, Square asks 100 times before, briefly.
-        n_queries = 300 if known.startswith("gradients") else 100
-        monkeypatch.setitem(PLANS, known, tuple(shortened(plan, n_queries) for plan in plans))
+@pytest.fixture
+def brief_stages(shorten_stages):
+    """Stages so brief that they find little, for tests of anything but what they find."""
+    shorten_stages(n_queries=40, n_restarts=2, n_steps=8)
 
 
 def pytest_collection_modifyitems(config, items):

@@ -44,14 +44,25 @@ GRADIENT_ATTACKS = [name for name, attack in ATTACKS.items() if attack.needs == 
 OPTIMAL_ON_LINEAR_MODELS = [name for name in GRADIENT_ATTACKS if name != "FGSM, random start"]
 NORMS = ["linf", "l2", "l1"]
 
+
+def brief(attack):
+    """The same attack with few steps or queries, for what has nothing to do with strength."""
+    given, few = attack.get_params(), {"n_steps": 6, "n_queries": 40}
+    few = {name: min(n, given[name]) for name, n in few.items() if name in given}
+    return clone(attack).set_params(**few)
+
+
+BRIEF = {name: brief(attack) for name, attack in ATTACKS.items()}
+
 every_attack = pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
+every_brief_attack = pytest.mark.parametrize("attack", BRIEF.values(), ids=BRIEF)
 every_gradient_attack = pytest.mark.parametrize("name", GRADIENT_ATTACKS)
 every_norm = pytest.mark.parametrize("norm", NORMS)
 # For what has little to do with the norm.
-every_attack_in_some_norm = pytest.mark.parametrize(
+every_brief_attack_in_some_norm = pytest.mark.parametrize(
     ("attack", "norm"),
-    list(zip(ATTACKS.values(), itertools.cycle(NORMS), strict=False)),
-    ids=ATTACKS,
+    list(zip(BRIEF.values(), itertools.cycle(NORMS), strict=False)),
+    ids=BRIEF,
 )
 
 
@@ -141,8 +152,11 @@ def best_step(g, eps, low, high):
 # --- what it finds -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("eps", [0.05, 0.2])
-@pytest.mark.parametrize("scale", [None, [0.2, 0.5, 1.0, 1.5, 2.0, 3.0]], ids=["plain", "scaled"])
+@pytest.mark.parametrize(
+    ("eps", "scale"),
+    [(0.05, None), (0.2, [0.2, 0.5, 1.0, 1.5, 2.0, 3.0])],
+    ids=["plain", "scaled"],
+)
 @every_norm
 @pytest.mark.parametrize("name", OPTIMAL_ON_LINEAR_MODELS)
 def test_the_optimum_of_a_linear_model_is_reached(name, norm, scale, eps, generator):
@@ -184,7 +198,7 @@ def test_on_a_linear_model_success_never_falls_with_the_radius(attack, norm):
         .fooled.double()
         .mean()
         .item()
-        for eps in (0.0, 0.03, 0.1, 0.3, 3.0)
+        for eps in (0.0, 0.03, 0.2, 3.0)
     ]
     assert rates == sorted(rates)
     assert rates[0] == 0.0
@@ -192,9 +206,12 @@ def test_on_a_linear_model_success_never_falls_with_the_radius(attack, norm):
     assert rates[-1] >= (0.95 if norm == "l1" else 1.0)
 
 
-@pytest.mark.parametrize("eps", [0.05, 0.3, [0.0, 0.3] * 10], ids=str)
-@every_norm
-@every_attack
+@pytest.mark.parametrize(
+    ("norm", "eps"),
+    [("linf", [0.0, 0.3] * 10), ("linf", 0.05), ("l2", 0.3), ("l2", 0.05), ("l1", [0.0, 0.3] * 10)],
+    ids=str,
+)
+@every_brief_attack
 def test_fooled_says_what_the_logits_say(attack, norm, eps, generator):
     net, X = make_net(), samples()
     y = torch.arange(20) % 3  # some samples are misclassified from the outset
@@ -204,7 +221,7 @@ def test_fooled_says_what_the_logits_say(attack, norm, eps, generator):
 
 
 @every_norm
-@every_attack
+@every_brief_attack
 def test_fooled_says_what_the_logits_say_where_rounding_is_coarse(attack, norm, generator):
     # At an offset of 1e5 the spacing of float32 numbers is 0.008, a sixtieth of the radius.
     W = torch.randn(3, 5, generator=generator)
@@ -218,7 +235,7 @@ def test_fooled_says_what_the_logits_say_where_rounding_is_coarse(attack, norm, 
     assert torch.equal(found.fooled, wrong(logits, found.X_adv, y))
 
 
-@every_attack_in_some_norm
+@every_brief_attack_in_some_norm
 def test_a_model_may_compute_in_more_precision_than_its_samples_have(attack, norm):
     net, X = make_net(), samples(dtype=torch.float32)
     y = predicted(net, X.double())
@@ -230,7 +247,7 @@ def test_a_model_may_compute_in_more_precision_than_its_samples_have(attack, nor
     assert (found.fooled != exact.fooled).sum() <= 1
 
 
-@every_attack_in_some_norm
+@every_brief_attack_in_some_norm
 def test_calling_the_attack_returns_what_the_search_found(attack, norm):
     net, X = make_net(), samples()
     y = predicted(net, X)
@@ -243,18 +260,17 @@ def test_calling_the_attack_returns_what_the_search_found(attack, norm):
 
 
 @pytest.mark.parametrize(
-    ("shape", "dtype", "scale", "bounds"),
+    ("norm", "shape", "dtype", "scale", "bounds"),
     [
-        ((6,), torch.float64, None, None),
-        ((6,), torch.float64, "array", "per feature"),
-        ((6,), torch.float32, "array", None),
-        ((6,), torch.float32, "std", "per feature"),
-        ((1, 4, 4), torch.float32, "std", None),
-        ((1, 4, 4), torch.float32, None, "per feature"),
+        ("l1", (6,), torch.float64, None, None),
+        ("l2", (6,), torch.float64, "array", "per feature"),
+        ("linf", (6,), torch.float32, "array", None),
+        ("l1", (6,), torch.float32, "std", "per feature"),
+        ("l2", (1, 4, 4), torch.float32, "std", None),
+        ("linf", (1, 4, 4), torch.float32, None, "per feature"),
     ],
     ids=str,
 )
-@every_norm
 @every_attack
 def test_nothing_leaves_ball_and_box(attack, norm, shape, dtype, scale, bounds, generator):
     net = make_net("mlp" if len(shape) == 1 else "cnn", dtype)
@@ -286,7 +302,7 @@ def test_nothing_leaves_ball_and_box(attack, norm, shape, dtype, scale, bounds, 
 
 @pytest.mark.parametrize("scale", [None, "std"])
 @every_norm
-@every_attack
+@every_brief_attack
 def test_a_radius_of_zero_changes_nothing(attack, norm, scale, generator):
     net, X = make_net(dtype=torch.float32), samples(dtype=torch.float32)
     attack = with_threat(attack, norm=norm, eps=0, feature_scale=scale, bounds=(0, 1))
@@ -294,7 +310,7 @@ def test_a_radius_of_zero_changes_nothing(attack, norm, scale, generator):
 
 
 @every_norm
-@every_attack
+@every_brief_attack
 def test_each_sample_may_have_its_own_radius(attack, norm):
     net, X = make_net(), samples(n=4)
     y = predicted(net, X)
@@ -307,7 +323,7 @@ def test_each_sample_may_have_its_own_radius(attack, norm):
         torch.testing.assert_close(X_adv[row], alone(net, X[row], y[row], generator=seeded()))
 
 
-@every_attack
+@every_brief_attack
 def test_the_arguments_are_left_as_they_were(attack, generator):
     net, X = make_net(), samples()
     y = predicted(net, X)
@@ -317,7 +333,7 @@ def test_the_arguments_are_left_as_they_were(attack, generator):
     assert torch.equal(y, before[1])
 
 
-@every_attack_in_some_norm
+@every_brief_attack_in_some_norm
 def test_samples_that_require_a_gradient_are_attacked_like_any_other(attack, norm):
     net, X = make_net(), samples()
     y = predicted(net, X)
@@ -329,7 +345,7 @@ def test_samples_that_require_a_gradient_are_attacked_like_any_other(attack, nor
     assert X.grad is None
 
 
-@every_attack
+@every_brief_attack
 def test_an_empty_batch_is_returned_empty(attack):
     net, X = make_net(), samples()
     found = attack.search(net, X[:0], torch.zeros(0, dtype=torch.long))
@@ -347,7 +363,7 @@ def test_an_empty_batch_is_returned_empty(attack):
         ("l1", "indices", None, (0, 1)),
     ],
 )
-@every_attack
+@every_brief_attack
 def test_features_that_may_not_change_do_not(attack, norm, kind, scale, bounds):
     net, X = make_net("cnn"), samples((1, 4, 4))
     y = torch.arange(20) % 3
@@ -467,7 +483,7 @@ def test_steep_features_at_their_bounds_do_not_stand_in_the_way_of_many(attack, 
 # --- value objects and randomness --------------------------------------------------------
 
 
-@every_attack
+@every_brief_attack
 def test_an_attack_is_a_value_object(attack):
     attack = with_threat(attack, eps=0.25, bounds=(0, 1))
     for copied in (clone(attack), pickle.loads(pickle.dumps(attack)), copy.deepcopy(attack)):
@@ -477,7 +493,7 @@ def test_an_attack_is_a_value_object(attack):
     assert "bounds=(0, 1)" in repr(attack)
 
 
-@every_attack
+@every_brief_attack
 def test_running_an_attack_leaves_no_state_in_it(attack, generator):
     net, X = make_net(), samples()
     before = dict(vars(attack))
@@ -485,7 +501,7 @@ def test_running_an_attack_leaves_no_state_in_it(attack, generator):
     assert vars(attack) == before
 
 
-@every_attack
+@every_brief_attack
 @pytest.mark.parametrize("generator", [None, seeded()], ids=["no generator", "generator"])
 def test_global_random_states_are_left_alone(attack, generator):
     net, X = make_net(), samples()
@@ -495,7 +511,7 @@ def test_global_random_states_are_left_alone(attack, generator):
     assert np.array_equal(np.random.get_state()[1], numpy_state)  # noqa: NPY002
 
 
-@every_attack_in_some_norm
+@every_brief_attack_in_some_norm
 def test_the_same_seed_gives_the_same_result(attack, norm):
     net, X = make_net(), samples()
     y = predicted(net, X)
@@ -511,7 +527,7 @@ def test_the_result_does_not_depend_on_how_samples_are_batched(name, norm):
     net, X = make_net(), samples(n=30)
     y = predicted(net, X)
     y[::7] = (y[::7] + 1) % 3
-    attack = with_threat(ATTACKS[name], norm=norm, eps=0.2, bounds=(0, 1))
+    attack = with_threat(BRIEF[name], norm=norm, eps=0.2, bounds=(0, 1))
     whole = attack.search(net, X, y, generator=seeded())
     parts = [
         attack.search(net, X[part], y[part], generator=seeded())
@@ -548,7 +564,7 @@ def snapshot(net):
     )
 
 
-@every_attack
+@every_brief_attack
 def test_the_module_is_left_as_it_was(attack, generator):
     net, X = trained_looking_net(), samples()
     before = snapshot(net)
@@ -556,7 +572,7 @@ def test_the_module_is_left_as_it_was(attack, generator):
     assert snapshot(net) == before
 
 
-@every_attack
+@every_brief_attack
 def test_the_module_is_left_as_it_was_after_an_error(attack, generator):
     net, X = trained_looking_net(), samples()
     before = snapshot(net)
@@ -565,7 +581,7 @@ def test_the_module_is_left_as_it_was_after_an_error(attack, generator):
     assert snapshot(net) == before
 
 
-@every_attack
+@every_brief_attack
 def test_a_module_is_attacked_in_eval_mode(attack):
     net, X = trained_looking_net(), samples()
     y = torch.zeros(20, dtype=torch.long)
@@ -573,7 +589,7 @@ def test_a_module_is_attacked_in_eval_mode(attack):
     assert torch.equal(in_training_mode, attack(net.eval(), X, y, generator=seeded()))
 
 
-@every_attack
+@every_brief_attack
 def test_a_function_is_attacked_like_the_module_in_it(attack):
     net, X = make_net(), samples()
     y = predicted(net, X)
@@ -582,7 +598,7 @@ def test_a_function_is_attacked_like_the_module_in_it(attack):
     assert all(p.grad is None for p in net.parameters())
 
 
-@every_attack
+@every_brief_attack
 def test_it_runs_where_gradients_are_switched_off(attack):
     net, X = make_net(), samples()
     y = predicted(net, X)
@@ -593,7 +609,7 @@ def test_it_runs_where_gradients_are_switched_off(attack):
 
 
 @every_norm
-@every_attack
+@every_brief_attack
 def test_probabilities_are_attacked_like_the_logits_they_come_from(attack, norm):
     net, X = make_net(), samples(n=50)
     y = predicted(net, X)
@@ -653,7 +669,7 @@ def test_a_model_that_is_not_differentiable_is_an_error(name, frozen, generator)
         ATTACKS[name](lambda X: net(X.detach()), X, predicted(net, X), generator=generator)
 
 
-@every_attack
+@every_brief_attack
 def test_arrays_are_refused_and_the_way_out_is_named(attack):
     net, X = make_net(), samples()
     y = predicted(net, X)
@@ -664,14 +680,14 @@ def test_arrays_are_refused_and_the_way_out_is_named(attack):
         attack(net, X, y.numpy())
 
 
-@every_attack
+@every_brief_attack
 def test_samples_and_labels_must_be_as_many(attack):
     net, X = make_net(), samples()
     with pytest.raises(ValueError, match="Got X with 20 samples and y with 19, but expected as"):
         attack(net, X, predicted(net, X)[1:])
 
 
-@every_attack
+@every_brief_attack
 def test_clean_samples_outside_their_bounds_are_an_error(attack):
     net, X = make_net(), samples()
     X[3, 2] = 1.5
@@ -696,7 +712,7 @@ def test_clean_samples_outside_their_bounds_are_an_error(attack):
     ],
     ids=repr,
 )
-@every_attack
+@every_brief_attack
 def test_bad_parameters_are_rejected(attack, params, message):
     net, X = make_net(), samples()
     with pytest.raises(ValueError, match=re.escape(message)):
@@ -723,7 +739,7 @@ def test_an_unknown_loss_is_rejected(name, params, message):
 
 @pytest.mark.parametrize("bad", [-1.0, float("nan"), float("inf")])
 @pytest.mark.parametrize("one_each", [True, False], ids=["one each", "one for all"])
-@every_attack
+@every_brief_attack
 def test_a_bad_radius_in_a_tensor_is_rejected(attack, one_each, bad):
     net, X = make_net(), samples()
     eps = torch.full((20,), 0.1) if one_each else torch.tensor(bad)
@@ -743,7 +759,7 @@ def test_a_bad_radius_in_a_tensor_is_rejected(attack, one_each, bad):
     ],
     ids=repr,
 )
-@every_attack
+@every_brief_attack
 def test_the_radius_may_be_any_kind_of_scalar(attack, norm, eps):
     net, X = make_net(), samples()
     y = predicted(net, X)
@@ -777,7 +793,7 @@ def test_a_class_that_is_masked_changes_nothing(name, norm, masked, generator):
 
     X = problem.X.float()
     y = logits(X, -100.0).argmax(1)
-    attack = with_threat(ATTACKS[name], norm=norm, eps={"linf": 0.2, "l2": 0.4, "l1": 0.8}[norm])
+    attack = with_threat(BRIEF[name], norm=norm, eps={"linf": 0.2, "l2": 0.4, "l1": 0.8}[norm])
     usual, found = (
         attack.search(partial(logits, value=value), X, y, generator=seeded(1))
         for value in (-100.0, masked)

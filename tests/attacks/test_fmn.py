@@ -1,4 +1,5 @@
 import re
+from functools import cache
 
 import numpy as np
 import pytest
@@ -165,19 +166,21 @@ def plane_net(seed=0):
     return net, X, net(X).argmax(1)
 
 
-@pytest.mark.parametrize("norm", NORMS)
-def test_in_the_plane_it_comes_near_what_a_grid_finds(norm):
+@cache
+def fooled_on_a_grid():
     net, X, y = plane_net()
     steps = torch.linspace(-1, 1, 401, dtype=torch.float64)
     grid = torch.cartesian_prod(steps, steps)
+    return grid, [net(x + grid).argmax(1) != k for x, k in zip(X, y, strict=True)]
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_in_the_plane_it_comes_near_what_a_grid_finds(norm):
+    net, X, y = plane_net()
+    grid, fooled = fooled_on_a_grid()
     order = {"linf": torch.inf, "l2": 2, "l1": 1}[norm]
     length = torch.linalg.vector_norm(grid, order, dim=1)
-    true = torch.stack(
-        [
-            length.where(net(x + grid).argmax(1) != k, torch.inf).min()
-            for x, k in zip(X, y, strict=True)
-        ]
-    )
+    true = torch.stack([length.where(by_grid, torch.inf).min() for by_grid in fooled])
     found = FMN(norm=norm, n_restarts=3).distances(net, X, y, generator=seeded())
     near = true.isfinite()
     assert near.sum() > 30
@@ -185,18 +188,24 @@ def test_in_the_plane_it_comes_near_what_a_grid_finds(norm):
     assert (found[near] <= true[near] + 0.005).double().mean() >= 0.85
 
 
+@cache
+def moons_on_a_grid():
+    X, y = make_moons(400, noise=0.3, random_state=0)
+    svc = SVC(gamma=1).fit(X[:300], y[:300])
+    X, y = X[300:360], svc.predict(X[300:360])
+    steps = np.linspace(-1.5, 1.5, 101)
+    grid = np.stack(np.meshgrid(steps, steps), -1).reshape(-1, 2)
+    around = svc.predict((X[:, None] + grid).reshape(-1, 2)).reshape(len(X), -1)
+    return svc, torch.from_numpy(X), y, grid, around != y[:, None]
+
+
 @pytest.mark.parametrize("norm", NORMS)
 def test_random_points_find_the_pockets_that_gradients_lead_past(norm, monkeypatch):
     # SVC() decides by its intercept where all kernels vanish; there no gradient leads back.
     monkeypatch.setattr(fmn, "vertices_pay", lambda ball: False)  # they find these pockets, too
-    X, y = make_moons(400, noise=0.3, random_state=0)
-    svc = SVC(gamma=1).fit(X[:300], y[:300])
-    X, y = torch.from_numpy(X[300:360]), svc.predict(X[300:360])
-    steps = np.linspace(-1.5, 1.5, 101)
-    grid = np.stack(np.meshgrid(steps, steps), -1).reshape(-1, 2)
+    svc, X, y, grid, fooled = moons_on_a_grid()
     length = np.linalg.norm(grid, {"linf": np.inf, "l2": 2, "l1": 1}[norm], axis=1)
-    fooled = svc.predict((X.numpy()[:, None] + grid).reshape(-1, 2)).reshape(len(X), -1)
-    true = np.where(fooled != y[:, None], length, np.inf).min(1)
+    true = np.where(fooled, length, np.inf).min(1)
     within = true < 1.5
     assert within.mean() > 0.8
 
@@ -430,7 +439,7 @@ def test_a_linf_step_is_that_of_the_ball_of_its_radius(bounds, scale):
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_sample_does_not_depend_on_its_batch(norm, n_features, radii):
     net, X, y = plane_net() if n_features == 2 else make_problem(40, n_features)
-    attack = FMN(norm=norm, n_restarts=2, radii=radii)
+    attack = FMN(norm=norm, n_steps=5, n_restarts=2, radii=radii)
     whole = attack.distances(net, X, y, generator=seeded())
     parts = [
         attack.distances(net, X[part], y[part], generator=seeded())

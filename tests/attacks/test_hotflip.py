@@ -94,19 +94,22 @@ def exactly_robust(X, y, model, gain_of):
     return value > np.array([gain_of(x, w_of_x) for x, w_of_x in zip(X.numpy(), w, strict=True)])
 
 
-@pytest.mark.parametrize("attack", [HotFlip, Cascade])
 @pytest.mark.parametrize(
-    ("norm", "n_features", "eps", "units"),
+    ("attack", "norm", "n_features", "eps", "units"),
     [
-        ("l1", 4, 2.0, [1, 2]),
-        ("l1", 12, 2.5, [1]),
-        ("l1", 40, 3.0, [1]),
-        ("l1", 120, 1.5, [1, 2]),
-        ("l2", 4, 2.0, [1]),
-        ("l2", 12, 2.5, [1, 2]),
-        ("l2", 40, 3.0, [1, 2]),
-        ("l2", 40, 3.0, [1]),
-        ("l2", 120, 1.5, [1]),
+        (HotFlip, "l1", 4, 2.0, [1, 2]),
+        (HotFlip, "l1", 12, 2.5, [1]),
+        (HotFlip, "l1", 40, 3.0, [1]),
+        (HotFlip, "l1", 120, 1.5, [1, 2]),
+        (HotFlip, "l2", 4, 2.0, [1]),
+        (HotFlip, "l2", 12, 2.5, [1, 2]),
+        (HotFlip, "l2", 40, 3.0, [1, 2]),
+        (HotFlip, "l2", 40, 3.0, [1]),
+        (HotFlip, "l2", 120, 1.5, [1]),
+        (Cascade, "l1", 12, 2.5, [1]),
+        (Cascade, "l1", 120, 1.5, [1, 2]),
+        (Cascade, "l2", 4, 2.0, [1]),
+        (Cascade, "l2", 40, 3.0, [1, 2]),
     ],
     ids=str,
 )
@@ -128,8 +131,9 @@ def test_whole_numbers_of_a_linear_model_are_changed_as_well_as_can_be(
 
 
 @pytest.mark.parametrize("attack", [HotFlip, Cascade])
-@pytest.mark.parametrize(("norm", "eps"), [("l1", 2.2), ("l1", 4.2), ("l2", 1.5), ("l2", 2.1)])
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(
+    ("norm", "eps", "seed"), [("l1", 2.2, 0), ("l1", 4.2, 1), ("l2", 1.5, 1), ("l2", 2.1, 0)]
+)
 def test_categories_of_a_linear_model_are_changed_as_well_as_can_be(attack, norm, eps, seed):
     data, model, groups = mixed(seed)
     X, y = labelled(data, model)
@@ -143,8 +147,9 @@ def test_categories_of_a_linear_model_are_changed_as_well_as_can_be(attack, norm
     np.testing.assert_array_equal(~found.fooled.numpy(), robust)
 
 
-@pytest.mark.parametrize("attack", [PGD, FGSM, APGD, Cascade, HotFlip])
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(
+    ("attack", "seed"), [(PGD, 0), (FGSM, 1), (APGD, 0), (Cascade, 1), (HotFlip, 0)]
+)
 def test_under_linf_each_category_becomes_the_worst_one(attack, seed):
     rng = np.random.default_rng(seed)
     groups = np.arange(40).reshape(8, 5)
@@ -288,8 +293,7 @@ def dips(X):
 
 
 @pytest.mark.parametrize("attack", [HotFlip, Cascade, FMN])
-@pytest.mark.parametrize("norm", POWER)
-@pytest.mark.parametrize("unit", [0.25, 4.0])
+@pytest.mark.parametrize(("norm", "unit"), [("l1", 0.25), ("l2", 4.0)])
 def test_changes_that_promise_nothing_are_tried(attack, norm, unit):
     X, y = torch.tensor([[1.0, 0.0, 0.0, 2.0]], dtype=torch.float64), torch.tensor([0])
     constraints = FeatureConstraints(one_hot=[[0, 1, 2]], integer=[3], scale={3: unit})
@@ -305,8 +309,9 @@ def test_changes_that_promise_nothing_are_tried(attack, norm, unit):
     assert not nearer.search(dips, X, y, generator=seeded()).fooled.any()
 
 
-@pytest.mark.parametrize("attack", [HotFlip, Cascade, FMN])
-@pytest.mark.parametrize("norm", POWER)
+@pytest.mark.parametrize(
+    ("attack", "norm"), [(HotFlip, "l1"), (HotFlip, "l2"), (Cascade, "l2"), (FMN, "l1")]
+)
 def test_changes_that_promise_nothing_are_tried_among_many(attack, norm):
     rng = np.random.default_rng(0)
     groups = torch.arange(200).reshape(40, 5)
@@ -381,14 +386,16 @@ def test_distances_do_not_depend_on_who_else_is_searched(norm, scale):
     rng = np.random.default_rng(0)
     torch.manual_seed(0)
     net = MLP(6, 3, hidden_units=(16,)).double()
-    X = torch.from_numpy(rng.integers(0, LEVELS, (40, 6)).astype(float))
+    X = torch.from_numpy(rng.integers(0, LEVELS, (20, 6)).astype(float))
     y = net(X).argmax(1)
-    constraints = FeatureConstraints(integer=list(range(6)))
-    attack = FMN(norm=norm, bounds=(0, 5), feature_scale=scale, constraints=constraints)
+    threat = {"norm": norm, "bounds": (0, 5), "feature_scale": scale}
+    attack = FMN(
+        **threat, constraints=FeatureConstraints(integer=list(range(6))), n_steps=5, n_restarts=1
+    )
     whole = attack.distances(net, X, y, generator=seeded())
     parts = [
         attack.distances(net, X_part, y_part, generator=seeded())
-        for X_part, y_part in zip(X.split([1, 12, 27]), y.split([1, 12, 27]), strict=True)
+        for X_part, y_part in zip(X.split([7, 13]), y.split([7, 13]), strict=True)
     ]
     torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-12, atol=0)
 

@@ -2,6 +2,7 @@
 
 import itertools
 import warnings
+from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -30,7 +31,7 @@ from skjacobian.constraints import FeatureConstraints
 from skjacobian.differentiable import BlackBox
 from skjacobian.exceptions import AttackWarning
 from skjacobian.leaves import Leaves
-from tests.leaf_boxes import distance_to_leaves
+from tests.leaf_boxes import distance_to_leaves, known
 
 NORMS = ["linf", "l2", "l1"]
 ORDER = {"linf": np.inf, "l2": 2, "l1": 1}
@@ -62,7 +63,7 @@ def test_it_is_exact_on_single_trees(norm, data):
     X, y = scaled(data)
     unit = np.linspace(0.5, 2, X.shape[1])
     tree = DecisionTreeClassifier(random_state=0).fit(X[::2], y[::2])
-    X, y = X[1::2], tree.predict(X[1::2])
+    X, y = X[1::4], tree.predict(X[1::4])
     distance = distance_to_leaves(tree, X, y, norm, unit)
     far = distance > 1e-3  # where a thousandth is more than what trees round
     X, y, distance = X[far], y[far], distance[far]
@@ -79,7 +80,7 @@ def test_it_is_exact_on_single_trees(norm, data):
 def test_the_nearest_point_of_single_trees_is_exact(norm, data):
     X, y = scaled(data)
     tree = DecisionTreeClassifier(random_state=0).fit(X[::2], y[::2])
-    X, y = X[1::4], tree.predict(X[1::4])
+    X, y = X[1::8], tree.predict(X[1::8])
     found = adversarial_distances(tree, X, y, norm=norm, n_queries=1)
     exact = distance_to_leaves(tree, X, y, norm)
     np.testing.assert_allclose(found, exact, rtol=1e-2, atol=1e-6)
@@ -100,7 +101,7 @@ def test_it_is_exact_on_a_tree_behind_imputers_scalers_and_encoders(norm):
     transformer = make_column_transformer((OneHotEncoder(), ["kind"]), (numbers, [1, 2]))
     tree = DecisionTreeClassifier(max_depth=7, random_state=0)
     pipeline = make_pipeline(transformer, tree).fit(X[::2], y[::2])
-    X = X[1::2]
+    X = X[1::4]
     # In the units of the scaler; what is encoded or missing cannot change.
     Z, label = transformer.transform(X), pipeline.predict(X)
     unit = np.where(np.isnan(X["size"]).to_numpy()[:, None], [0, 0, 0, 0, 1], [0, 0, 0, 1, 1])
@@ -127,15 +128,25 @@ SMALL = {
 }
 
 
-def nearest_cell(classifier, leaves, X, y, norm):
-    """The exact distance to another class, by asking about every cell between thresholds."""
-    sides = []
+@cache
+def small_ensemble(name):
+    """An ensemble, samples as it predicts them, and every cell between its thresholds."""
+    X, y = scaled("wine")
+    X = X[:, [0, 6, 12]]
+    classifier = SMALL[name].fit(X[::2], y[::2])
+    X, y = X[1::9], classifier.predict(X[1::9])
+    leaves, sides = known(classifier, X), []
     for j in range(X.shape[1]):
         ends = np.concatenate([leaves.low[:, j], leaves.high[:, j]])
         ends = np.unique(ends.clip(-100, 100))  # far beyond all samples
         sides.append(list(itertools.pairwise(ends)))
     low, high = np.array(list(itertools.product(*sides))).transpose(2, 0, 1)
-    predicted = classifier.predict((low + high) / 2)
+    return classifier, X, y, (low, high, classifier.predict((low + high) / 2))
+
+
+def nearest_cell(cells, X, y, norm):
+    """The exact distance to another class, by a look at every cell between thresholds."""
+    low, high, predicted = cells
     distances = []
     for x, label in zip(X, y, strict=True):
         to_cells = np.linalg.norm(np.clip(x, low, high) - x, ORDER[norm], axis=1)
@@ -143,16 +154,26 @@ def nearest_cell(classifier, leaves, X, y, norm):
     return np.array(distances)
 
 
-@pytest.mark.parametrize("name", SMALL)
-@every_norm
-def test_on_small_ensembles_it_is_hardly_beyond_brute_force(norm, name):
-    X, y = scaled("wine")
-    X = X[:, [0, 6, 12]]
-    classifier = SMALL[name].fit(X[::2], y[::2])
-    X, y = X[1::9], classifier.predict(X[1::9])
-    nearest = nearest_cell(
-        classifier, UnderAttack(classifier, X, y, needs="labels").leaves, X, y, norm
-    )
+@pytest.mark.parametrize(
+    ("name", "norm"),
+    [
+        ("forest", "l1"),
+        ("extra trees", "l2"),
+        ("boosting", "linf"),
+        ("histograms", "l1"),
+        pytest.param("forest", "linf", marks=pytest.mark.slow),
+        pytest.param("forest", "l2", marks=pytest.mark.slow),
+        pytest.param("extra trees", "linf", marks=pytest.mark.slow),
+        pytest.param("extra trees", "l1", marks=pytest.mark.slow),
+        pytest.param("boosting", "l2", marks=pytest.mark.slow),
+        pytest.param("boosting", "l1", marks=pytest.mark.slow),
+        pytest.param("histograms", "linf", marks=pytest.mark.slow),
+        pytest.param("histograms", "l2", marks=pytest.mark.slow),
+    ],
+)
+def test_on_small_ensembles_it_is_hardly_beyond_brute_force(name, norm):
+    classifier, X, y, cells = small_ensemble(name)
+    nearest = nearest_cell(cells, X, y, norm)
     is_fooled, X_adv, _, _ = fooled(classifier, X, y, norm=norm, eps=10.0, minimal=True)
     assert is_fooled.all()
     far = nearest > 1e-3
@@ -195,8 +216,10 @@ def test_what_each_change_would_bring_is_what_it_brings(norm):
 # --- the threat model --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@every_norm
+@pytest.mark.parametrize(
+    ("norm", "dtype"),
+    [("linf", np.float32), ("linf", np.float64), ("l2", np.float64), ("l1", np.float32)],
+)
 def test_nothing_leaves_the_threat_model(norm, dtype):
     rng = np.random.default_rng(0)
     X, y = scaled("wine")
@@ -204,7 +227,7 @@ def test_nothing_leaves_the_threat_model(norm, dtype):
     X[rng.random(X.shape) < 0.05] = np.nan
     X = X.astype(dtype)
     classifier = RandomForestClassifier(10, random_state=0).fit(X, y)
-    X, y = X[::3], y[::3]
+    X, y = X[::6], y[::6]
     fixed, unit = [1, 5], np.linspace(0.3, 3, X.shape[1])
     bounds = (np.nanmin(X, 0) - 0.1, np.nanmax(X, 0) + 0.1)
     constraints = FeatureConstraints(integer=[3], increasing=[6], decreasing=[9])
@@ -330,11 +353,11 @@ def test_strong_searches_leaves_first_and_needs_no_warning(norm):
     forest = RandomForestClassifier(10, random_state=0).fit(X[::2], y[::2])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        strong = RobustScorer(norm=norm, eps=0.3, attack="strong")(forest, X[1::5], y[1::5])
-    leaves = RobustScorer(norm=norm, eps=0.3, attack=LeafSearch())(forest, X[1::5], y[1::5])
+        strong = RobustScorer(norm=norm, eps=0.3, attack="strong")(forest, X[1::10], y[1::10])
+    leaves = RobustScorer(norm=norm, eps=0.3, attack=LeafSearch())(forest, X[1::10], y[1::10])
     assert strong <= leaves
     assert leaves - strong < 0.02
-    report = evaluate_robustness(forest, X[1::5], y[1::5], norm=norm, eps=0.3)
+    report = evaluate_robustness(forest, X[1::10], y[1::10], norm=norm, eps=0.3)
     assert report.view == "leaves of trees, predict_proba"
     assert [stage.name for stage in report.stages] == [
         *("clean", "leaves", "Square, briefly", "RayS, briefly")
@@ -376,7 +399,7 @@ def test_curves_of_forests_are_nowhere_above_the_score_among_leaves(norm):
     forest = RandomForestClassifier(10, random_state=0).fit(X[::2], y[::2])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        distances = adversarial_distances(forest, X[1::5], y[1::5], norm=norm, n_queries=50)
+        distances = adversarial_distances(forest, X[1::10], y[1::10], norm=norm, n_queries=50)
     for eps in np.quantile(distances[distances > 0], [0.2, 0.5, 0.8]):
-        robust = RobustScorer(norm=norm, eps=eps, attack=LeafSearch())(forest, X[1::5], y[1::5])
+        robust = RobustScorer(norm=norm, eps=eps, attack=LeafSearch())(forest, X[1::10], y[1::10])
         assert (distances > eps).mean() <= robust + 0.03

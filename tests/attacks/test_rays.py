@@ -42,8 +42,7 @@ class Counting:
 # --- closed forms ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scale", [None, "array"])
-@pytest.mark.parametrize("n_features", [2, 10])
+@pytest.mark.parametrize(("n_features", "scale"), [(2, "array"), (10, None)])
 @every_norm
 def test_it_finds_the_distance_to_a_plane_and_none_below_it(norm, n_features, scale):
     w, X = normal(n_features), normal(60, n_features, seed=1)
@@ -76,14 +75,14 @@ def test_it_finds_the_threshold_of_a_stump(norm):
     def decide(X):
         return one_hot((X[:, 3] > 0.5).long(), 2).double()
 
-    for share, expected in ((0.999, 0.0), (1.15, 1.0)):
-        attack = RayS(norm=norm, eps=share * (X[:, 3] - 0.5).abs(), n_queries=1000)
+    for share, n_queries, expected in ((0.999, 300, 0.0), (1.15, 1000, 1.0)):
+        attack = RayS(norm=norm, eps=share * (X[:, 3] - 0.5).abs(), n_queries=n_queries)
         fooled = attack.search(decide, X, y, generator=seeded()).fooled.double().mean()
         assert abs(fooled - expected) <= 0.03
         assert fooled == 0 or expected == 1
 
 
-def grid_in_ball(norm, n=201):
+def grid_in_ball(norm, n=101):
     axis = torch.linspace(-1, 1, n, dtype=torch.float64)
     grid = torch.cartesian_prod(axis, axis)
     return grid[torch.linalg.vector_norm(grid, {"linf": torch.inf, "l2": 2, "l1": 1}[norm], 1) <= 1]
@@ -119,7 +118,7 @@ def test_it_finds_what_brute_force_finds(norm):
 @every_norm
 def test_nothing_but_the_predicted_class_counts(norm, scores):
     net, X, y = make_problem(n=40)
-    attack = RayS(norm=norm, eps=0.15, n_queries=300)
+    attack = RayS(norm=norm, eps=0.15, n_queries=100)
     expected = attack.search(net, X, y, generator=seeded())
     found = attack.search(scores(net), X, y, generator=seeded())
     assert 5 < expected.fooled.sum() < 35
@@ -165,7 +164,7 @@ def test_misclassified_samples_stay_where_they_are(norm):
 # --- queries -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("n_queries", [1, 2, 3, 10, 100, 1000])
+@pytest.mark.parametrize("n_queries", [1, 2, 3, 10, 300])
 @every_norm
 def test_queries_are_counted_and_never_exceed_the_budget(norm, n_queries):
     net, X, y = make_problem(n=40)
@@ -183,7 +182,7 @@ def test_a_fooled_sample_is_not_asked_about_any_more(norm, monkeypatch):
     monkeypatch.setattr(Search, "DROP_SHARE", 0.0)
     net, X, y = make_problem(n=40)
     model = labels_of(net)
-    found = RayS(norm=norm, eps=0.15, n_queries=1000).search(model, X, y, generator=seeded())
+    found = RayS(norm=norm, eps=0.15, n_queries=500).search(model, X, y, generator=seeded())
     assert found.n_queries[found.fooled].double().median() < 200
 
 
@@ -192,7 +191,7 @@ def test_more_queries_fool_no_fewer(norm):
     net, X, y = make_problem(n=40)
     n_fooled = [
         RayS(norm=norm, eps=0.15, n_queries=n).search(net, X, y, generator=seeded()).fooled.sum()
-        for n in (30, 100, 300, 1000)
+        for n in (30, 100, 300)
     ]
     assert n_fooled == sorted(n_fooled)
     assert n_fooled[0] < n_fooled[-1]
@@ -243,8 +242,9 @@ def test_the_model_is_never_asked_about_points_out_of_bounds(norm):
 
 def test_in_a_box_it_fools_no_more_than_without():
     net, X, y = make_problem(n=40)
+    attack = RayS(norm="l2", eps=0.2, n_queries=300)
     free, boxed = (
-        RayS(norm="l2", eps=0.2, bounds=bounds).search(net, X, y, generator=seeded()).fooled.sum()
+        attack.set_params(bounds=bounds).search(net, X, y, generator=seeded()).fooled.sum()
         for bounds in (None, (-1, 1))
     )
     assert boxed <= free

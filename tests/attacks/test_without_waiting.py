@@ -12,10 +12,10 @@ from tests.seeds import seeded
 EPS = {"linf": 0.1, "l2": 0.25, "l1": 0.5}
 ATTACKS = {
     "FGSM": FGSM,
-    "PGD": PGD,
-    "APGD": lambda **ball: APGD(n_steps=20, **ball),
-    "FMN": FMN,
-    "Square": lambda **ball: Square(n_queries=200, **ball),
+    "PGD": lambda **ball: PGD(n_steps=15, **ball),
+    "APGD": lambda **ball: APGD(n_steps=10, **ball),
+    "FMN": lambda **ball: FMN(n_steps=6, **ball),
+    "Square": lambda **ball: Square(n_queries=100, **ball),
     "Cascade": Cascade,
 }
 every_norm = pytest.mark.parametrize("norm", EPS)
@@ -36,7 +36,7 @@ def make_problem(n=80):
     return net, X, net(X).argmax(1)
 
 
-@pytest.mark.usefixtures("short_stages")
+@pytest.mark.usefixtures("brief_stages")
 @every_norm
 @pytest.mark.parametrize("name", ATTACKS)
 def test_attacks_find_what_they_find_on_the_cpu(name, norm, as_on_a_card):
