@@ -4,6 +4,7 @@ import math
 import re
 import time
 import warnings
+from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -130,6 +131,12 @@ def evaluate(estimator, X=X, y=y, eps=0.2, **params):
     return report
 
 
+@cache
+def evaluated(model):
+    """Its report at the usual radius, which many tests look at or compare with."""
+    return evaluate(model)
+
+
 def raised(report):
     return [flag.name for flag in report.raised]
 
@@ -166,7 +173,7 @@ def test_a_sound_model_raises_no_flag(model, norm):
 
 @pytest.mark.parametrize("factor", [1e4, 1e6])
 def test_huge_logits_are_said_and_change_nothing(model, net, factor):
-    sound = evaluate(model)
+    sound = evaluated(model)
     report = evaluate(Net(Around(net, after=lambda logits: factor * logits)))
     assert raised(report) == ["scale of the logits"]
     assert report.robust.tolist() == sound.robust.tolist()
@@ -196,7 +203,7 @@ def test_rounding_has_no_gradient_and_square_finds_what_it_hides(model, net, mas
     assert detail(report, "gradients").startswith(f"{report.right.sum()} of ")
     assert fooled_by(report, "PGD") <= 1
     assert fooled_by(report, "Square, briefly") >= 5
-    assert report.robust_accuracy == pytest.approx(evaluate(model).robust_accuracy, abs=0.06)
+    assert report.robust_accuracy == pytest.approx(evaluated(model).robust_accuracy, abs=0.06)
 
 
 def test_features_that_are_rounded_are_said(net):
@@ -239,7 +246,7 @@ def test_softmax_is_said_and_changes_nothing(model, net):
     report = evaluate(Net(Around(net, after=lambda logits: logits.softmax(1))))
     assert raised(report) == ["output"]
     assert detail(report, "output") == "the model returns probabilities"
-    assert report.robust.tolist() == evaluate(model).robust.tolist()
+    assert report.robust.tolist() == evaluated(model).robust.tolist()
 
 
 def test_samples_outside_the_bounds_count_as_fooled(model):
@@ -322,6 +329,7 @@ def test_what_only_decides_is_attacked_inside_of_the_box():
     assert fooled_by(report, "Square") > 0
 
 
+@pytest.mark.usefixtures("brief_stages")
 def test_batches_of_sure_probabilities_are_not_taken_for_decisions():
     forest = Opaque(RandomForestClassifier(5, max_depth=3, random_state=0)).fit(X, y)
     assert np.isin(forest.predict_proba(X[:10]), [0, 1]).all()
@@ -379,7 +387,7 @@ def test_one_attack_alone_is_weak(model, attack):
     assert report.attack == name
     assert report.stages[-1].n_queries >= 1
     assert report.stages[-1].seconds > 0
-    assert report.robust_accuracy >= evaluate(model).robust_accuracy
+    assert report.robust_accuracy >= evaluated(model).robust_accuracy
 
 
 def test_one_attack_without_gradients_runs_on_a_network_without_them(model, net):
@@ -491,13 +499,10 @@ def plane(w, b):
     ("norm", "scale", "bounds", "mutable"),
     [
         ("linf", None, None, None),
-        ("linf", "std", (0.1, 7.7), None),
         ("linf", [1.0, 0.3, 2.0, 1.5], (0.1, 7.7), [0, 2, 3]),
         ("l2", 2.0, (0.1, 7.7), None),
-        ("l2", "std", None, None),
-        ("l2", [1.0, 0.3, 2.0, 1.5], (0.1, 7.7), [0, 2, 3]),
+        ("l2", "std", None, [0, 2, 3]),
         ("l1", "std", (0.1, 7.7), None),
-        ("l1", 2.0, None, None),
         ("l1", [1.0, 0.3, 2.0, 1.5], None, [0, 3]),
     ],
 )
@@ -532,6 +537,7 @@ def assert_inside(report, values, *, eps, norm, unit, free, bounds):
     assert (delta[~report.right] == 0).all()
 
 
+@pytest.mark.usefixtures("brief_stages")
 @every_norm
 def test_of_a_network_the_perturbations_are_inside_and_fool(model, norm):
     unit, free = X.std(0), np.array([True, False, True, True])
@@ -561,7 +567,7 @@ def test_behind_a_scaler_the_units_are_raw():
 
 
 def test_what_the_stages_fooled_adds_up(model):
-    report = evaluate(model)
+    report = evaluated(model)
     assert report.n_samples == len(X)
     assert report.accuracy == model.score(X, y)
     n_left = len(X)
@@ -575,6 +581,7 @@ def test_what_the_stages_fooled_adds_up(model):
     assert report.seconds > sum(stage.seconds for stage in report.stages) > 0
 
 
+@pytest.mark.usefixtures("brief_stages")
 @pytest.mark.parametrize("attack", ["strong", "pgd"])
 def test_a_weight_is_a_repetition(attack, model):
     weight = np.arange(len(X)) % 3
@@ -603,7 +610,7 @@ def test_bad_weights_are_rejected_before_the_attack(weight, model, capsys):
 
 
 def test_the_interval_holds_the_accuracies_that_do_not_contradict_it(model):
-    report = evaluate(model)
+    report = evaluated(model)
     p, n = report.robust_accuracy, report.n_samples
     low, high = report.confidence_interval
     assert 0 < low < p < high < 1
@@ -612,7 +619,7 @@ def test_the_interval_holds_the_accuracies_that_do_not_contradict_it(model):
 
 
 def test_each_class_has_its_accuracies(model):
-    report = evaluate(model)
+    report = evaluated(model)
     for label in (0, 1, 2):
         n, clean, robust = report.class_accuracies[label]
         assert n == (y == label).sum()
@@ -623,7 +630,7 @@ def test_each_class_has_its_accuracies(model):
 
 def test_labels_may_be_strings(model):
     by_name = evaluate(trained(X, NAMES), X, NAMES)
-    assert numbers(by_name) == numbers(evaluate(model))
+    assert numbers(by_name) == numbers(evaluated(model))
     assert list(by_name.class_accuracies) == ["setosa", "versicolor", "virginica"]
     as_objects = evaluate(trained(X, NAMES), X, pd.Series(NAMES.astype(object)))
     assert numbers(as_objects) == numbers(by_name)
@@ -644,6 +651,7 @@ def test_data_frames_stay_data_frames(model):
     )
 
 
+@pytest.mark.usefixtures("brief_stages")
 def test_trees_on_data_frames_get_data_frames():
     frame = pd.DataFrame(X, columns=COLUMNS)
     tree = DecisionTreeClassifier(max_depth=3, random_state=0)
@@ -660,7 +668,7 @@ def test_the_samples_keep_their_precision_and_are_not_changed(model, dtype):
     report = evaluate(tenfold, values, eps=2.0)
     np.testing.assert_array_equal(values, before)
     assert report.X_adv.dtype == ("float32" if dtype == "float32" else "float64")
-    assert report.robust_accuracy == pytest.approx(evaluate(model).robust_accuracy, abs=0.03)
+    assert report.robust_accuracy == pytest.approx(evaluated(model).robust_accuracy, abs=0.03)
 
 
 # --- ends ---------------------------------------------------------------------------------
@@ -698,7 +706,7 @@ def test_labels_that_the_classifier_never_saw_count_as_wrong(model):
     assert not report.right[::3].any()
     assert report.class_accuracies[17] == (25, 0.0, 0.0)
     known = np.arange(len(X)) % 3 > 0
-    np.testing.assert_array_equal(report.robust[known], evaluate(model).robust[known])
+    np.testing.assert_array_equal(report.robust[known], evaluated(model).robust[known])
     nothing = evaluate(model, X, np.full(len(X), 17))
     assert (nothing.accuracy, nothing.robust_accuracy) == (0, 0)
 
@@ -707,7 +715,7 @@ def test_labels_that_the_classifier_never_saw_count_as_wrong(model):
 def test_one_sample_is_enough(model, index):
     report = evaluate(model, X[[index]], y[[index]])
     assert report.n_samples == 1
-    assert report.robust_accuracy == evaluate(model).robust[index]
+    assert report.robust_accuracy == evaluated(model).robust[index]
     assert str(report)
 
 
@@ -719,6 +727,7 @@ def test_without_a_perturbation_it_is_the_accuracy(model, norm):
     assert raised(report) == []
 
 
+@pytest.mark.usefixtures("brief_stages")
 @pytest.mark.parametrize("random_state", [0, 3, "RandomState"])
 def test_the_same_seed_gives_the_same_report(model, random_state):
     def seed():
@@ -728,6 +737,7 @@ def test_the_same_seed_gives_the_same_report(model, random_state):
     assert numbers(reports[0]) == numbers(reports[1])
 
 
+@pytest.mark.usefixtures("brief_stages")
 @pytest.mark.parametrize("params", [{}, {"norm": "l2", "eps": 0.3}, {"feature_scale": "range"}])
 def test_the_size_of_the_batches_does_not_matter(model, params):
     whole, batched = (evaluate(model, batch_size=size, **params) for size in ("auto", 30))
@@ -737,6 +747,7 @@ def test_the_size_of_the_batches_does_not_matter(model, params):
     np.testing.assert_allclose(batched.X_adv, whole.X_adv, atol=1e-6)
 
 
+@pytest.mark.usefixtures("brief_stages")
 def test_nothing_is_printed_unless_asked_for(model, capsys):
     evaluate(model)
     assert capsys.readouterr().out == ""

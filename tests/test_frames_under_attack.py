@@ -76,6 +76,7 @@ def test_what_is_said_by_place_is_rejected_where_places_are_ambiguous(said):
         RobustScorer(eps=0.1, **said)(MODEL, REVERSED, y)
 
 
+@pytest.mark.usefixtures("brief_stages")
 @pytest.mark.parametrize("eps", [0.5, 1.6])
 def test_columns_of_an_integer_type_that_cannot_move_or_much_less_are_said(eps):
     table = pd.DataFrame({"kids": [0, 2, 4, 6] * 20, "bmi": np.linspace(-1, 1, 80)})
@@ -98,7 +99,7 @@ def test_columns_of_an_integer_type_that_cannot_move_or_much_less_are_said(eps):
 
 @pytest.mark.parametrize("radii", [[0.1, 0.4], [0.7], [0.9, 0.2], [0.4, 1.0], [0.7, 2.3], [0.0]])
 def test_a_curve_says_what_cannot_move_at_its_radii_as_a_scorer_does_at_the_largest(radii):
-    table = pd.DataFrame({"kids": [0, 2, 4, 6] * 20, "bmi": np.linspace(-1, 1, 80)})
+    table = pd.DataFrame({"kids": [0, 2, 4, 6] * 5, "bmi": np.linspace(-1, 1, 20)})
     label = (table.kids + table.bmi > 3.5).astype(int)
     model = LogisticRegression().fit(table, label)
 
@@ -110,8 +111,9 @@ def test_a_curve_says_what_cannot_move_at_its_radii_as_a_scorer_does_at_the_larg
 
     by_scorer = said(lambda: RobustScorer(eps=max(radii))(model, table, label))
     assert bool(by_scorer) == (0 < max(radii) < 1)
-    assert said(lambda: robustness_curve(model, table, label, eps=radii)) == by_scorer
-    assert said(lambda: adversarial_distances(model, table, label, radii=radii)) == by_scorer
+    assert said(lambda: robustness_curve(model, table, label, eps=radii, n_steps=3)) == by_scorer
+    by_distances = said(lambda: adversarial_distances(model, table, label, radii=radii, n_steps=3))
+    assert by_distances == by_scorer
 
 
 def test_columns_whose_changes_are_lost_in_rounding_are_said():
@@ -272,22 +274,25 @@ def test_training_reads_values_by_names_that_are_numbers_as_scoring_does():
     assert scorers[0](by_name, frame, y) == scorers[1](by_name, frame, y)
 
 
+@pytest.mark.usefixtures("brief_stages")
 def test_bounds_are_of_numbers_and_not_of_the_codes_of_categories():
     # The codes of four jobs are 0 to 3: half of the samples lay outside, and counted as fooled.
     rng = np.random.default_rng(0)
-    frame = pd.DataFrame({"a": rng.random(60), "b": rng.random(60)})
-    frame["job"], frame["grade"] = rng.choice(list("wxyz"), 60), rng.integers(1, 5, 60)
+    frame = pd.DataFrame({"a": rng.random(40), "b": rng.random(40)})
+    frame["job"], frame["grade"] = rng.choice(list("wxyz"), 40), rng.integers(1, 5, 40)
     y = (frame.a + frame.b + 0.3 * (frame.job == "z") > 1.1).astype(int)
     encode = make_column_transformer((OneHotEncoder(), ["job", "grade"]), remainder="passthrough")
     model = make_pipeline(encode, LogisticRegression()).fit(frame, y)
     fixed = FeatureConstraints(immutable=["job", "grade"])
     named = FeatureConstraints(immutable=["job", "grade"], bounds={"a": (0, 1), "b": (0, 1)})
-    expected = adversarial_distances(model, frame, y, norm="l1", constraints=named)
-    unbounded = adversarial_distances(model, frame, y, norm="l1", constraints=fixed)
+    l1 = {"norm": "l1", "n_steps": 8}
+    expected = adversarial_distances(model, frame, y, constraints=named, **l1)
+    unbounded = adversarial_distances(model, frame, y, constraints=fixed, **l1)
     assert (expected > unbounded).any()
     for bounds in ((0, 1), (np.zeros(4), [1, 1, 0, 0]), (0, pd.Series(1.0, frame.columns))):
         said = {"norm": "l1", "bounds": bounds, "constraints": fixed}
-        np.testing.assert_array_equal(adversarial_distances(model, frame, y, **said), expected)
+        found = adversarial_distances(model, frame, y, n_steps=8, **said)
+        np.testing.assert_array_equal(found, expected)
         report = evaluate_robustness(model, frame, y, eps=0.2, **said)
         assert report.robust_accuracy == RobustScorer(eps=0.2, **said)(model, frame, y)
         assert report.robust_accuracy == np.mean(expected > 0.2)
@@ -307,9 +312,10 @@ def test_bounds_are_of_the_categories_that_a_group_lets_change():
         adversarial_distances(model, frame, y, bounds=shut, constraints=group)
 
 
+@pytest.mark.usefixtures("brief_stages")
 def test_dummies_of_bool_in_a_one_hot_group_are_those_of_numbers():
     rng = np.random.default_rng(0)
-    frame = pd.DataFrame({"age": rng.normal(0, 1, 200), "job": rng.choice(list("abc"), 200)})
+    frame = pd.DataFrame({"age": rng.normal(0, 1, 60), "job": rng.choice(list("abc"), 60)})
     y = (frame.age + (frame.job == "a") > 0.3).astype(int)
     group = [["job_a", "job_b", "job_c"]]
     scorer = RobustScorer(eps=1, attack="strong", constraints=FeatureConstraints(one_hot=group))

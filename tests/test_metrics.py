@@ -631,7 +631,7 @@ def test_a_wrapped_estimator_scores_as_the_estimator_itself(scorer, wrap):
 def test_it_does_not_depend_on_the_batch_size(model, scorer, batch_size, params):
     scorer = clone(scorer).set_params(**params)
     batched = clone(scorer).set_params(batch_size=batch_size)
-    assert batched(model, X, y) == scorer(model, X, y)
+    assert batched(model, X[::3], y[::3]) == scorer(model, X[::3], y[::3])
 
 
 @pytest.mark.parametrize(
@@ -723,7 +723,7 @@ class Tent(nn.Module):
         return torch.stack([torch.zeros_like(tent), tent], dim=1)
 
 
-@pytest.mark.usefixtures("short_stages")
+@pytest.mark.usefixtures("brief_stages")
 @pytest.mark.filterwarnings("ignore::skjacobian.exceptions.AttackWarning")
 @pytest.mark.parametrize("weight", [None, np.linspace(0, 1, len(y))], ids=["", "weighted"])
 @pytest.mark.parametrize("attack", ["pgd", "fgsm", "strong", PGD(n_steps=5)], ids=str)
@@ -736,7 +736,7 @@ def test_the_report_of_a_scorer_is_of_its_figure(model, attack, weight):
     assert ("weak attack" in [flag.name for flag in report.raised]) == (attack != "strong")
 
 
-def test_a_scorer_of_several_radii_has_a_report_for_each(model, short_stages):
+def test_a_scorer_of_several_radii_has_a_report_for_each(model, brief_stages):
     scorer = RobustScorer(eps=[0.4, 0.1], attack="strong")
     reports, scores = scorer.report(model, X, y), scorer(model, X, y)
     assert list(reports) == ["robust_accuracy_eps0.4", "robust_accuracy_eps0.1"]
@@ -855,12 +855,6 @@ def test_what_compares_by_one_number_takes_one_radius():
     assert several(search, X, y)["robust_accuracy_eps0.3"] <= search.score(X, y)
     with pytest.raises(ValueError, match=r"scoring must return a number, got .'accuracy'"):
         cross_val_score(small(max_epochs=3), X, y, scoring=several, cv=CV, error_score="raise")
-
-
-def test_workers_find_what_one_process_finds(scorer):
-    results = [searched(scoring=scorer, n_jobs=n_jobs).cv_results_ for n_jobs in (1, 2)]
-    for key in ("mean_test_score", "std_test_score", "rank_test_score"):
-        np.testing.assert_array_equal(results[0][key], results[1][key])
 
 
 def test_cross_validation_scores_each_fold(scorer):

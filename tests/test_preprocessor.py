@@ -387,9 +387,7 @@ def test_a_grid_may_hold_preprocessors_and_their_parameters(Classifier, raw):
         {"preprocessor": [StandardScaler()], "preprocessor__with_mean": [True, False]},
     ]
     scoring = {"accuracy": "accuracy", "robust": RobustScorer(eps=0.01, n_steps=2)}
-    search = GridSearchCV(
-        Classifier(**SMALL), grid, scoring=scoring, refit="accuracy", cv=2, n_jobs=2
-    )
+    search = GridSearchCV(Classifier(**SMALL), grid, scoring=scoring, refit="accuracy", cv=2)
     search.fit(*raw)
     results = search.cv_results_
     assert (results["mean_test_robust"] <= results["mean_test_accuracy"]).all()

@@ -64,15 +64,14 @@ def between_radii(radii, share):
 @pytest.mark.usefixtures("short_stages")
 @pytest.mark.parametrize("norm", DUAL)
 @pytest.mark.parametrize(
-    ("classifier", "pipeline", "scaled"),
+    ("data", "classifier", "pipeline", "scaled"),
     [
-        ("LogisticRegression", "StandardScaler", False),
-        ("LogisticRegression", "PCA", True),
-        ("LinearSVC", "StandardScaler", True),
-        ("LinearSVC", "PCA", False),
+        ("two classes", "LogisticRegression", "StandardScaler", False),
+        ("three classes", "LogisticRegression", "PCA", True),
+        ("three classes", "LinearSVC", "StandardScaler", True),
+        ("two classes", "LinearSVC", "PCA", False),
     ],
 )
-@pytest.mark.parametrize("data", DATA)
 def test_the_strong_attack_finds_the_robust_accuracy_of_linear_classifiers(
     data, classifier, pipeline, scaled, norm
 ):

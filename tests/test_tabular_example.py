@@ -18,7 +18,7 @@ def import_example():
 
 
 tabular = import_example()
-TINY = tabular.Setting(n_test=10, n_queries=50, max_epochs=2)
+TINY = tabular.Setting(n_test=10, n_queries=20, max_epochs=2)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def test_trees_are_searched_among_their_leaves_and_others_through_views(rows):
     for row in rows:
         has_trees = row.classifier in ("RandomForest", "HistGradientBoosting")
         assert row.report.view == ("leaves of trees, predict_proba" if has_trees else "torch view")
-        assert "weak attack" in [flag.name for flag in row.report.raised]  # 50 queries
+        assert "weak attack" in [flag.name for flag in row.report.raised]  # 20 queries
 
 
 def test_people_keep_what_they_cannot_change(rows):

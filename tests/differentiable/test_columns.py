@@ -158,7 +158,7 @@ def test_encoded_columns_are_found_wherever_they_are():
 @pytest.mark.filterwarnings("ignore::skjacobian.exceptions.AttackWarning")
 def test_a_mixed_table_is_attacked_in_its_numbers_alone(last, view, norm):
     model = make_pipeline(COLUMN_TRANSFORMERS["one-hot"], last).fit(FRAME, Y)
-    report = evaluate_robustness(model, FRAME, Y, norm=norm, eps=2.5, n_queries=200)
+    report = evaluate_robustness(model, FRAME, Y, norm=norm, eps=2.5, n_queries=60)
     assert report.robust_accuracy < report.accuracy
     fixed = ["job", "town"]
     pd.testing.assert_frame_equal(report.X_adv[fixed], FRAME[fixed])

@@ -624,12 +624,12 @@ def test_the_gradient_of_the_penalty_is_at_the_running_statistics_of_the_clean_s
 @pytest.mark.parametrize(
     ("norm", "n_projections", "penalty_samples"),
     [
-        ("l2", None, 1),
         ("l2", None, np.int64(4)),
-        ("l1", None, 3),
         ("l1", None, 0.25),
         ("l21", 1, 1),
-        ("l21", 1, 3),
+        pytest.param("l2", None, 1, marks=pytest.mark.slow),
+        pytest.param("l1", None, 3, marks=pytest.mark.slow),
+        pytest.param("l21", 1, 3, marks=pytest.mark.slow),
     ],
 )
 def test_a_penalty_on_a_part_of_the_batch_is_unbiased(penalty_samples, norm, n_projections):
@@ -735,8 +735,20 @@ def test_loss_and_penalty_share_the_dropout_mask_in_the_joint_pass_too(norm):
     torch.testing.assert_close(value.penalty, by_hand.penalty)
 
 
-@pytest.mark.parametrize("hidden_units", [(6,), (400, 300)], ids=["small", "large"])
-@pytest.mark.parametrize("norm", ["l1", "l2", "l21"])
+SMALL, LARGE = (6,), (400, 300)
+
+
+@pytest.mark.parametrize(
+    ("norm", "hidden_units"),
+    [
+        ("l1", SMALL),
+        ("l2", LARGE),
+        ("l21", SMALL),
+        pytest.param("l1", LARGE, marks=pytest.mark.slow),
+        pytest.param("l2", SMALL, marks=pytest.mark.slow),
+        pytest.param("l21", LARGE, marks=pytest.mark.slow),
+    ],
+)
 def test_the_automatic_part_is_unbiased_in_value_and_gradient(norm, hidden_units):
     net, y = relu_net(hidden_units), torch.arange(48) % 5
     X = torch.rand(48, 4, generator=seeded(1), dtype=DOUBLE)
