@@ -10,6 +10,7 @@ import pytest
 import torch
 from sklearn.base import clone
 
+from skjacobian.attacks import cascade
 from skjacobian.attacks.cascade import PLANS
 from skjacobian.datasets import find_mnist, load_mnist
 
@@ -40,15 +41,18 @@ def figures_are_closed():
 def shorten_stages(monkeypatch):
     """What gives the stages of "strong" no more than so many steps, restarts or queries."""
 
-    def shorten(plans="", **most):
+    def shorten(kind="", **most):
         def shortened(plan):
             given = plan.attack.get_params()
             few = {name: min(n, given[name]) for name, n in most.items() if name in given}
             return plan._replace(attack=clone(plan.attack).set_params(**few))
 
-        for known in PLANS:
-            if known.startswith(plans):
-                monkeypatch.setitem(PLANS, known, tuple(map(shortened, PLANS[known])))
+        for known, plans in PLANS.items():
+            if known.startswith(kind):
+                monkeypatch.setitem(PLANS, known, tuple(map(shortened, plans)))
+        if "leaves".startswith(kind):
+            after_leaves = tuple(map(shortened, cascade.AFTER_LEAVES))
+            monkeypatch.setattr(cascade, "AFTER_LEAVES", after_leaves)
 
     return shorten
 
@@ -58,8 +62,11 @@ def short_stages(shorten_stages):
     """Stages of "strong" ask a sample thousands of times; tests are too short for it."""
     # Where there are gradients, Square asks 100 times before, briefly.
     shorten_stages("gradients", n_queries=300, n_restarts=9)
+    shorten_stages("gradients of few features", n_restarts=3)
+    shorten_stages("gradients in l1 balls", n_steps=100)
     shorten_stages("scores", n_queries=100)
     shorten_stages("labels", n_queries=100)
+    shorten_stages("leaves", n_queries=100)
 
 
 @pytest.fixture

@@ -109,12 +109,11 @@ def test_every_attack_obeys_every_constraint(name, norm):
 def brute_force(model, x, y, norm, eps, reach, group):
     """Whether any valid sample of whole numbers and one category within eps fools."""
     whole = [np.arange(v - reach, v + reach + 1) for v in x[: len(x) - group]]
-    for values in itertools.product(*whole, range(group)):
-        candidate = np.r_[values[:-1], np.eye(group)[values[-1]]]
-        order = {"linf": np.inf, "l2": 2, "l1": 1}[norm]
-        if np.linalg.norm(candidate - x, order) <= eps and model.predict([candidate])[0] != y:
-            return True
-    return False
+    everything = np.array(list(itertools.product(*whole, range(group))))
+    candidates = np.c_[everything[:, :-1], np.eye(group)[everything[:, -1].astype(int)]]
+    order = {"linf": np.inf, "l2": 2, "l1": 1}[norm]
+    within = np.linalg.norm(candidates - x, order, axis=1) <= eps
+    return (model.predict(candidates[within]) != y).any()
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 1), ("l1", 2), ("l2", 1.5)])

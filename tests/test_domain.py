@@ -1,6 +1,7 @@
 """Attacks stay where a model is defined, and are as strong there as inside bounds that say so."""
 
 import warnings
+from itertools import cycle
 
 import numpy as np
 import pandas as pd
@@ -108,8 +109,7 @@ STEPS = {
 }
 
 
-@pytest.mark.parametrize("norm", EPS)
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize(("step", "norm"), list(zip(STEPS, cycle(EPS), strict=False)))
 def test_attacks_are_as_strong_as_with_bounds_that_say_where(step, norm):
     scale = 0.04 if step == "logit" else 1.0
     samples = X * scale

@@ -31,6 +31,7 @@ MODEL = make_pipeline(StandardScaler(), LogisticRegression()).fit(X, y)
 REVERSED = X[X.columns[::-1]]
 
 
+@pytest.mark.usefixtures("brief_stages")
 @pytest.mark.parametrize(
     "table", [X, REVERSED, REVERSED.assign(more=1.0)], ids=["as fitted", "reversed", "more"]
 )

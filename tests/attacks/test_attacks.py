@@ -198,7 +198,7 @@ def test_on_a_linear_model_success_never_falls_with_the_radius(attack, norm):
         .fooled.double()
         .mean()
         .item()
-        for eps in (0.0, 0.03, 0.2, 3.0)
+        for eps in (0.0, 0.1, 3.0)
     ]
     assert rates == sorted(rates)
     assert rates[0] == 0.0
@@ -309,8 +309,7 @@ def test_a_radius_of_zero_changes_nothing(attack, norm, scale, generator):
     assert torch.equal(attack(net, X, predicted(net, X), generator=generator), X)
 
 
-@every_norm
-@every_brief_attack
+@every_brief_attack_in_some_norm
 def test_each_sample_may_have_its_own_radius(attack, norm):
     net, X = make_net(), samples(n=4)
     y = predicted(net, X)
@@ -356,10 +355,8 @@ def test_an_empty_batch_is_returned_empty(attack):
 @pytest.mark.parametrize(
     ("norm", "kind", "scale", "bounds"),
     [
-        ("linf", "indices", None, None),
         ("linf", "mask", "std", (0, 1)),
-        ("l2", "mask", "std", (0, 1)),
-        ("l2", "mask in the shape of a sample", None, (0, 1)),
+        ("l2", "mask in the shape of a sample", None, None),
         ("l1", "indices", None, (0, 1)),
     ],
 )
@@ -608,8 +605,7 @@ def test_it_runs_where_gradients_are_switched_off(attack):
         assert not torch.is_grad_enabled()
 
 
-@every_norm
-@every_brief_attack
+@every_brief_attack_in_some_norm
 def test_probabilities_are_attacked_like_the_logits_they_come_from(attack, norm):
     net, X = make_net(), samples(n=50)
     y = predicted(net, X)
@@ -776,8 +772,6 @@ def test_the_radius_may_be_any_kind_of_scalar(attack, norm, eps):
     [
         ("linf", -1e4),
         ("l2", -1e9),
-        ("linf", -torch.inf),
-        ("l2", -torch.inf),
         ("l1", -torch.inf),
     ],
 )

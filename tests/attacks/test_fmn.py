@@ -74,8 +74,11 @@ def box_distance(g, lead, low, high, norm):
     return np.linalg.norm(np.clip(far * g, low, high))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("scale", [None, SCALE], ids=["plain", "scaled"])
+@pytest.mark.parametrize(
+    ("scale", "dtype"),
+    [(None, torch.float32), (SCALE, torch.float64)],
+    ids=["plain", "scaled"],
+)
 @pytest.mark.parametrize("n_classes", [2, 5])
 @pytest.mark.parametrize("norm", NORMS)
 def test_the_distance_to_a_linear_boundary_is_found(norm, n_classes, scale, dtype, generator):

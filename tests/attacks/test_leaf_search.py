@@ -347,6 +347,7 @@ def test_without_leaves_it_says_what_it_needs():
         LeafSearch()(lambda X: X, torch.zeros(1, 2), torch.zeros(1, dtype=torch.long))
 
 
+@pytest.mark.usefixtures("brief_stages")
 @every_norm
 def test_strong_searches_leaves_first_and_needs_no_warning(norm):
     X, y = scaled("wine")

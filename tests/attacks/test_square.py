@@ -64,14 +64,16 @@ def linear_problem(w):
 
 # Patterns of images cannot be composed to any direction, as the best for l1 and l2 may be.
 @pytest.mark.parametrize(
-    ("norm", "shape"),
-    [("linf", (6,)), ("linf", (2, 3)), ("linf", (1, 2, 3)), ("l2", (6,)), ("l1", (6,))],
+    ("norm", "shape", "scale", "bounds"),
+    [
+        ("linf", (6,), None, (0.0, 1.0)),
+        ("linf", (2, 3), [0.2, 0.5, 1.0, 1.5, 2.0, 3.0], None),
+        ("linf", (1, 2, 3), None, (0.0, 1.0)),
+        ("l2", (6,), [0.2, 0.5, 1.0, 1.5, 2.0, 3.0], None),
+        ("l1", (6,), None, (0.0, 1.0)),
+        ("l1", (6,), [0.2, 0.5, 1.0, 1.5, 2.0, 3.0], None),
+    ],
     ids=str,
-)
-@pytest.mark.parametrize(
-    ("scale", "bounds"),
-    [(None, (0.0, 1.0)), ([0.2, 0.5, 1.0, 1.5, 2.0, 3.0], None)],
-    ids=["box", "scaled"],
 )
 def test_it_comes_near_the_optimum_of_a_linear_model_and_not_beyond(norm, bounds, scale, shape):
     X, eps = 0.3 + 0.4 * uniform(15, *shape), 0.1  # no bound within reach: one closed form

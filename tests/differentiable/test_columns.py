@@ -145,15 +145,17 @@ def test_encoded_columns_are_found_wherever_they_are():
     assert encoded_columns(RandomForestClassifier(3).fit(FRAME[["age"]], Y)) == []
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 @pytest.mark.parametrize(
-    ("last", "view"),
+    ("last", "view", "norm"),
     [
-        (LogisticRegression(), "torch view"),
-        (RandomForestClassifier(3, random_state=0), "leaves of trees"),
-        (KNeighborsClassifier(), "black box"),
+        (LogisticRegression(), "torch view", "l2"),
+        (LogisticRegression(), "torch view", "l1"),
+        (RandomForestClassifier(3, random_state=0), "leaves of trees", "linf"),
+        (RandomForestClassifier(3, random_state=0), "leaves of trees", "l1"),
+        (KNeighborsClassifier(), "black box", "linf"),
+        (KNeighborsClassifier(), "black box", "l2"),
     ],
-    ids=["view", "leaves", "black box"],
+    ids=str,
 )
 @pytest.mark.filterwarnings("ignore::skjacobian.exceptions.AttackWarning")
 def test_a_mixed_table_is_attacked_in_its_numbers_alone(last, view, norm):

@@ -138,7 +138,7 @@ class Sharpened(RandomForestClassifier):
 )
 def test_no_leaves_are_known_of_what_does_not_add_up_trees_as_they_are(classifier):
     X, y = load_breast_cancer(return_X_y=True)
-    X = StandardScaler().fit_transform(X)
+    X, y = StandardScaler().fit_transform(X)[::3], y[::3]
     assert known(classifier.fit(X, y), X) is None
 
 

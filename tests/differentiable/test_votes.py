@@ -206,8 +206,11 @@ def test_one_attack_finds_nearly_all_that_attacks_towards_every_class_find(name,
     assert (distances > radii[norm]).mean() <= everything + 0.04
 
 
-@pytest.mark.parametrize("base", [SVC(), LinearSVC(random_state=0)], ids=str)
-@pytest.mark.parametrize("data", [load_digits, load_breast_cancer])
+@pytest.mark.parametrize(
+    ("data", "base"),
+    [(load_digits, SVC()), (load_breast_cancer, LinearSVC(random_state=0))],
+    ids=["digits", "breast cancer"],
+)
 def test_an_isotonic_calibration_hides_no_gradient(data, base):
     """Most samples are on plateaus, where its own gradient is 0."""
     X, y = data(return_X_y=True)
