@@ -61,7 +61,7 @@ def shorten_stages(monkeypatch):
 def short_stages(shorten_stages):
     """Stages of "strong" ask a sample thousands of times; tests are too short for it."""
     # Where there are gradients, Square asks 100 times before, briefly.
-    shorten_stages("gradients", n_queries=300, n_restarts=9)
+    shorten_stages("gradients", n_queries=200, n_restarts=9)
     shorten_stages("gradients of few features", n_restarts=3)
     shorten_stages("gradients in l1 balls", n_steps=100)
     shorten_stages("scores", n_queries=100)

@@ -91,8 +91,8 @@ class Tower(nn.Module):
 @pytest.mark.filterwarnings("ignore:Got eps=0.1, at which no feature can change")
 @parametrize_with_checks(
     [
-        JacobianRegularizedClassifier(max_epochs=20),
-        AdversarialClassifier(max_epochs=20, n_steps=2),
+        JacobianRegularizedClassifier(max_epochs=12),
+        AdversarialClassifier(max_epochs=12, n_steps=2),
     ]
 )
 def test_scikit_learns_own_checks_pass(estimator, check):

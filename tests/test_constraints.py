@@ -327,7 +327,7 @@ def test_distances_of_whole_numbers_and_categories_are_no_larger_than_scores_say
     X = pd.DataFrame({"k": rng.integers(0, 6, 60), "f": rng.normal(size=60)})
     y = (X.k + X.f > 2.5).astype(int)
     model = LogisticRegression(C=100).fit(X, y)
-    radii = [0.6, 1.2, 2.0]
+    radii = [0.6, 1.2]
     whole = FeatureConstraints(integer=["k"])
     scorer = RobustScorer(norm=norm, eps=radii, attack="strong", constraints=whole)
     strong = list(scorer(model, X, y).values())[1:]

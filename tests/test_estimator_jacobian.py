@@ -181,11 +181,11 @@ def test_labels_of_another_number_are_an_error(norm, model, data):
 @pytest.mark.parametrize(
     ("norm", "estimate"),
     [
-        ("l2", {"n_projections": 2}),
         ("l21", {"n_projections": 2}),
         ("l2", {"class_samples": 1}),
-        ("l1", {"class_samples": 2}),
         ("l1", {"class_samples": np.array(2)}),  # as a grid may pass it
+        pytest.param("l2", {"n_projections": 2}, marks=pytest.mark.slow),
+        pytest.param("l1", {"class_samples": 2}, marks=pytest.mark.slow),
     ],
 )
 def test_estimates_are_reproducible_and_right_on_average(norm, estimate, model, data):

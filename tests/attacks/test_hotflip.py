@@ -381,7 +381,13 @@ def test_a_group_changes_although_one_of_its_categories_is_immutable(attack):
     assert (found.X_adv[:, [2, 5, 8]] == 0).all()
 
 
-@pytest.mark.parametrize(("norm", "scale"), [("l1", None), ("l2", [1.0, 1.0, 1.0, 9.0, 9.0, 9.0])])
+@pytest.mark.parametrize(
+    ("norm", "scale"),
+    [
+        ("l1", None),
+        pytest.param("l2", [1.0, 1.0, 1.0, 9.0, 9.0, 9.0], marks=pytest.mark.slow),
+    ],
+)
 def test_distances_do_not_depend_on_who_else_is_searched(norm, scale):
     rng = np.random.default_rng(0)
     torch.manual_seed(0)

@@ -312,8 +312,17 @@ def test_parameters_may_be_any_kind_of_scalar(norm, name, value, kind):
 # --- towards each class ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("loss", ["soft_margin", "cross_entropy", "dlr"])
-@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+@pytest.mark.parametrize(
+    ("norm", "loss"),
+    [
+        ("linf", "soft_margin"),
+        ("linf", "dlr"),
+        ("l2", "cross_entropy"),
+        ("l2", "soft_margin"),
+        ("l1", "dlr"),
+        ("l1", "cross_entropy"),
+    ],
+)
 def test_towards_each_class_it_finds_whom_brute_force_finds(norm, loss):
     net, X, y = make_problem(n=60, n_features=2, n_classes=5, width=12, seed=3)
     eps = {"linf": 0.1, "l2": 0.12, "l1": 0.15}[norm]
@@ -440,11 +449,15 @@ def test_in_an_l1_ball_the_optimum_of_a_linear_model_is_reached(attack, bounds, 
 
 
 @pytest.mark.parametrize(
-    "params",
-    [{}, {"step_size": 0.05}, {"step_size": 0.02, "n_steps": 80}, {"momentum": 0.9}],
+    ("norm", "eps", "params"),
+    [
+        ("linf", 0.2, {}),
+        ("linf", 0.2, {"step_size": 0.02, "n_steps": 80}),
+        ("l2", 0.8, {"step_size": 0.05}),
+        ("l2", 0.8, {"momentum": 0.9}),
+    ],
     ids=repr,
 )
-@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.2), ("l2", 0.8)])
 def test_a_kernel_machine_with_plateaus_is_fooled_as_often_as_by_the_plain_loop(
     norm, eps, params, monkeypatch
 ):
@@ -473,8 +486,7 @@ def test_most_who_stand_are_given_up_early_and_nobody_is_lost(norm, eps, loss, m
     assert found.n_queries[stands].median() < 0.5 * to_the_end.n_queries[stands].median()
 
 
-@pytest.mark.parametrize("gamma", [0.05, 0.1])
-@pytest.mark.parametrize("bounds", [None, (0, 1)])
+@pytest.mark.parametrize(("bounds", "gamma"), [(None, 0.1), ((0, 1), 0.05)])
 def test_who_turns_with_the_gradient_of_a_kernel_machine_is_not_given_up(
     bounds, gamma, monkeypatch
 ):

@@ -1,5 +1,6 @@
 """The views of classifiers compute what scikit-learn's own predict and predict_proba compute."""
 
+import itertools
 import warnings
 
 import numpy as np
@@ -363,8 +364,11 @@ ATTACKED = {
 }
 
 
-@pytest.mark.parametrize("n_classes", ["two", "four"])
-@pytest.mark.parametrize("classifier", ATTACKED.values(), ids=ATTACKED.keys())
+@pytest.mark.parametrize(
+    ("classifier", "n_classes"),
+    list(zip(ATTACKED.values(), itertools.cycle(["two", "four"]), strict=False)),
+    ids=ATTACKED,
+)
 def test_an_attack_through_the_view_lowers_the_accuracy(classifier, n_classes):
     classifier = fitted(classifier, n_classes)
     scores = robust_accuracy_score(

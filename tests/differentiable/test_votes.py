@@ -181,7 +181,7 @@ CLASSIFIERS = {
         ("linear", "l2"),
         ("rbf", "linf"),
         ("breaking ties", "linf"),
-        ("regressions", "linf"),
+        pytest.param("regressions", "linf", marks=pytest.mark.slow),
         pytest.param("linear", "linf", marks=pytest.mark.slow),
         pytest.param("rbf", "l2", marks=pytest.mark.slow),
         pytest.param("breaking ties", "l2", marks=pytest.mark.slow),

@@ -1,5 +1,6 @@
 import copy
 import gc
+import itertools
 import re
 
 import pytest
@@ -302,8 +303,14 @@ def check_that_engines_agree(name, options):
         agree(norms_and_gradients(net, X, y, engine=engine, **options), expected)
 
 
-@few_options
-@pytest.mark.parametrize("name", NETS)
+# Of two nets that follow each other one half of the options is tried in every suite on each.
+ON_ALL_NETS = [
+    pytest.param(name, FEW_OPTIONS[option], marks=pytest.mark.slow if (i + j) % 2 else ())
+    for (i, name), (j, option) in itertools.product(enumerate(NETS), enumerate(FEW_OPTIONS))
+]
+
+
+@pytest.mark.parametrize(("name", "options"), ON_ALL_NETS)
 def test_engines_agree_on_norms_and_gradients(name, options):
     check_that_engines_agree(name, options)
 
