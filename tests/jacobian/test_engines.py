@@ -303,9 +303,14 @@ def check_that_engines_agree(name, options):
         agree(norms_and_gradients(net, X, y, engine=engine, **options), expected)
 
 
-# Of two nets that follow each other one half of the options is tried in every suite on each.
+def on_net(i, name, j, option):
+    """Of each net one half of the options is tried in every suite, of the next net the other."""
+    marks = pytest.mark.slow if (i + j) % 2 else ()
+    return pytest.param(name, FEW_OPTIONS[option], marks=marks, id=f"{name}-{option}")
+
+
 ON_ALL_NETS = [
-    pytest.param(name, FEW_OPTIONS[option], marks=pytest.mark.slow if (i + j) % 2 else ())
+    on_net(i, name, j, option)
     for (i, name), (j, option) in itertools.product(enumerate(NETS), enumerate(FEW_OPTIONS))
 ]
 
