@@ -60,7 +60,24 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def best_wrong_and_own(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Return max_{k != y} z_k and z_y of each sample."""
+    """Logits max_{k != y} z_k and z_y of each sample: the margin lies between them.
+
+    Parameters
+    ----------
+    logits : Tensor of shape (n_samples, n_classes)
+    y : Tensor of shape (n_samples,)
+        Class indices.
+
+    Returns
+    -------
+    best_wrong, own : Tensor of shape (n_samples,)
+
+    Examples
+    --------
+    >>> import torch
+    >>> best_wrong_and_own(torch.tensor([[3.0, 1.0, 2.0]]), torch.tensor([0]))
+    (tensor([2.]), tensor([3.]))
+    """
     index = y.unsqueeze(1)
     others = logits.scatter(1, index, -torch.inf)
     return others.amax(1), logits.gather(1, index).squeeze(1)
@@ -182,6 +199,25 @@ def value_and_slope(
 
     In closed form for `soft_margin`, which attacks climb unless told otherwise: a step of an
     attack on a small network is spent on starting kernels, and autograd starts a dozen.
+
+    Parameters
+    ----------
+    loss : callable
+        Of this file: logits of shape (n_samples, n_classes) to one value for each sample.
+    logits : Tensor of shape (n_samples, n_classes)
+    **params
+        What else the loss takes, by name.
+
+    Returns
+    -------
+    value : Tensor of shape (n_samples,)
+    slope : Tensor of shape (n_samples, n_classes)
+
+    Examples
+    --------
+    >>> import torch
+    >>> value_and_slope(margin, torch.tensor([[3.0, 1.0, 2.0]]), y=torch.tensor([0]))
+    (tensor([-1.]), tensor([[-1.,  0.,  1.]]))
     """
     logits = logits.detach()
     if loss is soft_margin:
