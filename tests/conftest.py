@@ -11,7 +11,6 @@ import torch
 from sklearn.base import clone
 
 from skjacobian.attacks import cascade
-from skjacobian.attacks.cascade import PLANS
 from skjacobian.datasets import find_mnist, load_mnist
 
 torch.set_num_threads(1)
@@ -47,9 +46,9 @@ def shorten_stages(monkeypatch):
             few = {name: min(n, given[name]) for name, n in most.items() if name in given}
             return plan._replace(attack=clone(plan.attack).set_params(**few))
 
-        for known, plans in PLANS.items():
+        for known, plans in cascade.PLANS.items():
             if known.startswith(kind):
-                monkeypatch.setitem(PLANS, known, tuple(map(shortened, plans)))
+                monkeypatch.setitem(cascade.PLANS, known, tuple(map(shortened, plans)))
         if "leaves".startswith(kind):
             after_leaves = tuple(map(shortened, cascade.AFTER_LEAVES))
             monkeypatch.setattr(cascade, "AFTER_LEAVES", after_leaves)

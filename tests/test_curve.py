@@ -1,6 +1,7 @@
 """Distances and curves are those of the closed form, and judged by the estimator itself."""
 
 import inspect
+import itertools
 import re
 
 import numpy as np
@@ -37,6 +38,7 @@ from skjacobian.curve import curve_of_distances
 from skjacobian.exceptions import AttackWarning
 from tests.leaf_boxes import distance_to_leaves
 from tests.opaque import Decisions, Opaque
+from tests.slow import others_slow
 
 X, y = (array[50:] for array in load_iris(return_X_y=True))
 NAMES = np.array(["", "versicolor", "virginica"])[y]
@@ -307,13 +309,7 @@ def test_of_few_features_a_search_four_times_as_long_finds_hardly_more(norm):
 
 @pytest.mark.usefixtures("short_stages")
 @pytest.mark.parametrize(
-    ("norm", "gamma"),
-    [
-        ("l1", 5),
-        pytest.param("l2", 1, marks=pytest.mark.slow),
-        pytest.param("l2", 5, marks=pytest.mark.slow),
-        pytest.param("l1", 1, marks=pytest.mark.slow),
-    ],
+    ("norm", "gamma"), others_slow(itertools.product(["l2", "l1"], [1, 5]), [("l1", 5)])
 )
 def test_over_categories_kernel_machines_are_hardly_farther_than_by_brute_force(norm, gamma):
     rng = np.random.default_rng(0)

@@ -45,6 +45,7 @@ from skjacobian._under_attack import UnderAttack
 from skjacobian.attacks import FGSM, PGD, Cascade, RayS, Square
 from skjacobian.differentiable import as_torch, bind_samples
 from skjacobian.exceptions import NotDifferentiableError
+from tests.slow import others_slow
 
 pytestmark = pytest.mark.filterwarnings("ignore::skjacobian.exceptions.AttackWarning")
 
@@ -400,9 +401,7 @@ def chosen_attacks(problem, number):
     return [*usable, (square, rays, cascade)[number % 3]]
 
 
-@pytest.mark.parametrize(
-    "part", [0, 1, 2, *(pytest.param(part, marks=pytest.mark.slow) for part in range(3, N_PARTS))]
-)
+@pytest.mark.parametrize("part", others_slow(range(N_PARTS), range(3)))
 def test_nothing_is_violated(part):
     n_cases = n_moved = 0
     for number in PARTS[part]:

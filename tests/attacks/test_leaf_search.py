@@ -32,6 +32,7 @@ from skjacobian.differentiable import BlackBox
 from skjacobian.exceptions import AttackWarning
 from skjacobian.leaves import Leaves
 from tests.leaf_boxes import distance_to_leaves, known
+from tests.slow import others_slow
 
 NORMS = ["linf", "l2", "l1"]
 ORDER = {"linf": np.inf, "l2": 2, "l1": 1}
@@ -156,20 +157,10 @@ def nearest_cell(cells, X, y, norm):
 
 @pytest.mark.parametrize(
     ("name", "norm"),
-    [
-        ("forest", "l1"),
-        ("extra trees", "l2"),
-        ("boosting", "linf"),
-        ("histograms", "l1"),
-        pytest.param("forest", "linf", marks=pytest.mark.slow),
-        pytest.param("forest", "l2", marks=pytest.mark.slow),
-        pytest.param("extra trees", "linf", marks=pytest.mark.slow),
-        pytest.param("extra trees", "l1", marks=pytest.mark.slow),
-        pytest.param("boosting", "l2", marks=pytest.mark.slow),
-        pytest.param("boosting", "l1", marks=pytest.mark.slow),
-        pytest.param("histograms", "linf", marks=pytest.mark.slow),
-        pytest.param("histograms", "l2", marks=pytest.mark.slow),
-    ],
+    others_slow(
+        itertools.product(SMALL, NORMS),
+        [("forest", "l1"), ("extra trees", "l2"), ("boosting", "linf"), ("histograms", "l1")],
+    ),
 )
 def test_on_small_ensembles_it_is_hardly_beyond_brute_force(name, norm):
     classifier, X, y, cells = small_ensemble(name)

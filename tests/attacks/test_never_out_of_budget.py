@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from skjacobian.attacks import APGD, FGSM, FMN, PGD, Cascade, HotFlip, RayS, Square
+from tests.slow import others_slow
 
 ATTACKS = {
     "FGSM": FGSM(),
@@ -183,9 +184,7 @@ def check(case, found):
 
 
 @pytest.mark.filterwarnings("ignore:The loss gradient was:skjacobian.exceptions.AttackWarning")
-@pytest.mark.parametrize(
-    "part", [0, *(pytest.param(part, marks=pytest.mark.slow) for part in range(1, N_PARTS))]
-)
+@pytest.mark.parametrize("part", others_slow(range(N_PARTS), [0]))
 @pytest.mark.parametrize("name", ATTACKS)
 def test_no_attack_ever_leaves_its_threat_model(name, part):
     n_moved = n_fooled = 0

@@ -1,5 +1,6 @@
 """Votes of pairs of classes: margins against a count by hand, and what attacks make of them."""
 
+import itertools
 import warnings
 
 import numpy as np
@@ -23,6 +24,7 @@ from skjacobian.attacks import PGD
 from skjacobian.differentiable import as_torch
 from skjacobian.differentiable._votes import Votes
 from skjacobian.exceptions import AttackWarning
+from tests.slow import others_slow
 
 
 def decisions_of(n_classes, seed, n_samples=20):
@@ -177,16 +179,10 @@ CLASSIFIERS = {
 
 @pytest.mark.parametrize(
     ("name", "norm"),
-    [
-        ("linear", "l2"),
-        ("rbf", "linf"),
-        ("breaking ties", "linf"),
-        pytest.param("regressions", "linf", marks=pytest.mark.slow),
-        pytest.param("linear", "linf", marks=pytest.mark.slow),
-        pytest.param("rbf", "l2", marks=pytest.mark.slow),
-        pytest.param("breaking ties", "l2", marks=pytest.mark.slow),
-        pytest.param("regressions", "l2", marks=pytest.mark.slow),
-    ],
+    others_slow(
+        itertools.product(CLASSIFIERS, ["linf", "l2"]),
+        [("linear", "l2"), ("rbf", "linf"), ("breaking ties", "linf")],
+    ),
 )
 def test_one_attack_finds_nearly_all_that_attacks_towards_every_class_find(name, norm):
     """Followed through its votes, a machine looked up to ten points more robust than it is."""

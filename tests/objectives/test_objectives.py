@@ -1,4 +1,5 @@
 import copy
+import itertools
 import pickle
 from contextlib import contextmanager
 
@@ -22,6 +23,7 @@ from skjacobian.objectives import (
 from skjacobian.objectives.jacobian_regularization import interpolated
 from skjacobian.objectives.trades import divergence
 from tests.seeds import seeded
+from tests.slow import others_slow
 
 DOUBLE = torch.float64
 NORMS = ["linf", "l2"]
@@ -740,14 +742,10 @@ SMALL, LARGE = (6,), (400, 300)
 
 @pytest.mark.parametrize(
     ("norm", "hidden_units"),
-    [
-        ("l1", SMALL),
-        ("l2", LARGE),
-        ("l21", SMALL),
-        pytest.param("l1", LARGE, marks=pytest.mark.slow),
-        pytest.param("l2", SMALL, marks=pytest.mark.slow),
-        pytest.param("l21", LARGE, marks=pytest.mark.slow),
-    ],
+    others_slow(
+        itertools.product(["l1", "l2", "l21"], [SMALL, LARGE]),
+        [("l1", SMALL), ("l2", LARGE), ("l21", SMALL)],
+    ),
 )
 def test_the_automatic_part_is_unbiased_in_value_and_gradient(norm, hidden_units):
     net, y = relu_net(hidden_units), torch.arange(48) % 5
