@@ -48,8 +48,10 @@ def unit_rows(G: Tensor) -> Tensor:
 
 def _are_exact(length: Tensor) -> bool:
     """Tell whether no l2 norm is inexact; a card is not asked, which would have to wait."""
-    if length.is_cuda or length.numel() == 0:
-        return not length.is_cuda
+    if length.is_cuda:
+        return False
+    if length.numel() == 0:
+        return True
     least, largest = _exact_range(length.dtype)
     # Two numbers, where `_is_rounded` makes three masks.
     low, high = length.aminmax()

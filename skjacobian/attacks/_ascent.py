@@ -80,8 +80,8 @@ class LossAttack(Attack):
         """Return what is climbed, as a function of the logits of the active samples."""
         if search.target is None:
             return partial(value_and_slope, LOSSES[self.loss], y=search.y)
-        loss = partial(value_and_slope, TARGETED_LOSSES[self.loss])
-        return partial(loss, y=search.y, target=search.target)
+        targeted = TARGETED_LOSSES[self.loss]
+        return partial(value_and_slope, targeted, y=search.y, target=search.target)
 
 
 class GradientAscent(LossAttack):

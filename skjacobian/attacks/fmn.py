@@ -310,11 +310,10 @@ class FMN(Attack):
 
     def _loss(self, search: Search, progress: float) -> LossAndSlope:
         if search.target is not None:
-            loss = partial(value_and_slope, targeted_margin)
-            return partial(loss, y=search.y, target=search.target)
+            return partial(value_and_slope, targeted_margin, y=search.y, target=search.target)
         hot, cold = self.TEMPERATURES
-        loss = partial(value_and_slope, soft_margin)
-        return partial(loss, y=search.y, temperature=hot * (cold / hot) ** progress)
+        temperature = hot * (cold / hot) ** progress
+        return partial(value_and_slope, soft_margin, y=search.y, temperature=temperature)
 
 
 def _ways_to_round(ball: Ball) -> list[Ball]:

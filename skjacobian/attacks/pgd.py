@@ -167,8 +167,10 @@ class PGD(GradientAscent):
         return min(2.0, sum(self._falling(later, n_steps) for later in range(step, n_steps)))
 
     def _step(self, X_adv: Tensor, direction: Tensor, ball: Ball, step: int) -> Tensor:
-        falling = ball.eps * self._falling(step, self._n_steps())
-        step_size = falling if self.step_size is None else unwrap_scalar(self.step_size)
+        if self.step_size is None:
+            step_size = ball.eps * self._falling(step, self._n_steps())
+        else:
+            step_size = unwrap_scalar(self.step_size)
         return ascend(ball, X_adv, direction, step_size)
 
     def _falling(self, step: int, n_steps: int) -> float:
