@@ -10,7 +10,7 @@ from sklearn.metrics import accuracy_score, check_scoring
 from sklearn.model_selection import train_test_split
 from sklearn.utils import _safe_indexing
 
-from skjacobian._net import ValidationScores, early_stopping
+from skjacobian._net.callbacks import ValidationScores, early_stopping
 from skjacobian._validation import reject, unwrap_scalar
 
 

@@ -17,21 +17,13 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import column_or_1d, validate_data
 from torch import Tensor
 
-from skjacobian._batches import Samples, n_batches
 from skjacobian._early_stopping import hold_out, warn_of_a_flat_score, watch
-from skjacobian._net import (
-    LR_SCHEDULES,
-    OPTIMIZERS,
-    predict_logits,
-    train,
-)
-from skjacobian._net_owner import net_state, restore_net
-from skjacobian._net_params import (
-    OptimizerClass,
-    check_callbacks,
-    check_iterators,
-    check_optimizer,
-)
+from skjacobian._net.batches import Samples, n_batches
+from skjacobian._net.callbacks import check_callbacks
+from skjacobian._net.objective_net import predict_logits
+from skjacobian._net.owner import net_state, restore_net
+from skjacobian._net.params import OptimizerClass, check_iterators, check_optimizer
+from skjacobian._net.training import LR_SCHEDULES, OPTIMIZERS, train
 from skjacobian._prediction import NetClassifier
 from skjacobian._preprocessing import TransformerInstance, fit_preprocessor
 from skjacobian._rng import draw_seed, own_random_state

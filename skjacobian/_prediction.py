@@ -9,8 +9,8 @@ from sklearn.utils import check_consistent_length
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 from torch import Tensor
 
-from skjacobian._net import predict_logits
-from skjacobian._net_owner import NetOwner
+from skjacobian._net.objective_net import predict_logits
+from skjacobian._net.owner import NetOwner
 from skjacobian._rng import draw_seed
 from skjacobian._training_data import as_tensor
 from skjacobian._validation import check_labels, unwrap_scalar

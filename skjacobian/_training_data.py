@@ -8,7 +8,7 @@ from sklearn.utils import assert_all_finite
 from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor
 
-from skjacobian._batches import Samples
+from skjacobian._net.batches import Samples
 from skjacobian._validation import check_weights, reject
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from skjacobian._attacked_columns import AttackedColumns
 from skjacobian._estimator import TRAINING_CONSTRAINTS, RobustClassifier
-from skjacobian._net import ObjectiveNet
+from skjacobian._net.objective_net import ObjectiveNet
 from skjacobian._table import Table
 from skjacobian._validation import ScalarInterval, reject, unwrap_scalar
 from skjacobian.attacks import FGSM, PGD, Attack

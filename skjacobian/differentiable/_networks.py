@@ -9,7 +9,7 @@ import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
 from torch import Tensor, nn
 
-from skjacobian._net import SkorchNet
+from skjacobian._net.objective_net import SkorchNet
 from skjacobian._validation import check_labels
 from skjacobian.differentiable._registry import (
     ClassifierView,

@@ -8,7 +8,8 @@ import torch
 from sklearn.base import BaseEstimator
 from torch import Tensor, nn
 
-from skjacobian._net import ObjectiveNet, make_net
+from skjacobian._net.objective_net import ObjectiveNet
+from skjacobian._net.training import make_net
 from skjacobian._preprocessing import behind_preprocessor, output_shape
 from skjacobian._training_data import is_there, resolve_device
 from skjacobian._validation import unwrap_scalar

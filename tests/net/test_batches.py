@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skjacobian._batches import Batches, Samples
+from skjacobian._net.batches import Batches, Samples
 from tests.seeds import seeded
 
 

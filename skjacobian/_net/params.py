@@ -1,8 +1,7 @@
-"""What is handed on to skorch and torch, checked before a net is made or trained."""
+"""Parameters of the optimizer and of batches, checked before a net is made or trained."""
 
-import copy
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,9 +11,6 @@ from skjacobian._validation import check_count, check_flag, did_you_mean, reject
 
 # The parameters of `Batches` that are a user's.
 _ITERATOR = {"batch_size": check_count, "shuffle": check_flag, "drop_last": check_flag}
-
-# What is recorded of the data that early stopping holds out.
-VALIDATED = ("valid_loss", "valid_accuracy", "valid_score")
 
 
 class OptimizerClass(HasMethods):
@@ -38,7 +34,7 @@ def check_optimizer(
 
     `checked_optimizer_params` raises for the names of parameters that it does not have.
     """
-    given = _params_of("optimizer", nested)
+    given = params_of("optimizer", nested)
     groups = _checked_groups(given.pop("param_groups", ()))
     accepted, takes_any = _parameters_of(optimizer)
     own = {name: value for name, value in given.items() if takes_any or name in accepted}
@@ -61,7 +57,7 @@ def checked_optimizer_params(
     checked = dict(nested)
     if "weight_decay" not in options and not takes_any and not nested["optimizer__weight_decay"]:
         del checked["optimizer__weight_decay"]
-    for name, value in _params_of("optimizer", checked).items():
+    for name, value in params_of("optimizer", checked).items():
         if name == "lr":
             reject("optimizer__lr", value, "the learning rate as lr")
         if name not in options and not takes_any:
@@ -73,38 +69,11 @@ def checked_optimizer_params(
 def check_iterators(nested: Mapping[str, Any]) -> None:
     """Raise for parameters of iterators that batches do not have."""
     for part in ("iterator_train", "iterator_valid"):
-        for name, value in _params_of(part, nested).items():
+        for name, value in params_of(part, nested).items():
             if name not in _ITERATOR:
                 options = ", ".join(_ITERATOR)
                 reject(f"{part}__{name}", value, f"one of {options}{did_you_mean(name, _ITERATOR)}")
             _ITERATOR[name](f"{part}__{name}", value)
-
-
-def check_callbacks(
-    callbacks: Sequence[Any], nested: Mapping[str, Any], *, recorded: Sequence[str]
-) -> None:
-    """Raise for callbacks that would watch or score what there is not.
-
-    Parameters
-    ----------
-    callbacks : sequence of callbacks, their classes, or pairs (name, callback)
-    nested : mapping
-        Parameters in skorch's spelling.
-    recorded : sequence of str
-        What the history has of each epoch, but for what callbacks record.
-    """
-    for name, value in _params_of("callbacks", nested).items():
-        if "__" not in name and not _has_hooks(value):
-            reject(f"callbacks__{name}", value, "a skorch callback")
-    made = list(_made(callbacks, nested))
-    if "valid_loss" not in recorded:
-        for callback in made:
-            _check_scores_training_data(callback)
-    # What callbacks of a user's own record, nobody knows.
-    if all(type(callback).__module__.startswith("skorch.") for callback in made):
-        names = {*recorded, *(name for callback in made for name in _recorded_by(callback))}
-        for callback in made:
-            _check_monitor(callback, sorted(names))
 
 
 def _parameters_of(optimizer: type[torch.optim.Optimizer]) -> tuple[list[str], bool]:
@@ -113,7 +82,8 @@ def _parameters_of(optimizer: type[torch.optim.Optimizer]) -> tuple[list[str], b
     return list(parameters), any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
-def _params_of(part: str, nested: Mapping[str, Any]) -> dict[str, Any]:
+def params_of(part: str, nested: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parameters of a part of the net, by their own names."""
     prefix = f"{part}__"
     return {n.removeprefix(prefix): v for n, v in nested.items() if n.startswith(prefix)}
 
@@ -137,51 +107,3 @@ def _try(optimizer: type[torch.optim.Optimizer], params: dict[str, Any], said: s
         raise ValueError(
             f"Got {said}, but expected parameters that {optimizer.__name__} takes: {error}"
         ) from error
-
-
-def _has_hooks(given: Any) -> bool:
-    return hasattr(given, "on_train_begin")
-
-
-def _made(callbacks: Sequence[Any], nested: Mapping[str, Any]) -> Iterator[Any]:
-    """Yield copies of the callbacks with the parameters that `callbacks__…` sets."""
-    for given in callbacks:
-        pair = isinstance(given, tuple | list) and len(given) == 2
-        name, callback = given if pair else (None, given)
-        if not _has_hooks(callback):  # None, or what `train` refuses
-            continue
-        made = callback() if isinstance(callback, type) else copy.copy(callback)
-        name = type(made).__name__ if name is None else name
-        made.set_params(**_params_of(f"callbacks__{name}", nested))
-        yield made
-
-
-def _check_scores_training_data(callback: Any) -> None:
-    """Raise if a callback scores data that is held out, of which there is none."""
-    if hasattr(callback, "scoring") and not callback.on_train:
-        raise ValueError(
-            f"Got {type(callback).__name__}({callback.scoring!r}) in callbacks, but expected "
-            "early_stopping=True, which holds out data, or on_train=True."
-        )
-
-
-def _recorded_by(callback: Any) -> Iterator[str]:
-    """Yield the names that a callback of skorch's gives to what it adds to the history."""
-    if event := getattr(callback, "event_name", None):
-        yield event
-    if hasattr(callback, "on_train"):
-        name = callback.initialize().name_ if hasattr(callback, "scoring") else callback.name
-        yield from (name, f"{name}_best")
-
-
-def _check_monitor(callback: Any, names: Sequence[str]) -> None:
-    """Raise if a callback watches what is not among `names`."""
-    monitor = getattr(callback, "monitor", None)
-    if not isinstance(monitor, str) or monitor in names:
-        return
-    if "valid_loss" not in names and monitor.removesuffix("_best") in VALIDATED:
-        return  # the net says what holds out data
-    raise ValueError(
-        f"Got {type(callback).__name__}(monitor={monitor!r}) in callbacks, but expected one of "
-        f"{', '.join(names)}{did_you_mean(monitor, names)}."
-    )

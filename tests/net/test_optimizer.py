@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from skjacobian._optimizer import Adam
+from skjacobian._net.optimizer import Adam
 
 N_STEPS = 20
 BOTH = (torch.optim.Adam, Adam)

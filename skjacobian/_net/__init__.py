@@ -1,0 +1,1 @@
+"""The skorch net inside the classifiers. The only folder that imports skorch."""
