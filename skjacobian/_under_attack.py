@@ -6,17 +6,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import chain
-from numbers import Real
 from typing import Any
 
 import numpy as np
 import torch
 from sklearn.base import clone
 from sklearn.utils import assert_all_finite, check_consistent_length
-from sklearn.utils.validation import _check_n_features, check_is_fitted, column_or_1d
+from sklearn.utils.validation import _check_n_features, column_or_1d
 from torch import Tensor, nn
 
 from skjacobian._attacked_columns import AttackedColumns
+from skjacobian._attacked_view import (
+    attacked_view,
+    check_has,
+    check_has_one_output,
+    check_kind_of_labels,
+)
 from skjacobian._columns import in_the_order_of_fit
 from skjacobian._rng import draw_seed
 from skjacobian._table import Table, as_pandas
@@ -29,14 +34,10 @@ from skjacobian.differentiable import (
     FittedModule,
     TensorFunction,
     answers_or_nan,
-    as_torch,
-    bind_samples,
-    black_box,
     encoded_columns,
-    methods_of,
     unread_columns,
 )
-from skjacobian.exceptions import AttackWarning, NotDifferentiableError
+from skjacobian.exceptions import AttackWarning
 from skjacobian.leaves import Leaves
 from skjacobian.model_modes import frozen
 from skjacobian.model_outputs import log_of_probabilities, output_kind
@@ -107,20 +108,20 @@ class UnderAttack:
     ) -> None:
         if isinstance(estimator, nn.Module) and not hasattr(estimator, "predict"):
             estimator = FittedModule(estimator, X)
-        _check_has(estimator, "predict")
-        _check_has_one_output(estimator)
+        check_has(estimator, "predict")
+        check_has_one_output(estimator)
         given = X = as_pandas(X)
         X = in_the_order_of_fit(estimator, X)
         self.estimator, self.X, self.verbose = estimator, X, verbose
         self.table = Table(X)
         _check_n_features(estimator, X, reset=False)
         self.X_tensor = self.table.tensor
-        self.view, self.black_box_method = _view(estimator, self.table, needs)
-        _check_has(estimator, "classes_")
+        self.view, self.black_box_method = attacked_view(estimator, self.table, needs)
+        check_has(estimator, "classes_")
         self.y = column_or_1d(y)
         assert_all_finite(self.y, input_name="y")
         check_consistent_length(self.X_tensor, self.y)
-        _check_kind_of_labels(self.y, estimator.classes_)
+        check_kind_of_labels(self.y, estimator.classes_)
         if isinstance(estimator, FittedModule):
             estimator.check_labels(self.y)
         self.columns = AttackedColumns.of(
@@ -319,75 +320,6 @@ def warn_of_disagreement(perturbed: Perturbed) -> None:
             AttackWarning,
             stacklevel=4,
         )
-
-
-def _view(estimator: Any, table: Table, needs: str) -> tuple[TensorFunction, str | None]:
-    """Return what an attack that needs so much attacks, and by which method if a black box."""
-    try:
-        view = as_torch(estimator)
-        bind_samples(view, table)
-    except NotDifferentiableError:
-        check_is_fitted(estimator)
-        _check_has(estimator, "classes_")
-        if needs == "gradients":
-            raise
-        return _black_box_that_decides(estimator, table)
-    return view, None
-
-
-def _black_box_that_decides(estimator: Any, table: Table) -> tuple[BlackBox, str]:
-    """Return the scores of a classifier whose largest is what it predicts, and their method.
-
-    A `predict` with a threshold of its own does not follow the probabilities.
-    """
-    methods = methods_of(estimator)
-    predicted, again = (np.asarray(estimator.predict(table.X)) for _ in range(2))
-    if not np.array_equal(predicted, again):  # at random, which says nothing of the scores
-        return black_box(estimator, table, methods[0]), methods[0]
-    for method in methods[:-1]:
-        view = black_box(estimator, table, method)
-        largest = np.asarray(estimator.classes_)[view(table.tensor).argmax(1).numpy()]
-        if np.array_equal(largest, predicted):
-            return view, method
-    return black_box(estimator, table, methods[-1]), methods[-1]
-
-
-def _check_has(estimator: Any, name: str) -> None:
-    """Raise if an estimator cannot be asked for a class."""
-    if not hasattr(estimator, name):
-        raise TypeError(
-            f"Got an estimator of type {type(estimator).__name__} without {name}, but "
-            "expected a fitted classifier, which has predict and classes_."
-        )
-
-
-def _check_has_one_output(estimator: Any) -> None:
-    """Raise if an estimator has classes for each of several outputs."""
-    classes = getattr(estimator, "classes_", ())
-    if isinstance(classes, list) and any(np.ndim(labels) for labels in classes):
-        raise TypeError(
-            f"Got an estimator of type {type(estimator).__name__} with classes for each of "
-            f"{len(classes)} outputs, but expected a classifier with one."
-        )
-
-
-def _check_kind_of_labels(y: np.ndarray, classes: Any) -> None:
-    """Raise for labels that no class can be: strings for numbers, fractions, None."""
-    known = np.ravel(classes).tolist()
-    kinds = {_kind_of_label(label) for label in known}
-    for given in dict.fromkeys(y.tolist()):
-        if _kind_of_label(given) not in kinds:
-            raise ValueError(
-                f"Got y with labels like {given!r}, but expected those that the classifier was "
-                f"fitted on, like {known[0]!r}."
-            )
-
-
-def _kind_of_label(label: Any) -> str:
-    """Return what a label is; whole numbers are equal whatever their types."""
-    if isinstance(label, Real | np.bool_):
-        return "whole number" if float(label).is_integer() else "fraction"
-    return "string" if isinstance(label, str) else type(label).__name__
 
 
 def _check_is_valid(attack: Attack, X: Tensor, X_adv: Tensor) -> None:

@@ -56,6 +56,7 @@ LAYERS = {
     "differentiable": 4,
     "modules": 4,
     "_attacked_columns": 5,
+    "_attacked_view": 5,
     "_early_stopping": 5,
     "_domain": 1,
     "_estimator": 5,
