@@ -13,7 +13,7 @@ from skjacobian._attacked_columns import AttackedColumns
 from skjacobian._estimator import TRAINING_CONSTRAINTS, RobustClassifier
 from skjacobian._net.objective_net import ObjectiveNet
 from skjacobian._table import Table
-from skjacobian._validation import ScalarInterval, reject, unwrap_scalar
+from skjacobian._validation import ScalarInterval, unwrap_scalar
 from skjacobian.attacks import FGSM, PGD, Attack
 from skjacobian.constraints import FeatureConstraints
 from skjacobian.exceptions import AttackWarning
@@ -128,7 +128,8 @@ class JacobianRegularizedClassifier(RobustClassifier):
         robust overfitting.
     warm_start : bool, default=False
         Whether `fit` goes on from the weights of the last fit, with its network, optimizer and
-        preprocessor; another `module`, `optimizer`, `weight_decay` or `dtype` is an error.
+        preprocessor; another one, another `weight_decay` or `dtype`, or other parameters of
+        these (`module__…`) are an error.
     callbacks : list of skorch callbacks, optional
         Used unmodified; parameters are spelled `callbacks__name__parameter`.
     device : str or torch.device, default="auto"
@@ -375,7 +376,8 @@ class AdversarialClassifier(RobustClassifier):
         robust overfitting.
     warm_start : bool, default=False
         Whether `fit` goes on from the weights of the last fit, with its network, optimizer and
-        preprocessor; another `module`, `optimizer`, `weight_decay` or `dtype` is an error.
+        preprocessor; another one, another `weight_decay` or `dtype`, or other parameters of
+        these (`module__…`) are an error.
     callbacks : list of skorch callbacks, optional
         Used unmodified; parameters are spelled `callbacks__name__parameter`.
     device : str or torch.device, default="auto"
@@ -529,9 +531,6 @@ class AdversarialClassifier(RobustClassifier):
         inner = _penalized(self.net_, X, self.lam, self.penalty_norm, penalty_samples="auto")
         attack = self._make_attack(X)
         if self.method == "trades":
-            if not self.random_start:
-                expected = "True with method='trades', whose divergence has no gradient at X"
-                reject("random_start", self.random_start, expected)
             return TRADES(attack=attack, objective=inner, beta=float(unwrap_scalar(self.beta)))
         return AdversarialTraining(attack=attack, objective=inner)
 

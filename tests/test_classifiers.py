@@ -47,6 +47,7 @@ from skjacobian import (
     JacobianRegularizedClassifier,
     RobustScorer,
 )
+from skjacobian.differentiable import as_torch
 from skjacobian.exceptions import TrainingDivergedError
 from skjacobian.modules import MODULES
 
@@ -1260,6 +1261,17 @@ def test_cuda_trains_scores_and_unpickles_like_the_cpu(Classifier, digits):
 
 
 @pytest.mark.parametrize("Classifier", CLASSIFIERS)
+def test_between_fits_the_module_is_in_eval_mode(Classifier, iris):
+    X, y = iris
+    fitted = Classifier(module__dropout=0.5, **SMALL).fit(X, y)
+    online = Classifier(module__dropout=0.5, **SMALL).partial_fit(X, y)
+    for model in (fitted, online, pickle.loads(pickle.dumps(fitted))):
+        assert not model.module_.training
+        view = as_torch(model)(torch.from_numpy(X)).softmax(1)
+        np.testing.assert_allclose(view.detach(), model.predict_proba(X), atol=1e-6)
+
+
+@pytest.mark.parametrize("Classifier", CLASSIFIERS)
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -1543,7 +1555,7 @@ def test_what_a_part_of_the_data_does_not_know_is_not_learned_from_it(params, ma
 
 def test_trades_needs_a_random_start(iris):
     model = AdversarialClassifier(method="trades", random_start=False)
-    with pytest.raises(ValueError, match="Got random_start=False, but expected True with method="):
+    with pytest.raises(ValueError, match="Got random_start=False, but expected True for TRADES"):
         model.fit(*iris)
 
 

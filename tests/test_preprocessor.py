@@ -19,7 +19,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, cross_validate
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import (
     MaxAbsScaler,
     MinMaxScaler,
@@ -316,10 +316,25 @@ def test_going_on_keeps_the_preprocessor(Classifier, raw):
         ValueError, match=r"Got preprocessor=MinMaxScaler\(\), but expected Standard"
     ):
         model.fit(X[::2], y[::2])
+    model.set_params(preprocessor=StandardScaler(), preprocessor__with_mean=False)
+    with pytest.raises(ValueError, match="Got preprocessor__with_mean=False, but expected True"):
+        model.fit(X, y)
     online = Classifier(preprocessor=StandardScaler(), **SMALL)
     online.partial_fit(X[::2], y[::2]).partial_fit(X[1::2], y[1::2])
     np.testing.assert_allclose(online.preprocessor_.mean_, X[::2].mean(0))
-    assert isinstance(model.set_params(warm_start=False).fit(X, y).preprocessor_, MinMaxScaler)
+    model.set_params(warm_start=False, preprocessor=MinMaxScaler())
+    assert isinstance(model.fit(X, y).preprocessor_, MinMaxScaler)
+
+
+def test_what_a_preprocessor_shows_shortened_may_not_change_either(raw):
+    steps = [(f"scaler{i}", StandardScaler()) for i in range(40)]
+    model = JacobianRegularizedClassifier(preprocessor=Pipeline(steps), warm_start=True, **SMALL)
+    model = pickle.loads(pickle.dumps(model.fit(*raw))).fit(*raw)
+    shown = repr(model.preprocessor)
+    model.set_params(preprocessor__scaler35__with_std=False)
+    assert repr(model.preprocessor) == shown
+    with pytest.raises(ValueError, match="Got preprocessor__scaler35__with_std=False"):
+        model.fit(*raw)
 
 
 @every_preprocessor

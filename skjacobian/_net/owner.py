@@ -29,6 +29,7 @@ class NetOwner(BaseEstimator):
     input_shape_: tuple[int, ...]
     preprocessor_: Any
     module: Any
+    preprocessor: Any
     optimizer: Any
     weight_decay: Any
     device: Any
@@ -64,15 +65,22 @@ class NetOwner(BaseEstimator):
         self.net_ = self._make_net()
 
     def _said_of_the_net(self) -> dict[str, Any]:
-        """Return the parameters that the network and its optimizer are made from."""
+        """Return the parameters that the network and its optimizer are made from.
+
+        Those of the preprocessor by name, as `set_params` changes them in place.
+        """
         names = ("module", "preprocessor", "optimizer", "weight_decay", "dtype")
-        return {name: getattr(self, name) for name in names} | self._nested
+        said = {name: getattr(self, name) for name in names} | self._nested
+        if self.preprocessor is not None:
+            own = self.preprocessor.get_params()
+            said |= {f"preprocessor__{name}": value for name, value in own.items()}
+        return said
 
     def _check_same_net(self) -> None:
         """Raise if these have changed: training goes on with the network that is there."""
         now, then = self._said_of_the_net(), self._net_said
         for name in sorted({*now, *then}):
-            if repr(now.get(name)) != repr(then.get(name)):
+            if not _is_same(now.get(name), then.get(name)):
                 raise ValueError(
                     f"Got {name}={now.get(name)!r}, but expected {then.get(name)!r} as in the "
                     "first fit: warm_start and partial_fit go on with its network and optimizer."
@@ -145,6 +153,15 @@ class NetOwner(BaseEstimator):
         if trained is not None:
             self.net_ = self._make_net()
             restore_net(self.net_, trained)
+
+
+def _is_same(value: Any, other: Any) -> bool:
+    """Tell whether two values of a parameter are the same; of estimators, but for parameters."""
+    if hasattr(value, "get_params") and not isinstance(value, type):
+        return type(value) is type(other)
+    if isinstance(value, np.ndarray | Tensor):
+        return type(value) is type(other) and np.array_equal(np.asarray(value), np.asarray(other))
+    return value is other or repr(value) == repr(other)
 
 
 def net_state(net: ObjectiveNet) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def make_net(
     optimizer: str | type[torch.optim.Optimizer],
     nested: dict[str, Any],
 ) -> ObjectiveNet:
-    """Make an initialized net whose every random draw follows from `seed`.
+    """Make an initialized net, in eval mode, whose every random draw follows from `seed`.
 
     `nested` holds the parameters of optimizer, iterators and callbacks in skorch's
     spelling, `optimizer__betas` and so on.
@@ -86,6 +86,7 @@ def make_net(
         **{**defaults, **nested},
     ).initialize()
     _check_patterns(net, groups or [])
+    net._set_training(False)
     return net
 
 
@@ -119,7 +120,10 @@ def train(
     callbacks: list[Any],
     verbose: int,
 ) -> None:
-    """Train for `epochs` more, with the settings given now and the weights as they are."""
+    """Train for `epochs` more, with the settings given now and the weights as they are.
+
+    Between fits the net is in eval mode, as views of it, attacks and users expect.
+    """
     net.objective = objective
     net.batch_size, net.verbose = batch_size, verbose
     net.train_split = None
@@ -145,4 +149,7 @@ def train(
     check_made_callbacks(net, lr_schedule)
     begin_schedules(net)
     net.max_epochs = epochs
-    net.partial_fit(ScoredSamples(samples))
+    try:
+        net.partial_fit(ScoredSamples(samples))
+    finally:
+        net._set_training(False)
