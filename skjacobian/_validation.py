@@ -45,6 +45,11 @@ def check_non_negative(name: str, value: Any) -> float:
     return check_number(name, value, lambda v: v >= 0, "a non-negative finite number")
 
 
+def check_strength(name: str, value: Any) -> float | torch.Tensor:
+    """Return a tensor, one value per sample, as it is, and else a finite float >= 0, or raise."""
+    return value if isinstance(value, torch.Tensor) else check_non_negative(name, value)
+
+
 def check_positive(name: str, value: Any) -> float:
     """Return `value` as a finite float > 0, or raise."""
     return check_number(name, value, lambda v: v > 0, "a positive finite number")
@@ -137,6 +142,12 @@ def check_tensor(name: str, value: Any, instead: str) -> None:
         raise TypeError(
             f"Got {name} of type {type(value).__name__}, but expected a torch.Tensor. {instead}"
         )
+
+
+def check_floating(name: str, value: torch.Tensor) -> None:
+    """Raise unless a tensor is of a floating type."""
+    if not value.is_floating_point():
+        raise ValueError(f"Got {name} of {value.dtype}, but expected floating numbers.")
 
 
 def check_option(name: str, value: Any, options: Iterable[str]) -> str:

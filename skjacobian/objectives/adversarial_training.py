@@ -58,11 +58,12 @@ class AdversarialTraining(Objective):
         TypeError
             If `attack` is not `PGD` or `FGSM`.
         ValueError
-            If it searches more than once.
+            If a parameter of it makes no sense, it searches more than once, or takes its units
+            from the batch.
         """
-        if self.attack.eps_is_zero:
-            return self.objective(predict_logits, X, y, generator=generator)
         attack = inner(self.attack)
+        if attack.eps_is_zero:
+            return self.objective(predict_logits, X, y, generator=generator)
         attack_loss = LOSSES[attack.loss]
         with frozen(predict_logits):
             X_adv = attack.maximize(
@@ -74,9 +75,13 @@ class AdversarialTraining(Objective):
 
 
 def inner(attack: Attack) -> GradientAscent:
-    """Return the attack of an inner maximization; raise unless it is one ascent of a loss."""
+    """Return the attack of an inner maximization; raise unless it is one sound ascent of a loss."""
     if not isinstance(attack, GradientAscent):
         raise TypeError(f"Got attack={attack!r}, but expected PGD or FGSM, one ascent of a loss.")
     if attack.n_restarts != 1 or attack.n_targets is not None:
         reject("attack", attack, "n_restarts=1 and n_targets=None: training takes one search")
+    if isinstance(attack.feature_scale, str):
+        expected = "None or an array: the statistics of one batch are not those of the data"
+        reject("feature_scale", attack.feature_scale, expected)
+    attack.check_params()
     return attack

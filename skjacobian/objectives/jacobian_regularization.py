@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from skjacobian._rng import replayed_rng
-from skjacobian._validation import check_non_negative
+from skjacobian._validation import check_count, check_number, check_strength
 from skjacobian.jacobian._chosen import Index, at, n_chosen, spread
 from skjacobian.jacobian._cost import Sample, affordable_sample
 from skjacobian.jacobian._engines import closed_form, linearize
@@ -115,8 +115,11 @@ class JacobianRegularization(Objective):
         Raises
         ------
         ValueError
-            If parameters of the norm are unknown or do not go together.
+            For parameters that make no sense, and those of the norm that do not go together.
         """
+        interpolation = check_number(
+            "interpolation", self.interpolation, lambda a: 0 <= a <= 0.5, "a number from 0 to 0.5"
+        )
         sizes = sizes_of(predict_logits, X) if self.penalty_samples == "auto" else None
         norm, part = self._plan(len(X), sizes, X.is_cuda)
         if part.every > 1 and int(torch.randint(part.every, (1,), generator=generator)) > 0:
@@ -129,10 +132,10 @@ class JacobianRegularization(Objective):
         labels = at(y, index) if norm.needs_labels else y
         scale = part.every * len(X) / part.n_samples
         how = (norm, labels, self.engine, generator, scale)
-        if self.interpolation == 0:
+        if interpolation == 0:
             logits, penalty = _logits_and_penalty(predict_logits, X, index, *how)
         else:
-            points = interpolated(X, index, self.interpolation, generator)
+            points = interpolated(X, index, interpolation, generator)
             logits, penalty = _logits_and_penalty_at(predict_logits, X, points, index, *how)
         loss = _penalized(cross_entropy(logits, y), penalty, self.lam)
         return ObjectiveValue(loss, penalty.detach(), logits)
@@ -180,10 +183,11 @@ def interpolated(X: Tensor, index: Index, largest: float, generator: torch.Gener
 
 def _penalized(loss: Tensor, penalty: Tensor, lam: Any) -> Tensor:
     """Return ℓ + λ‖J‖."""
-    if isinstance(lam, Tensor):
-        return loss + lam * penalty
+    strength = check_strength("lam", lam)
+    if isinstance(strength, Tensor):
+        return loss + strength * penalty
     # With the factor inside: a product of its own is a kernel, and a node for autograd.
-    return loss.add(penalty, alpha=check_non_negative("lam", lam))
+    return loss.add(penalty, alpha=strength)
 
 
 def _norm(
@@ -234,8 +238,10 @@ _cached_plan = lru_cache(typed=True)(_plan)
 def _number(penalty_samples: Any, n_samples: int) -> int:
     """Return a number of samples, given as such or as a share of `n_samples`."""
     if isinstance(penalty_samples, int | np.integer):
-        return int(penalty_samples)
-    return max(1, round(penalty_samples * n_samples))
+        return check_count("penalty_samples", penalty_samples)
+    expected = "a number of samples, a share of them between 0 and 1, 'auto' or None"
+    share = check_number("penalty_samples", penalty_samples, lambda v: 0 < v <= 1, expected)
+    return max(1, round(share * n_samples))
 
 
 def _logits_and_penalty(

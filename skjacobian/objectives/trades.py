@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from skjacobian._validation import check_strength, reject
 from skjacobian.attacks import Attack
 from skjacobian.model_modes import PredictLogits, frozen
 from skjacobian.objectives._base import Objective, ObjectiveValue
@@ -62,11 +63,15 @@ class TRADES(Objective):
         TypeError
             If `attack` is not `PGD` or `FGSM`.
         ValueError
-            If it searches more than once.
+            If a parameter of it makes no sense, it searches more than once, takes its units from
+            the batch or starts at the sample, and for a negative `beta`.
         """
-        if self.attack.eps_is_zero:
+        attack, beta = inner(self.attack), check_strength("beta", self.beta)
+        if not attack.random_start:
+            expected = "True for TRADES, whose divergence has no gradient at X"
+            reject("random_start", attack.random_start, expected)
+        if attack.eps_is_zero:
             return self.objective(predict_logits, X, y, generator=generator)
-        attack = inner(self.attack)
         with frozen(predict_logits):
             with torch.no_grad():
                 clean_logits = predict_logits(X)
@@ -77,7 +82,7 @@ class TRADES(Objective):
             )
         clean = self.objective(predict_logits, X, y, generator=generator)
         moved = divergence(clean.logits, predict_logits(X_adv))
-        return clean._replace(loss=clean.loss + self.beta * moved)
+        return clean._replace(loss=clean.loss + beta * moved)
 
 
 def divergence(logits: Tensor, other_logits: Tensor) -> Tensor:

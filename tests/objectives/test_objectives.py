@@ -866,11 +866,40 @@ def test_parameters_without_a_hash_are_taken_or_named_as_others_are():
         JacobianRegularization(norm=["l2"])(net, X, y, generator=seeded())
 
 
-def test_a_strength_is_not_negative():
+def regularized(**params):
+    return JacobianRegularization(**params)
+
+
+def adversarial(**params):
+    return AdversarialTraining(attack=PGD(**params), objective=CrossEntropy())
+
+
+def trades(beta=6.0, **params):
+    return TRADES(attack=PGD(**params), objective=CrossEntropy(), beta=beta)
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "value", "expected"),
+    [
+        (regularized, "lam", -0.1, "a non-negative finite number"),
+        (regularized, "penalty_samples", 0, "an integer of at least 1"),
+        (regularized, "penalty_samples", -3, "an integer of at least 1"),
+        (regularized, "penalty_samples", 1.5, "a number of samples, a share of them"),
+        (regularized, "penalty_samples", "all", "a number of samples, a share of them"),
+        (regularized, "interpolation", 0.6, "a number from 0 to 0.5"),
+        (regularized, "interpolation", -1, "a number from 0 to 0.5"),
+        (adversarial, "step_size", -0.1, "a positive finite number"),
+        (adversarial, "loss", "foo", "one of"),
+        (adversarial, "feature_scale", "std", "None or an array"),
+        (trades, "feature_scale", "range", "None or an array"),
+        (trades, "random_start", False, "True for TRADES, whose divergence has no gradient at X"),
+        (trades, "beta", -6, "a non-negative finite number"),
+    ],
+)
+def test_parameters_that_make_no_sense_are_named(make, name, value, expected):
     net, (X, y) = make_net("mlp"), batch()
-    message = "Got lam=-0.1, but expected a non-negative finite number."
-    with pytest.raises(ValueError, match=message):
-        JacobianRegularization(lam=-0.1)(net, X, y, generator=seeded())
+    with pytest.raises(ValueError, match=f"Got {name}={value!r}, but expected {expected}"):
+        make(**{name: value})(net, X, y, generator=seeded())
 
 
 # --- between samples ----------------------------------------------------------------------
