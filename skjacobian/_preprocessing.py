@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from skjacobian.differentiable import Affine, Chain, Linear
 from skjacobian.differentiable._projections import transform_view
 from skjacobian.exceptions import NotDifferentiableError
-from skjacobian.layers import Rescaling
+from skjacobian.layers import Rescaling, linear
 
 
 class TransformerInstance(HasMethods):
@@ -188,7 +188,7 @@ def _layers_of(view: nn.Module) -> list[nn.Module]:
         return [_rescaling(view.before, view.scale, view.after)]
     if type(view) is Linear:
         # Two layers: with the product of `before` in a bias, float32 would lose digits.
-        return [_rescaling(before=view.before), _linear(view.W)]
+        return [_rescaling(before=view.before), linear(view.W)]
     return [Frozen(view)]
 
 
@@ -198,13 +198,6 @@ def _rescaling(
     """Return the layer without the steps that change nothing."""
     steps = ((before, 0), (scale, 1), (after, 0))
     return Rescaling(*(None if t is None or bool((t == n).all()) else t for t, n in steps))
-
-
-def _linear(W: Tensor) -> nn.Linear:
-    # On the meta device torch draws no initial weights.
-    layer = nn.Linear(W.shape[1], W.shape[0], bias=False, device="meta")
-    layer.weight = nn.Parameter(W)
-    return layer
 
 
 def _constant(layer: nn.Module) -> nn.Module:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from skjacobian._validation import check_non_negative, check_option
+from skjacobian._validation import check_non_negative, check_option, reject
 from skjacobian.norms import rows, vector_norm
 from skjacobian.projections import project_l1, project_l1_box, project_l2_box
 from skjacobian.random_points import draws_for, in_unit_ball, uniform_rows
@@ -104,6 +104,8 @@ class Ball:
         # The square of the radius must be finite; beyond this it makes no difference.
         most = torch.finfo(X.dtype).max ** 0.5 / 16
         if isinstance(eps, Tensor):
+            if eps.shape not in ((), X.shape[:1]):
+                reject("eps", eps, f"one radius, or one for each of {len(X)} samples")
             eps = eps.to(X).clamp(max=most)
         else:
             eps = min(check_non_negative("eps", eps), most)

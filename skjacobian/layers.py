@@ -42,6 +42,16 @@ class Rescaling(nn.Module):
         return X if self.after is None else X + self.after
 
 
+def linear(W: Tensor, b: Tensor | None = None) -> nn.Linear:
+    """Return the layer x ↦ Wx + b."""
+    # On the meta device torch draws no initial weights.
+    layer = nn.Linear(W.shape[1], W.shape[0], bias=b is not None, device="meta")
+    layer.weight = nn.Parameter(W)
+    if b is not None:
+        layer.bias = nn.Parameter(b)
+    return layer
+
+
 def is_plain_sequence(module: object) -> TypeGuard[nn.Sequential]:
     """Tell whether a module does what `nn.Sequential` does, one layer after another."""
     return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward

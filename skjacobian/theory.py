@@ -48,7 +48,7 @@ def first_order_l2(predict_logits: PredictLogits, X: Tensor, y: Tensor, eps: Any
     >>> first_order_l2(lambda X: X @ W.T, X, y, eps=0.1)
     tensor([0.2500])
     """
-    return eps * jacobian_norm(predict_logits, X, y, norm="l2", output="loss").sqrt()
+    return eps * _norm(predict_logits, X, y, norm="l2", output="loss").sqrt()
 
 
 def first_order_linf(predict_logits: PredictLogits, X: Tensor, y: Tensor, eps: Any) -> Tensor:
@@ -64,7 +64,7 @@ def first_order_linf(predict_logits: PredictLogits, X: Tensor, y: Tensor, eps: A
     >>> first_order_linf(lambda X: X @ W.T, X, y, eps=0.1)
     tensor([0.3500])
     """
-    return eps * jacobian_norm(predict_logits, X, y, norm="l1", output="loss")
+    return eps * _norm(predict_logits, X, y, norm="l1", output="loss")
 
 
 def weighted_spectral(predict_logits: PredictLogits, X: Tensor, y: Tensor, eps: Any) -> Tensor:
@@ -97,7 +97,7 @@ def spectral(predict_logits: PredictLogits, X: Tensor, y: Tensor, eps: Any) -> T
     >>> spectral(lambda X: X @ W.T, X, y, eps=0.1)
     tensor([0.5657])
     """
-    return eps * SQRT2 * jacobian_norm(predict_logits, X, y, norm="spectral")
+    return eps * SQRT2 * _norm(predict_logits, X, y, norm="spectral")
 
 
 def frobenius(predict_logits: PredictLogits, X: Tensor, y: Tensor, eps: Any) -> Tensor:
@@ -113,7 +113,7 @@ def frobenius(predict_logits: PredictLogits, X: Tensor, y: Tensor, eps: Any) -> 
     >>> frobenius(lambda X: X @ W.T, X, y, eps=0.1)
     tensor([0.7071])
     """
-    return eps * SQRT2 * jacobian_norm(predict_logits, X, y, norm="l2").sqrt()
+    return eps * SQRT2 * _norm(predict_logits, X, y, norm="l2").sqrt()
 
 
 def squared_frobenius(
@@ -132,7 +132,7 @@ def squared_frobenius(
     >>> squared_frobenius(lambda X: X @ W.T, X, y, eps=0.1, tau=1.0)
     tensor([1.8385])
     """
-    squares = jacobian_norm(predict_logits, X, y, norm="l2")
+    squares = _norm(predict_logits, X, y, norm="l2")
     tau = optimal_tau(squares, eps) if tau is None else tau
     return eps / SQRT2 * (tau + squares / tau)
 
@@ -184,7 +184,7 @@ def cross_lipschitz(predict_logits: PredictLogits, X: Tensor, y: Tensor, eps: An
     >>> cross_lipschitz(lambda X: X @ W.T, X, y, eps=0.1)
     tensor([0.7000])
     """
-    return eps * jacobian_norm(predict_logits, X, y, norm="cross_lipschitz")
+    return eps * _norm(predict_logits, X, y, norm="cross_lipschitz")
 
 
 def columns(predict_logits: PredictLogits, X: Tensor, y: Tensor, eps: Any) -> Tensor:
@@ -200,7 +200,7 @@ def columns(predict_logits: PredictLogits, X: Tensor, y: Tensor, eps: Any) -> Te
     >>> columns(lambda X: X @ W.T, X, y, eps=0.1)
     tensor([0.9899])
     """
-    return eps * SQRT2 * jacobian_norm(predict_logits, X, y, norm="l21")
+    return eps * SQRT2 * _norm(predict_logits, X, y, norm="l21")
 
 
 def entrywise(predict_logits: PredictLogits, X: Tensor, y: Tensor, eps: Any) -> Tensor:
@@ -216,7 +216,7 @@ def entrywise(predict_logits: PredictLogits, X: Tensor, y: Tensor, eps: Any) -> 
     >>> entrywise(lambda X: X @ W.T, X, y, eps=0.1)
     tensor([0.7000])
     """
-    return eps * jacobian_norm(predict_logits, X, y, norm="l1")
+    return eps * _norm(predict_logits, X, y, norm="l1")
 
 
 def wrong_probability(predict_logits: PredictLogits, X: Tensor, y: Tensor) -> Tensor:
@@ -231,6 +231,12 @@ def wrong_probability(predict_logits: PredictLogits, X: Tensor, y: Tensor) -> Te
     with frozen(predict_logits), torch.no_grad():
         p = predict_logits(X).softmax(1)
     return p.scatter(1, y.unsqueeze(1), 0.0).sum(1)
+
+
+def _norm(predict_logits: PredictLogits, X: Tensor, y: Tensor | None = None, **how: Any) -> Tensor:
+    """Return a norm of the Jacobian in eval mode, so that all terms are of one network."""
+    with frozen(predict_logits):
+        return jacobian_norm(predict_logits, X, y, **how)
 
 
 # By the norm of the attack, from tight to loose.
@@ -250,6 +256,7 @@ TERMS: dict[str, dict[str, Term]] = {
         "entrywise": entrywise,
     },
 }
+
 
 # Which term is at most which; "columns" and "entrywise" have no order between them.
 ORDER = {
@@ -302,5 +309,4 @@ def surrogate_terms(
      'columns': 0.99, 'entrywise': 0.7}
     """
     check_option("norm", norm, TERMS)
-    with frozen(predict_logits):
-        return {name: term(predict_logits, X, y, eps) for name, term in TERMS[norm].items()}
+    return {name: term(predict_logits, X, y, eps) for name, term in TERMS[norm].items()}

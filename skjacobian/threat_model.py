@@ -96,9 +96,10 @@ def _resolve_scale(feature_scale: Any, X: Tensor) -> Tensor | None:
 
 def _std(X: Tensor) -> Tensor:
     """Return the standard deviation of each feature, missing values left out."""
-    if not bool(X.isnan().any()):
-        return X.std(0, correction=0)
-    std = (X - X.nanmean(0)).square_().nanmean(0).sqrt_()
+    if bool(X.isnan().any()):
+        std = (X - X.nanmean(0)).square_().nanmean(0).sqrt_()
+    else:
+        std = X.std(0, correction=0)
     # Of equal numbers the mean may be another by rounding.
     return std.where(_range(X) > 0, 0.0)
 

@@ -73,8 +73,9 @@ class Rules:
         low, high = (-infinite, infinite) if bounds is None else bounds
         low, high = torch.where(self.increasing, X, low), torch.where(self.decreasing, X, high)
         for group in self.groups:
-            low.view(len(X), -1)[:, group] = low.view(len(X), -1)[:, group].clamp(min=0.0)
-            high.view(len(X), -1)[:, group] = high.view(len(X), -1)[:, group].clamp(max=1.0)
+            flat_low, flat_high = _flat_view(low), _flat_view(high)
+            flat_low[:, group] = flat_low[:, group].clamp(min=0.0)
+            flat_high[:, group] = flat_high[:, group].clamp(max=1.0)
         whole = self.is_whole
         return Box(torch.where(whole, low.ceil(), low), torch.where(whole, high.floor(), high))
 
@@ -84,7 +85,7 @@ class Rules:
             own = X.flatten(1)[:, group]
             stays = (box.low.flatten(1)[:, group] > 0).any(1, keepdim=True)
             for side in box:
-                flat = side.view(len(X), -1)
+                flat = _flat_view(side)
                 flat[:, group] = torch.where(stays, own, flat[:, group])
         return box
 
@@ -184,3 +185,8 @@ def valid_range(
     if missing is not None:
         low, high = torch.where(missing, X, low), torch.where(missing, X, high)
     return Box(low, high)
+
+
+def _flat_view(X: Tensor) -> Tensor:
+    """Return samples as rows of features, in the same memory."""
+    return X.view(len(X), math.prod(X.shape[1:]))  # of no samples, -1 would be any number

@@ -142,6 +142,13 @@ def test_a_category_that_cannot_be_left_takes_no_others_with_it():
     assert bool(ball.contains(valid).all())
 
 
+@pytest.mark.parametrize("attack", [PGD(norm="l2"), FMN(), Cascade()], ids=repr)
+def test_of_no_samples_none_is_attacked(attack):
+    constrained = attack.set_params(constraints=FeatureConstraints(one_hot=[[0, 1]]))
+    none = constrained(torch.nn.Identity(), torch.zeros(0, 3), torch.zeros(0, dtype=torch.long))
+    assert none.shape == (0, 3)
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_one_directional_columns_have_the_closed_form_of_half_a_ball(norm):
     rng = np.random.default_rng(2)
@@ -199,6 +206,7 @@ def test_equal_numbers_have_a_scale_of_zero():
     # 1000000.1 is not its own mean, by rounding; with missing values the mean is another again.
     X = np.random.default_rng(0).normal(size=(200, 2)) * [1, 0] + [0, 1e6 + 0.1]
     assert X[:, 1].copy().std() > 0
+    assert resolve_feature_scale("std", torch.full((10, 1), 0.1)) == 0
     assert FeatureConstraints(scale="std").fit(X).scale_[1] == 0
     X[0] = np.nan
     assert FeatureConstraints(scale={1: "std"}).fit(X).scale_[1] == 0

@@ -1,5 +1,6 @@
 """The chain of surrogates is ordered for every network, sample and radius, in float64."""
 
+import copy
 import math
 from itertools import pairwise
 
@@ -163,6 +164,17 @@ def test_where_a_float32_network_is_sure_the_chain_still_holds():
     wrong = 1 / (1 + math.exp(17))
     assert float(terms["first_order"]) == pytest.approx(wrong, rel=1e-6)
     assert float(terms["weighted_cross_lipschitz"]) == pytest.approx(wrong, rel=1e-6)
+
+
+@both_norms
+def test_all_terms_are_those_of_the_network_in_eval_mode(norm):
+    net = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    X, y = torch.randn(20, 6), torch.arange(20) % 3
+    statistics = copy.deepcopy(net.state_dict())
+    training = {name: term(net, X, y, 0.1) for name, term in TERMS[norm].items()}
+    assert net.training
+    torch.testing.assert_close(net.state_dict(), statistics, rtol=0, atol=0)
+    torch.testing.assert_close(training, surrogate_terms(net.eval(), X, y, norm=norm, eps=0.1))
 
 
 def test_the_wrong_probability_is_exact_where_it_is_tiny():

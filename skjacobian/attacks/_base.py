@@ -10,7 +10,13 @@ from torch import Tensor
 from skjacobian._columns import Columns
 from skjacobian._domain import IsDefined, domain
 from skjacobian._rng import seeded
-from skjacobian._validation import check_non_negative, check_option, check_tensor, reject
+from skjacobian._validation import (
+    check_floating,
+    check_non_negative,
+    check_option,
+    check_tensor,
+    reject,
+)
 from skjacobian.attacks._found import Found
 from skjacobian.attacks._search import Search
 from skjacobian.constraints import FeatureConstraints, check_constraints
@@ -283,8 +289,7 @@ def _stay(search: Search) -> None:
 def _check_tensors(X: Tensor, y: Tensor) -> None:
     for name, value in (("X", X), ("y", y)):
         check_tensor(name, value, "To attack an estimator with arrays, use RobustScorer.")
-    if not X.is_floating_point():
-        raise ValueError(f"Got X of {X.dtype}, but expected floating numbers.")
+    check_floating("X", X)
     if y.is_floating_point() or y.dtype == torch.bool:
         raise ValueError(f"Got y of {y.dtype}, but expected class indices, whole numbers.")
     if len(y) and int(y.min()) < 0:

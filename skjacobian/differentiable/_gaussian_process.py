@@ -22,6 +22,7 @@ from skjacobian.differentiable._registry import (
 )
 from skjacobian.differentiable._votes import Votes
 from skjacobian.exceptions import NotDifferentiableError
+from skjacobian.model_outputs import log_of_probabilities
 
 
 @singledispatch
@@ -242,9 +243,8 @@ class OneVsRestProcesses(ClassifierView):
 
     def forward(self, X: Tensor) -> Tensor:
         """Return the logarithm of what each process says."""
-        P = _probabilities(self.processes, X)
-        # The approximation may round to 0, or fall a hair below.
-        return P.clamp(min=torch.finfo(P.dtype).tiny).log()
+        # Which the approximation may have rounded to 0, or to a hair below.
+        return log_of_probabilities(_probabilities(self.processes, X))
 
     def predict_proba(self, X: Tensor) -> Tensor:
         """Return what the processes say, made to sum to 1."""

@@ -1,6 +1,5 @@
 """The view of scikit-learn's multi-layer perceptron, as a torch network."""
 
-import numpy as np
 import torch
 from sklearn.neural_network import MLPClassifier
 from torch import Tensor, nn
@@ -8,6 +7,7 @@ from torch import Tensor, nn
 from skjacobian.differentiable._linear_classifiers import check_is_not_multilabel
 from skjacobian.differentiable._networks import Network
 from skjacobian.differentiable._registry import ClassifierView, binary_logits, view_of
+from skjacobian.layers import linear
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "identity": nn.Identity,
@@ -26,22 +26,14 @@ class Perceptrons(Network):
     def __init__(self, classifier: MLPClassifier) -> None:
         layers: list[nn.Module] = []
         for W, b in zip(classifier.coefs_, classifier.intercepts_, strict=True):
-            layers += [_linear(W, b), ACTIVATIONS[classifier.activation]()]
+            layer = linear(torch.tensor(W.T), torch.tensor(b)).requires_grad_(False)
+            layers += [layer, ACTIVATIONS[classifier.activation]()]
         super().__init__(nn.Sequential(*layers[:-1]))
 
     def forward(self, X: Tensor) -> Tensor:
         """Return the logits of `X`; of two classes the one output is the decision."""
         outputs = super().forward(X)
         return binary_logits(outputs.squeeze(1)) if outputs.shape[1] == 1 else outputs
-
-
-def _linear(W: np.ndarray, b: np.ndarray) -> nn.Linear:
-    n_inputs, n_outputs = W.shape
-    dtype = torch.from_numpy(W).dtype
-    layer = nn.Linear(n_inputs, n_outputs, dtype=dtype).requires_grad_(False)
-    layer.weight.copy_(torch.from_numpy(W.T))
-    layer.bias.copy_(torch.from_numpy(b))
-    return layer
 
 
 @view_of(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from skjacobian._rng import seeded
-from skjacobian._validation import check_count, check_option, check_tensor, reject
+from skjacobian._validation import check_count, check_floating, check_option, check_tensor, reject
 from skjacobian.jacobian._cost import rows_at_once
 from skjacobian.jacobian._engines import linearize
 from skjacobian.jacobian._linearization import Linearization
@@ -143,6 +143,7 @@ def jacobian_norm(
     """
     measure = checked_norm(norm, output, n_projections, class_samples)
     check_tensor("X", X, "Estimators have a method jacobian_norm, which takes arrays.")
+    check_floating("X", X)
     linearization = linearize(predict_logits, X, engine=engine, create_graph=create_graph)
     check_samples_apart(predict_logits, X)
     return measure(

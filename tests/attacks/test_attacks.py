@@ -821,6 +821,12 @@ def test_where_nothing_may_change_nothing_does(attack, norm, generator):
     assert torch.equal(found.X_adv, problem.X)
 
 
+@pytest.mark.parametrize("shape", [(2,), (3, 1)])
+def test_radii_are_one_for_each_sample(shape):
+    with pytest.raises(ValueError, match="expected one radius, or one for each of 3 samples"):
+        PGD(eps=torch.ones(shape))(nn.Linear(3, 2), torch.zeros(3, 3), torch.tensor([0, 1, 0]))
+
+
 @pytest.mark.parametrize(
     ("X", "y", "match"),
     [

@@ -375,3 +375,10 @@ def test_an_attack_through_the_view_lowers_the_accuracy(classifier, n_classes):
         classifier, X, TARGETS[n_classes], eps=[0.5], feature_scale="std", n_steps=10
     )
     assert scores["robust_accuracy_eps0.5"] < 0.75 * scores["accuracy"]
+
+
+def test_a_view_is_made_without_random_numbers():
+    model = fitted(mlp())
+    before = torch.get_rng_state()
+    as_torch(model)
+    assert torch.equal(torch.get_rng_state(), before)

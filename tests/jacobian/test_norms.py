@@ -871,3 +871,8 @@ def test_a_model_that_cannot_be_batched_is_said_to_want_a_loop(generator):
     with pytest.raises(ValueError, match="Got engine='batched', but expected 'loop' or 'auto'"):
         jacobian_norm(net, X, engine="batched", create_graph=True)
     assert jacobian_norm(net, X, create_graph=True).requires_grad
+
+
+def test_whole_numbers_have_no_jacobian():
+    with pytest.raises(ValueError, match=r"Got X of torch\.int64, but expected floating"):
+        jacobian_norm(torch.nn.Linear(3, 2), torch.zeros(2, 3, dtype=torch.int64))
