@@ -34,8 +34,8 @@ MEANINGS = {
     "black box": "Raised if Square, after all gradients failed, fools 1 % of the samples, or "
     "brings 5 % closer by a quarter of their clean margin, two samples at least. Gradients "
     "mislead, and robustness is likely overstated.",
-    "convergence": "Raised if the last restart still fools 0.5 % of the samples, two at "
-    "least. More restarts would fool more.",
+    "convergence": "Raised if the last restart, or FMN after it, still fools 0.5 % of the samples, "
+    "two at least. More restarts would fool more.",
     "huge radius": "Raised if more samples stand than a constant classifier would get right, "
     "at a radius at which anything can become anything. The attack does not work on this model, "
     "or the model does not use the features that may change.",
@@ -182,11 +182,16 @@ class Checks:
 
     def convergence(self) -> Flag:
         """What the last gradient stage still gained."""
-        stages = self.perturbed.found.stages_of("PGD")[1:]
+        found = self.perturbed.found
+        stages = [*found.stages_of("PGD")[1:], *found.stages_of("FMN")]
         if not stages:
             return _flag("convergence", 0, "not checked: nothing was restarted")
-        n_fooled, n_samples = int(stages[-1].fooled.sum()), len(self.subject.y)
-        detail = f"the last restart ({stages[-1].name}) fooled {n_fooled} of {n_samples} samples"
+        name, n_fooled, n_samples = (
+            stages[-1].name,
+            int(stages[-1].fooled.sum()),
+            len(self.subject.y),
+        )
+        detail = f"the last search ({name}) fooled {n_fooled} of {n_samples} samples"
         return _flag("convergence", are_many(n_fooled, 0.005, n_samples), detail)
 
     def huge_radius(self) -> Flag:

@@ -577,7 +577,7 @@ def test_what_the_stages_fooled_adds_up(model):
     assert n_left == report.robust.sum() == round(report.robust_accuracy * len(X))
     names = [stage.name for stage in report.stages]
     assert names[:2] == ["clean", "PGD"]
-    assert names[-3:] == ["Square, briefly", "Square", "Square, longer"]
+    assert names[-3:] == ["Square", "Square, longer", "FMN"]
     assert report.seconds > sum(stage.seconds for stage in report.stages) > 0
 
 

@@ -17,6 +17,7 @@ from skjacobian.attacks._base import Attack
 from skjacobian.attacks._found import Found, Stage
 from skjacobian.attacks._search import BudgetSpentError, Search
 from skjacobian.attacks.apgd import APGD
+from skjacobian.attacks.fmn import FMN
 from skjacobian.attacks.hotflip import HotFlip, flips_pay
 from skjacobian.attacks.leaf_search import LeafSearch, known_leaves, leaves_decide
 from skjacobian.attacks.pgd import PGD
@@ -69,11 +70,14 @@ def misled_or_nearly_fooled(search: Search) -> Tensor:
 # A share of the clean margin that is no gain: the same point, reached by another sum.
 ROUNDING = 1e-4
 
-# How plans for few features end.
-SQUARES_OF_FEW = (
+# How plans for few features end. FMN looks inside the ball, where PGD, whose first steps cross it,
+# does not come: what kernel machines take for a class may lie there alone, amid plateaus. It is
+# last, so that Square tells whether gradients mislead: FMN tries random points, too.
+END_OF_FEW = (
     Plan("Square, briefly", Square(n_queries=100), everyone),
     Plan("Square", Square(n_queries=1000), misled_or_nearly_fooled),
     Plan("Square, longer", Square(n_queries=5000), without_gradient),
+    Plan("FMN", FMN(), everyone),
 )
 
 # What runs on a model that has gradients, only scores, or only decisions.
@@ -92,13 +96,13 @@ PLANS: dict[str, tuple[Plan, ...]] = {
         Plan("PGD, restarted", PGD(n_steps=40, n_restarts=20), nearly_fooled(0.5)),
         Plan("PGD, on the margin", PGD(n_restarts=20, loss="margin"), nearly_fooled(0.5)),
         Plan("APGD", APGD(), nearly_fooled(0.5)),
-        *SQUARES_OF_FEW,
+        *END_OF_FEW,
     ),
     "gradients in l1 balls of few features": (
         Plan("PGD", PGD(n_steps=40, n_restarts=9), everyone),  # 8 at single features
         Plan("PGD, targeted", PGD(n_steps=40, n_targets=9), everyone),
         Plan("APGD", APGD(n_steps=400), nearly_fooled(0.5)),  # to the end of kinks
-        *SQUARES_OF_FEW,
+        *END_OF_FEW,
     ),
     "scores": (
         Plan("RayS", RayS(n_queries=1000), everyone),  # scores may be flat, as of neighbours
@@ -144,10 +148,11 @@ class Cascade(Attack):
        those where step 5 came closer than all gradients: signs that the gradients mislead.
 
     With at most 100 features, step 3 takes 40 steps on all that stand, which is exact for a
-    linear model; step 4 attacks all that have no more than half left, from 20 starts on the
-    soft margin and from 20 on the margin, and then by APGD; and Square follows on them with
-    1,000 queries. Under l1, step 2 searches from 9 starts, of which 8 are the best changes of
-    single features, and APGD, for 400 steps, stands for step 4.
+    linear model; step 4 attacks all that have no more than half left, from 20 starts on the soft
+    margin and from 20 on the margin, and then by APGD; Square follows on them with 1,000 queries;
+    and in the end FMN on all that stand, which looks inside the ball as well. Under l1, step 2
+    searches from 9 starts, of which 8 are the best changes of single features, and APGD, for 400
+    steps, stands for step 4.
 
     Samples that steps 3 and 4 leave out were hardly ever fooled by them (docs/benchmarks.md).
     Over categories, and in l2 and l1 balls over whole numbers, HotFlip follows on step 2. A model

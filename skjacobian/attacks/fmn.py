@@ -208,6 +208,15 @@ class FMN(Attack):
 
     def _search(self, search: Search, generator: torch.Generator) -> None:
         ball, closest, eligible = search.all_balls, Closest(search.all_balls), search.eligible
+        try:
+            self._approach(search, closest, generator)
+        finally:  # also where a budget is spent
+            search.all_balls, search.eligible = ball, eligible
+            closest.record(search)
+
+    def _approach(self, search: Search, closest: Closest, generator: torch.Generator) -> None:
+        """Look for ever closer perturbations: from X, and from elsewhere among few features."""
+        ball, eligible = search.all_balls, search.eligible
         for sets in _ways_to_round(ball):
             search.all_balls = sets
             for restart in range(check_count("n_restarts", self.n_restarts)):
@@ -227,7 +236,6 @@ class FMN(Attack):
         search.eligible = eligible
         if flips_pay(ball):
             closest.flip(search, generator)
-        closest.record(search)
 
     def _aim(self, search: Search, closest: Closest) -> None:
         """Search towards each wrong class in turn, the likeliest first: exact if linear."""

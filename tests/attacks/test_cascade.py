@@ -6,11 +6,12 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from sklearn.datasets import load_breast_cancer
+from sklearn.datasets import load_breast_cancer, make_blobs
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import MinMaxScaler
+from sklearn.svm import SVC
 
-from skjacobian import evaluate_robustness
+from skjacobian import evaluate_robustness, robustness_curve
 from skjacobian.attacks import PGD, Cascade, Square
 from skjacobian.attacks.cascade import PLANS
 from skjacobian.exceptions import AttackWarning
@@ -543,6 +544,28 @@ def test_neither_order_nor_batches_change_the_result(norm):
 def test_bad_parameters_are_rejected(params, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         Cascade(**params)(*make_problem())
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.9), ("l2", 1.0), ("l1", 1.4)])
+def test_it_looks_inside_the_ball(norm, eps):
+    # The other class is near all samples, and the corners of their balls are plateaus beyond it.
+    centers = [[0, 0], [0.45, 0.45], [-0.45, 0.45], [0.45, -0.45], [-0.45, -0.45]]
+    X, cluster = make_blobs([60, 10, 10, 10, 10], centers=centers, cluster_std=0.05, random_state=0)
+    y = (cluster > 0).astype(int)
+    model = SVC().fit(X, y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", AttackWarning)
+        report = evaluate_robustness(model, X, y, norm=norm, eps=eps)
+    _, curve = robustness_curve(model, X, y, norm=norm, eps=[eps])
+    points = np.random.default_rng(0).uniform(-1.5, 1.5, (2000, 2))
+    nearest = np.linalg.norm(
+        X[:, None] - points, ord={"linf": np.inf, "l2": 2, "l1": 1}[norm], axis=2
+    )
+    fools = model.predict(points) != y[:, None]
+    brute_force = (nearest.min(axis=1, where=fools, initial=np.inf) > eps).mean()
+    assert brute_force == curve[0] == 0
+    assert report.robust_accuracy <= 0.02
+    assert report.raised
 
 
 def test_rays_find_what_flat_scores_hide():
