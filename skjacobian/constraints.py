@@ -122,19 +122,30 @@ class FeatureConstraints(BaseEstimator):
             self.feature_names_in_ = np.array(table.columns, dtype=object)
         self.low_ = np.array([column.min() if len(column) else np.nan for column in columns])
         self.high_ = np.array([column.max() if len(column) else np.nan for column in columns])
-        if self._scale_is_learned:
-            width = np.nan_to_num(self.high_ - self.low_)
-            std = np.array([column.std() if len(column) else 0.0 for column in columns])
-            # Of equal numbers the mean may be another by rounding.
-            known = {"std": np.where(width > 0, std, 0.0), "range": width}
-            self.scale_ = np.ones(len(columns))
-            if isinstance(self.scale, str):
-                self.scale_ = known[self.scale]
-            else:
-                seen = Columns((len(columns),), table.columns)
-                for j, scale in seen.by_index("scale", self.scale).items():
-                    self.scale_[j] = known[scale][j] if isinstance(scale, str) else scale
+        self._range = np.nan_to_num(self.high_ - self.low_)
+        std = np.array([column.std() if len(column) else 0.0 for column in columns])
+        # Of equal numbers the mean may be another by rounding.
+        self._std = np.where(self._range > 0, std, 0.0)
         return self
+
+    @property
+    def scale_(self) -> np.ndarray:
+        """Scale of each column, as `scale` says now."""
+        if not (self._scale_is_learned and hasattr(self, "_std")):
+            raise AttributeError("scale_ is there after fit, where scale says 'std' or 'range'.")
+        return self._scales(len(self._std), getattr(self, "feature_names_in_", None))
+
+    def _scales(self, n_features: int, names: Sequence[Any] | None = None) -> np.ndarray:
+        """Return the scale of each column."""
+        if isinstance(self.scale, str):
+            said = dict.fromkeys(range(n_features), self.scale)
+        else:
+            columns = Columns((n_features,), None if names is None else list(names))
+            said = columns.by_index("scale", self.scale)
+        scales = np.ones(n_features)
+        for j, scale in said.items():
+            scales[j] = getattr(self, f"_{scale}")[j] if isinstance(scale, str) else scale
+        return scales
 
     @property
     def _scale_is_learned(self) -> bool:
@@ -248,7 +259,7 @@ class FeatureConstraints(BaseEstimator):
                     f"FeatureConstraints was fitted on: {seen}."
                 )
             order = [seen.index(name) for name in names]
-            for learned in ("low_", "high_", "scale_"):
+            for learned in ("low_", "high_", "_std", "_range"):
                 if hasattr(self, learned):
                     setattr(self, learned, getattr(self, learned)[order])
         return self
@@ -285,11 +296,7 @@ class FeatureConstraints(BaseEstimator):
             return None
         if self._scale_is_learned:
             check_is_fitted(self, "scale_")
-            scales = self.scale_
-        else:
-            scales = np.ones(X.shape[1:].numel())
-            for j, scale in Columns((len(scales),)).by_index("scale", self.scale).items():
-                scales[j] = scale
+        scales = self._scales(X.shape[1:].numel())
         return torch.tensor(scales).to(X).reshape(X.shape[1:])
 
     def _bounds_of(self, X: Tensor) -> tuple[Tensor, Tensor] | None:

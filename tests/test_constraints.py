@@ -202,6 +202,15 @@ def test_scale_and_range_of_bool_are_those_of_zeros_and_ones():
         assert np.isfinite(found[0]).any()
 
 
+def test_another_scale_needs_no_other_fit():
+    frame = pd.DataFrame({"a": [0.0, 1.0, 5.0], "b": [0.0, 2.0, 4.0]})
+    constraints = FeatureConstraints(scale="std").fit(frame)
+    for scale in ("range", {"b": "std"}, {"a": "range", "b": 3.0}):
+        again = FeatureConstraints(scale=scale).fit(frame)
+        np.testing.assert_array_equal(constraints.set_params(scale=scale).scale_, again.scale_)
+    assert not hasattr(constraints.set_params(scale={"b": 3.0}), "scale_")
+
+
 def test_equal_numbers_have_a_scale_of_zero():
     # 1000000.1 is not its own mean, by rounding; with missing values the mean is another again.
     X = np.random.default_rng(0).normal(size=(200, 2)) * [1, 0] + [0, 1e6 + 0.1]
