@@ -1,6 +1,7 @@
 """Tables as tensors: numbers as they are, anything else as codes, and back."""
 
 from collections import defaultdict
+from decimal import Decimal
 from numbers import Real
 from typing import Any
 
@@ -163,7 +164,9 @@ def _numbers(X: Any) -> Any:
 
 def _is_number(value: Any) -> bool:
     """Tell whether an object is a number or missing, and not one that is written out."""
-    return value is None or (isinstance(value, Real) and not isinstance(value, bool | np.bool_))
+    return value is None or (
+        isinstance(value, Real | Decimal) and not isinstance(value, bool | np.bool_)
+    )
 
 
 def _without_objects(column: Any) -> Any:

@@ -1,5 +1,7 @@
 """A table becomes a tensor, and what comes back has its columns and types."""
 
+from decimal import Decimal
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -261,3 +263,11 @@ def test_a_column_of_integers_that_are_all_missing_is_read():
     assert Table(frame.astype({"a": "float32"})).tensor[:, 1].isnan().all()
     least = pd.DataFrame({"a": np.float32([0.5]), "n": [-(2**63)]})
     assert Table(least).tensor.dtype == torch.float64
+
+
+def test_decimals_are_numbers():
+    frame = pd.DataFrame({"price": [Decimal("1.25"), Decimal("3"), None], "n": [1, 2, 3]})
+    table = Table(frame)
+    assert not table.categories
+    np.testing.assert_array_equal(table.tensor[:, 0], [1.25, 3.0, np.nan])
+    assert table.decode(table.tensor.numpy())["price"].tolist()[:2] == [1.25, 3.0]
