@@ -14,7 +14,7 @@ from skjacobian._net.owner import NetOwner
 from skjacobian._rng import draw_seed
 from skjacobian._training_data import as_tensor
 from skjacobian._validation import check_labels, unwrap_scalar
-from skjacobian.differentiable import Network, TensorFunction, as_torch
+from skjacobian.differentiable import Network, TensorFunction, as_torch, check_methods
 from skjacobian.jacobian import jacobian_norm
 from skjacobian.jacobian._norms import checked_norm
 from skjacobian.model_modes import frozen
@@ -216,4 +216,5 @@ class NetClassifier(ClassifierMixin, NetOwner):
 @as_torch.register
 def _(classifier: NetClassifier) -> TensorFunction:
     check_is_fitted(classifier)
+    check_methods(classifier, NetClassifier)
     return Network(classifier.module_)

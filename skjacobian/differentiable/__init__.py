@@ -27,7 +27,13 @@ from skjacobian.differentiable._mlp import Perceptrons
 from skjacobian.differentiable._multiclass import OneVsRest
 from skjacobian.differentiable._networks import FittedModule, Network
 from skjacobian.differentiable._projections import Linear
-from skjacobian.differentiable._registry import ClassifierView, TensorFunction, View, as_torch
+from skjacobian.differentiable._registry import (
+    ClassifierView,
+    TensorFunction,
+    View,
+    as_torch,
+    check_methods,
+)
 from skjacobian.differentiable._scalers import Affine
 from skjacobian.differentiable._support_vectors import SupportVectors
 
@@ -60,6 +66,7 @@ __all__ = [
     "as_torch",
     "bind_samples",
     "black_box",
+    "check_methods",
     "encoded_columns",
     "leaves_of",
     "methods_of",

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from sklearn.base import is_classifier
+from sklearn.feature_selection import RFE
 from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection._search import BaseSearchCV
 from sklearn.pipeline import FeatureUnion, Pipeline
@@ -11,7 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from skjacobian.differentiable._columns import check_encodes_nothing
-from skjacobian.differentiable._projections import transform_view
+from skjacobian.differentiable._projections import selected, transform_view
 from skjacobian.differentiable._registry import (
     ClassifierView,
     Function,
@@ -157,6 +159,18 @@ def _(search: BaseSearchCV) -> nn.Module:
 @as_torch.register
 def _(frozen: FrozenEstimator) -> TensorFunction:
     return as_torch(frozen.estimator)
+
+
+@as_torch.register
+def _(selector: RFE) -> TensorFunction:
+    """Unlike other selectors it predicts, by the estimator that it was fitted with."""
+    if not is_classifier(selector):
+        return selected(selector)
+    check_methods(selector, RFE)
+    return Chain([selected(selector), module_of(selector.estimator_)])
+
+
+transform_view.register(RFE, selected)
 
 
 @transform_view.register

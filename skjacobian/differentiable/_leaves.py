@@ -22,6 +22,7 @@ from sklearn.ensemble import (
     RandomForestClassifier,
     VotingClassifier,
 )
+from sklearn.feature_selection import RFE
 from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection._search import BaseSearchCV
 from sklearn.pipeline import Pipeline
@@ -29,8 +30,14 @@ from sklearn.tree import DecisionTreeClassifier
 
 from skjacobian._table import Table
 from skjacobian.differentiable._columns import encoded_columns
-from skjacobian.differentiable._leaves_behind import before_codes, before_steps, limit, unlimited
-from skjacobian.differentiable._registry import TensorFunction
+from skjacobian.differentiable._leaves_behind import (
+    before_codes,
+    before_steps,
+    leaves_before,
+    limit,
+    unlimited,
+)
+from skjacobian.differentiable._registry import TensorFunction, own_method
 from skjacobian.exceptions import NotDifferentiableError
 from skjacobian.leaves import Leaves
 
@@ -57,6 +64,12 @@ def leaves_of(classifier: Any) -> Leaves | None:
     return None
 
 
+def _known(classifier: Any) -> Leaves | None:
+    """Return the leaves, but None of a subclass that computes by methods of its own."""
+    kind = next(kind for kind in type(classifier).__mro__ if kind in leaves_of.registry)
+    return None if own_method(classifier, kind) else leaves_of(classifier)
+
+
 def compared_leaves(classifier: Any, scores: TensorFunction, table: Table) -> Leaves | None:
     """Return the leaves of a classifier, if these add up to its scores for the samples at hand.
 
@@ -71,7 +84,7 @@ def compared_leaves(classifier: Any, scores: TensorFunction, table: Table) -> Le
     X = table.tensor
     if X.ndim != 2 or len(X) == 0:
         return None
-    leaves = leaves_of(classifier)
+    leaves = _known(classifier)
     if leaves is None or len(leaves.constant) < 2:
         return None
     if leaves.low.shape[1] != X.shape[1] + leaves.n_encoded:
@@ -316,7 +329,7 @@ def _mean(ensemble: Any, weights: np.ndarray, features: Sequence[np.ndarray]) ->
     """
     parts, n_classes = [], len(ensemble.classes_)
     for member, weight, columns in zip(ensemble.estimators_, weights, features, strict=True):
-        leaves = leaves_of(member)
+        leaves = _known(member)
         decides_otherwise = hasattr(member, "decision_function")  # than by its probabilities
         if leaves is None or leaves.encoders or decides_otherwise:
             return None
@@ -350,14 +363,20 @@ def _votes(
 @leaves_of.register
 def _(pipeline: Pipeline) -> Leaves | None:
     *transformers, (_, last) = pipeline.steps
-    return before_steps(transformers, leaves_of(last))
+    return before_steps(transformers, _known(last))
 
 
 @leaves_of.register
 def _(search: BaseSearchCV) -> Leaves | None:
-    return leaves_of(search.best_estimator_)
+    return _known(search.best_estimator_)
 
 
 @leaves_of.register
 def _(frozen: FrozenEstimator) -> Leaves | None:
-    return leaves_of(frozen.estimator)
+    return _known(frozen.estimator)
+
+
+@leaves_of.register
+def _(selector: RFE) -> Leaves | None:
+    leaves = _known(selector.estimator_)
+    return None if leaves is None else leaves_before(selector, leaves)

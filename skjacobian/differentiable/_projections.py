@@ -14,10 +14,10 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from skjacobian.differentiable._registry import (
-    TensorFunction,
     View,
     as_precise_as,
     as_torch,
+    check_methods,
     module_of,
     view_of,
 )
@@ -119,9 +119,13 @@ def _(projection: GaussianRandomProjection | SparseRandomProjection) -> View:
     return Linear(before=0.0, W=W.toarray() if sparse.issparse(W) else W)
 
 
-@as_torch.register
-def _(selector: SelectorMixin) -> TensorFunction:
+def selected(selector: SelectorMixin) -> Select:
+    """Return the view of the `transform` of what selects features."""
+    check_methods(selector, SelectorMixin, ("transform",))
     return Select(selector.get_support(indices=True))
+
+
+as_torch.register(SelectorMixin, selected)
 
 
 @singledispatch

@@ -8,7 +8,7 @@
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import singledispatch
 from typing import Any
 
@@ -124,17 +124,30 @@ def is_dropped(part: Any) -> bool:
     return isinstance(part, str) and part == "drop"
 
 
-def check_methods(estimator: Any, kind: type) -> None:
+def check_methods(estimator: Any, kind: type, methods: Sequence[str] = _METHODS) -> None:
     """Raise if an estimator has methods of its own where those of a known type are viewed."""
-    for method in _METHODS:
+    if method := own_method(estimator, kind, methods):
+        given = type(estimator)
+        name = given.__name__ if given.__name__ != kind.__name__ else _full_name(given)
+        raise NotDifferentiableError(
+            f"Got an estimator of type {name}, which has its own {method}, but expected that of "
+            f"{kind.__name__}. Teach as_torch the new type with as_torch.register. "
+            f"{WITHOUT_GRADIENTS}"
+        )
+
+
+def own_method(estimator: Any, kind: type, methods: Sequence[str] = _METHODS) -> str | None:
+    """Return the first of some methods that an estimator does not share with a type, if any."""
+    for method in methods:
         # Not getattr: what sklearn makes available on a condition is another object each time.
         own = inspect.getattr_static(type(estimator), method, None)
         if own is not inspect.getattr_static(kind, method, None):
-            raise NotDifferentiableError(
-                f"Got an estimator of type {type(estimator).__name__}, which has its own "
-                f"{method}, but expected that of {kind.__name__}. Teach as_torch the new type "
-                "with as_torch.register."
-            )
+            return method
+    return None
+
+
+def _full_name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _check_settings(estimator: Any, kind: type) -> None:

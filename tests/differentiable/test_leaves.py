@@ -13,6 +13,7 @@ from sklearn.ensemble import (
     RandomForestClassifier,
     VotingClassifier,
 )
+from sklearn.feature_selection import RFE
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import FixedThresholdClassifier, GridSearchCV
@@ -23,7 +24,7 @@ from sklearn.preprocessing import MaxAbsScaler, MinMaxScaler, RobustScaler, Stan
 from sklearn.tree import DecisionTreeClassifier, ExtraTreeClassifier
 
 from skjacobian._table import Table
-from skjacobian.differentiable import _leaves, leaves_of
+from skjacobian.differentiable import _leaves, black_box, leaves_of
 from tests.leaf_boxes import assert_same, known, scores
 
 TREES = {
@@ -165,3 +166,24 @@ def test_a_sample_on_a_threshold_that_scalers_round_to_costs_no_leaves():
     leaves = known(pipeline, samples)
     same = np.isclose(leaves.scores(samples), scores(pipeline, samples)).all(1)
     assert same.sum() == len(samples) - 1
+
+
+def test_the_leaves_behind_a_selection_that_predicts_are_those_of_all_columns():
+    X, y = load_wine(return_X_y=True)
+    selector = RFE(TREES["forest"], n_features_to_select=3).fit(X, y)
+    np.testing.assert_allclose(leaves_of(selector).scores(X), selector.predict_proba(X))
+
+
+class Guarded(RandomForestClassifier):
+    def predict(self, X):
+        return np.where(np.asarray(X)[:, 0] > 1e3, 0, super().predict(X))
+
+
+@pytest.mark.parametrize("wrap", [lambda forest: forest, make_pipeline, FrozenEstimator])
+def test_of_a_tree_that_predicts_by_a_method_of_its_own_no_leaves_are_known(wrap):
+    X, y = load_wine(return_X_y=True)
+    for forest, is_known in ((RandomForestClassifier(3), True), (Guarded(3), False)):
+        classifier = wrap(forest.fit(X, y)).fit(X, y)
+        table = Table(X)
+        method = black_box(classifier, table, "predict_proba")
+        assert (_leaves.compared_leaves(classifier, method, table) is not None) == is_known

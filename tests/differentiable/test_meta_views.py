@@ -12,6 +12,7 @@ from sklearn.ensemble import (
     StackingClassifier,
     VotingClassifier,
 )
+from sklearn.feature_selection import RFE, SelectKBest
 from sklearn.frozen import FrozenEstimator
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression, Ridge
@@ -562,3 +563,38 @@ def test_a_black_box_knows_the_threshold(inside, positive, wrap):
     searched = GridSearchCV(wrap(tuned(inside)), {}, cv=2).fit(X, BINARY)
     scores = black_box(searched, Table(X))(torch.from_numpy(SPREAD))
     assert (searched.classes_[scores.argmax(1)] == searched.predict(SPREAD)).all()
+
+
+def test_what_selects_features_and_predicts_is_viewed_as_what_it_predicts():
+    selector = RFE(LogisticRegression(), n_features_to_select=2).fit(X, LABELS)
+    tensor = torch.from_numpy(SPREAD)
+    view = as_torch(selector)
+    np.testing.assert_allclose(view(tensor).softmax(1), selector.predict_proba(SPREAD))
+    before = make_pipeline(RFE(Ridge(), n_features_to_select=2), LogisticRegression())
+    before.fit(X, y)
+    np.testing.assert_allclose(
+        as_torch(before)(tensor).softmax(1), before.predict_proba(SPREAD), rtol=1e-6
+    )
+
+
+class Negated(SelectKBest):
+    def transform(self, X):
+        return -super().transform(X)
+
+
+class Cautious(JacobianRegularizedClassifier):
+    def predict(self, X):
+        return self.classes_[np.where(self.predict_proba(X)[:, 1] > 0.9, 1, 0)]
+
+
+@pytest.mark.parametrize(
+    ("estimator", "method", "kind"),
+    [
+        (Negated(k=3), "transform", "SelectorMixin"),
+        (Cautious(max_epochs=1), "predict", "NetClassifier"),
+    ],
+    ids=["selector", "classifier"],
+)
+def test_methods_of_ones_own_have_no_view(estimator, method, kind):
+    with pytest.raises(NotDifferentiableError, match=f"its own {method}, but expected .* {kind}"):
+        as_torch(estimator.fit(X, BINARY))
