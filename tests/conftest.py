@@ -10,7 +10,7 @@ import pytest
 import torch
 from sklearn.base import clone
 
-from skjacobian.attacks import cascade
+from skjacobian.attacks import _closest, cascade, fmn
 from skjacobian.datasets import find_mnist, load_mnist
 
 torch.set_num_threads(1)
@@ -52,6 +52,9 @@ def shorten_stages(monkeypatch):
         if "leaves".startswith(kind):
             after_leaves = tuple(map(shortened, cascade.AFTER_LEAVES))
             monkeypatch.setattr(cascade, "AFTER_LEAVES", after_leaves)
+        # FMN, which comes last, looks elsewhere as well, and at random points.
+        monkeypatch.setattr(fmn, "MORE_RESTARTS", 2)
+        monkeypatch.setattr(_closest, "PATIENCE", 10)
 
     return shorten
 

@@ -35,6 +35,7 @@ from skjacobian import (
 from skjacobian.attacks import FMN
 from skjacobian.attacks._closest import OVERSHOOT
 from skjacobian.curve import curve_of_distances
+from skjacobian.differentiable import as_torch
 from skjacobian.exceptions import AttackWarning
 from tests.leaf_boxes import distance_to_leaves
 from tests.opaque import Decisions, Opaque
@@ -236,6 +237,11 @@ class Rounding(JacobianRegularizedClassifier):
 
     def predict(self, X):
         return super().predict(np.round(X))
+
+
+@as_torch.register
+def _(classifier: Rounding):
+    return classifier.module_
 
 
 def test_where_predict_withstands_what_fools_the_view_predict_decides():
