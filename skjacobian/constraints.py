@@ -143,7 +143,7 @@ class FeatureConstraints(BaseEstimator):
             columns = Columns((n_features,), None if names is None else list(names))
             said = columns.by_index("scale", self.scale)
         scales = np.ones(n_features)
-        for j, scale in said.items():
+        for j, scale in said.items():  # a number, or what `fit` has learned under this name
             scales[j] = getattr(self, f"_{scale}")[j] if isinstance(scale, str) else scale
         return scales
 
