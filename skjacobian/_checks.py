@@ -17,6 +17,9 @@ from skjacobian.threat_model import resolve_feature_scale
 # What the checks behind the flags are made on, at most.
 N_CHECKED = 200
 
+# In the ball of each of them, half inside and half as far out as it reaches.
+N_RANDOM_POINTS = 8
+
 NOTHING_ATTACKED = "not checked: no sample inside the bounds is classified correctly"
 
 MEANINGS = {
@@ -48,7 +51,9 @@ MEANINGS = {
     "torch view": "Raised if the classifier's own predict is right where the torch view that was "
     "attacked is wrong: predict decides, so robustness may be overstated by as many. Or if it is "
     "wrong at more than 1 % of the samples where the view is right, as where outputs saturate and "
-    "several are the largest: the attack could not see that it had won, and looked elsewhere.",
+    "several are the largest: the attack could not see that it had won, and looked elsewhere. Or "
+    "if the two differ at random points of the balls, as where a rule decides beside the "
+    "probabilities: what was attacked is not all that predicts.",
     "output": "Raised if the model returns probabilities or decisions. Probabilities are "
     "attacked through their logarithm; where they have been rounded to 0 or 1, gradients vanish.",
     "categories": "Raised if columns hold categories that were not said to be immutable. They "
@@ -238,7 +243,42 @@ class Checks:
         detail = f"predict is right at {n_right} perturbed samples where it is not"
         if n_wrong:
             detail += f", and wrong at {n_wrong} where it is"
+        differs = self._departures()
+        if differs.any():
+            raised = True
+            detail += f", and differs at {differs.sum()} of {len(differs)} random points"
         return _flag("torch view", raised, detail)
+
+    def _departures(self) -> np.ndarray:
+        """Tell of random points of the balls whether predict and what was attacked differ there.
+
+        Where the model returns NaN, predict may raise; it is not asked.
+        """
+        subject = self.subject
+        if len(self.checked) == 0 or self.attack.eps_is_zero:
+            return np.zeros(0, dtype=bool)
+        index = np.repeat(self.checked, N_RANDOM_POINTS)
+        points = self._random_points()
+        with frozen(subject.view), torch.no_grad():
+            scores = torch.cat(
+                [subject.view(X.to(subject.device)).cpu() for X in points.split(subject.batch_size)]
+            )
+        answered = ~scores.isnan().any(1)
+        classes = np.asarray(subject.estimator.classes_)[scores[answered].argmax(1).numpy()]
+        rows = subject.table.rows(index[answered.numpy()], points[answered].numpy())
+        return np.asarray(subject.estimator.predict(rows) != classes)
+
+    def _random_points(self) -> Tensor:
+        """Draw points of the ball of each checked sample, one sample after the other."""
+        ball = self.attack.ball(self.subject.X_tensor[self.checked])
+        generator = torch.Generator().manual_seed(self.subject.seed)
+        points = []
+        for _ in range(N_RANDOM_POINTS // 2):
+            inside = ball.random_start(generator)
+            # From there on straight out, as far as a hundred times: a corner under linf.
+            outermost = ball.project(ball.X + 100 * (inside - ball.X))
+            points += [ball.valid(ball.enforce(X)) for X in (inside, outermost)]
+        return torch.stack(points, dim=1).flatten(0, 1)
 
     def output(self) -> Flag:
         """What the model returns."""
