@@ -24,6 +24,7 @@ from skjacobian.attacks import APGD, FGSM, FMN, PGD, Cascade, RayS, Square
 from skjacobian.exceptions import AttackWarning
 from skjacobian.geometry import Ball
 from skjacobian.threat_model import resolve_feature_scale
+from tests.slow import others_slow
 
 pytestmark = pytest.mark.usefixtures("short_stages")
 
@@ -338,7 +339,7 @@ def test_a_copy_is_another_object_with_the_same_knowledge():
     assert copied.low_ is constraints.low_
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+@pytest.mark.parametrize("norm", others_slow(["linf", "l2", "l1"], ["linf"]))
 def test_distances_of_whole_numbers_and_categories_are_no_larger_than_scores_say(norm):
     rng = np.random.default_rng(3)
     X = pd.DataFrame({"k": rng.integers(0, 6, 60), "f": rng.normal(size=60)})

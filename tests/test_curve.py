@@ -550,7 +550,7 @@ by_decisions = pytest.mark.filterwarnings(
 @by_decisions
 @pytest.mark.parametrize(
     ("norm", "load"),
-    [("linf", load_wine), ("l2", load_wine), ("l1", load_iris)],
+    others_slow([("linf", load_wine), ("l2", load_wine), ("l1", load_iris)], [("l1", load_iris)]),
 )
 def test_distances_to_trees_are_hardly_above_the_closed_form(norm, load):
     values, labels = load(return_X_y=True)
@@ -587,7 +587,7 @@ def test_of_few_features_the_pockets_of_neighbours_are_found_between_the_corners
 
 
 @by_decisions
-@every_norm
+@pytest.mark.parametrize("norm", others_slow(["linf", "l2", "l1"], ["linf"]))
 def test_distances_by_decisions_are_those_of_a_stump(norm):
     values = np.random.default_rng(0).normal(size=(60, 8))
     labels = (values[:, 3] > 0.5).astype(int)
@@ -608,7 +608,7 @@ def test_distances_by_decisions_are_those_of_a_stump(norm):
     "model",
     [
         KNeighborsClassifier(2),
-        RandomForestClassifier(4, random_state=0),
+        pytest.param(RandomForestClassifier(4, random_state=0), marks=pytest.mark.slow),
         pytest.param(KNeighborsClassifier(4), marks=pytest.mark.slow),
     ],
     ids=repr,

@@ -43,6 +43,7 @@ from skjacobian.datasets import make_separated
 from skjacobian.differentiable import as_torch
 from skjacobian.exceptions import AttackWarning, NotDifferentiableError
 from tests.opaque import Opaque
+from tests.slow import others_slow
 
 X, y = load_iris(return_X_y=True)
 X, y = X[::2], y[::2]
@@ -452,7 +453,7 @@ def test_mutable_features_may_be_given_by_the_names_of_columns(scorer, names):
 # --- black boxes and the strong attack ----------------------------------------------------
 
 
-@pytest.mark.parametrize("norm", DUAL_ORDER)
+@pytest.mark.parametrize("norm", others_slow(DUAL_ORDER, ["linf", "l1"]))
 def test_strong_fools_whom_the_quick_attacks_fool(model, norm, short_stages):
     params = {"norm": norm, "eps": [0.1, 0.3], "bounds": (0, 8), "feature_scale": "std"}
     strong = robust_accuracy_score(model, X, y, attack="strong", **params)

@@ -458,7 +458,7 @@ def test_data_frames_and_cross_validation(raw):
     np.testing.assert_allclose(
         fitted.predict_proba(X), clone(model).fit(*raw).predict_proba(raw[0]), rtol=1e-9
     )
-    result = cross_validate(model, X, raw[1], cv=2, return_estimator=True, n_jobs=2)
+    result = cross_validate(model, X, raw[1], cv=2, return_estimator=True)
     means = [fold.preprocessor_.mean_ for fold in result["estimator"]]
     assert not np.array_equal(*means)
 

@@ -18,6 +18,7 @@ from skjacobian.geometry import Ball
 from skjacobian.modules import MLP
 from tests.attacks.problems import make_problem
 from tests.seeds import seeded
+from tests.slow import others_slow
 
 NORMS = ["linf", "l2", "l1"]
 DUAL = {"linf": 1, "l2": 2, "l1": np.inf}
@@ -202,7 +203,7 @@ def moons_on_a_grid():
     return svc, torch.from_numpy(X), y, grid, around != y[:, None]
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", others_slow(NORMS, ["l2", "l1"]))
 def test_random_points_find_the_pockets_that_gradients_lead_past(norm, monkeypatch):
     # SVC() decides by its intercept where all kernels vanish; there no gradient leads back.
     monkeypatch.setattr(fmn, "vertices_pay", lambda ball: False)  # they find these pockets, too

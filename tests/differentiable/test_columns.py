@@ -149,11 +149,16 @@ def test_encoded_columns_are_found_wherever_they_are():
     ("last", "view", "norm"),
     [
         (LogisticRegression(), "torch view", "l2"),
-        (LogisticRegression(), "torch view", "l1"),
-        (RandomForestClassifier(3, random_state=0), "leaves of trees", "linf"),
         (RandomForestClassifier(3, random_state=0), "leaves of trees", "l1"),
         (KNeighborsClassifier(), "black box", "linf"),
-        (KNeighborsClassifier(), "black box", "l2"),
+        pytest.param(LogisticRegression(), "torch view", "l1", marks=pytest.mark.slow),
+        pytest.param(
+            RandomForestClassifier(3, random_state=0),
+            "leaves of trees",
+            "linf",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(KNeighborsClassifier(), "black box", "l2", marks=pytest.mark.slow),
     ],
     ids=str,
 )

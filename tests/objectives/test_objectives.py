@@ -627,7 +627,7 @@ def test_the_gradient_of_the_penalty_is_at_the_running_statistics_of_the_clean_s
     ("norm", "n_projections", "penalty_samples"),
     [
         ("l2", None, np.int64(4)),
-        ("l1", None, 0.25),
+        pytest.param("l1", None, 0.25, marks=pytest.mark.slow),
         ("l21", 1, 1),
         pytest.param("l2", None, 1, marks=pytest.mark.slow),
         pytest.param("l1", None, 3, marks=pytest.mark.slow),
