@@ -260,9 +260,8 @@ class Checks:
         index = np.repeat(self.checked, N_RANDOM_POINTS)
         points = self._random_points()
         with frozen(subject.view), torch.no_grad():
-            scores = torch.cat(
-                [subject.view(X.to(subject.device)).cpu() for X in points.split(subject.batch_size)]
-            )
+            batches = torch.split(points, subject.batch_size)
+            scores = torch.cat([subject.view(X.to(subject.device)).cpu() for X in batches])
         answered = ~scores.isnan().any(1)
         classes = np.asarray(subject.estimator.classes_)[scores[answered].argmax(1).numpy()]
         rows = subject.table.rows(index[answered.numpy()], points[answered].numpy())

@@ -95,10 +95,9 @@ def begin_schedules(net: ObjectiveNet) -> None:
 
 def is_callback(given: Any) -> bool:
     """Tell whether something is a callback, its class, or such or None with a name."""
-    is_pair = isinstance(given, tuple | list) and len(given) == 2
-    callback = given[1] if is_pair else given
+    name, callback = _name_and_callback(given)
     is_class = isinstance(callback, type) and issubclass(callback, Callback)
-    return is_class or isinstance(callback, Callback) or (is_pair and callback is None)
+    return is_class or isinstance(callback, Callback) or (name is not None and callback is None)
 
 
 def check_callbacks(
@@ -151,6 +150,12 @@ def check_made_callbacks(net: NeuralNet, lr_schedule: str) -> None:
             reject(f"callbacks__{parameter}", value, f"one of {', '.join(names)}{hint}")
 
 
+def _name_and_callback(given: Any) -> tuple[Any, Any]:
+    """Return both of a pair; what is no pair has no name."""
+    is_pair = isinstance(given, tuple | list) and len(given) == 2
+    return (given[0], given[1]) if is_pair else (None, given)
+
+
 def _has_hooks(given: Any) -> bool:
     return hasattr(given, "on_train_begin")
 
@@ -158,8 +163,7 @@ def _has_hooks(given: Any) -> bool:
 def _made(callbacks: Sequence[Any], nested: Mapping[str, Any]) -> Iterator[Any]:
     """Yield copies of the callbacks with the parameters that `callbacks__…` sets."""
     for given in callbacks:
-        pair = isinstance(given, tuple | list) and len(given) == 2
-        name, callback = given if pair else (None, given)
+        name, callback = _name_and_callback(given)
         if not _has_hooks(callback):  # None, or what `train` refuses
             continue
         made = callback() if isinstance(callback, type) else copy.copy(callback)

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from skjacobian._rng import spawned
 from skjacobian.ascent_steps import ascend
+from skjacobian.attacks._flips import Moves
 from skjacobian.attacks._search import Search
-from skjacobian.attacks.hotflip import HotFlip, Moves
+from skjacobian.attacks.hotflip import HotFlip
 from skjacobian.geometry import Ball
 from skjacobian.losses import margin, value_and_slope
 from skjacobian.norms import rows

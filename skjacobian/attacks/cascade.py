@@ -14,11 +14,12 @@ from torch import Tensor
 from skjacobian._rng import spawned
 from skjacobian._validation import check_count, check_positive
 from skjacobian.attacks._base import Attack
+from skjacobian.attacks._flips import flips_pay
 from skjacobian.attacks._found import Found, Stage
 from skjacobian.attacks._search import BudgetSpentError, Search
 from skjacobian.attacks.apgd import APGD
 from skjacobian.attacks.fmn import FMN
-from skjacobian.attacks.hotflip import HotFlip, flips_pay
+from skjacobian.attacks.hotflip import HotFlip
 from skjacobian.attacks.leaf_search import LeafSearch, known_leaves, leaves_decide
 from skjacobian.attacks.pgd import PGD
 from skjacobian.attacks.rays import RayS

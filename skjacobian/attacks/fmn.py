@@ -15,10 +15,10 @@ from skjacobian._validation import check_count, check_radii, unwrap_scalar
 from skjacobian.ascent_steps import ascend, dual_length, open_features, steepest
 from skjacobian.attacks._base import Attack
 from skjacobian.attacks._closest import FARTHER, LEAP, OVERSHOOT, Closest
+from skjacobian.attacks._flips import flips_pay
 from skjacobian.attacks._outlook import Slopes
 from skjacobian.attacks._search import AIMED_CLASSES, LossAndSlope, Search
 from skjacobian.attacks._single_features import ranked_vertices, vertex, vertices_pay
-from skjacobian.attacks.hotflip import flips_pay
 from skjacobian.constraints import FeatureConstraints
 from skjacobian.geometry import LARGEST_RADIUS, Ball
 from skjacobian.losses import soft_margin, targeted_margin, value_and_slope
