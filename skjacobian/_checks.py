@@ -1,5 +1,6 @@
 """The checks behind the flags of a robustness report: is the figure what it seems?"""
 
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
@@ -250,34 +251,34 @@ class Checks:
         return _flag("torch view", raised, detail)
 
     def _departures(self) -> np.ndarray:
-        """Tell of random points of the balls whether predict and what was attacked differ there.
+        """Tell of random points of the balls whether predict and what was attacked differ there."""
+        if len(self.checked) == 0 or self.attack.eps_is_zero:
+            return np.zeros(0, dtype=bool)
+        return np.concatenate([self._departs(points) for points in self._random_points()])
+
+    def _random_points(self) -> Iterator[Tensor]:
+        """Yield points of the balls, one of each checked sample at a time."""
+        ball = self.attack.ball(self.subject.X_tensor[self.checked])
+        generator = torch.Generator().manual_seed(self.subject.seed)
+        for _ in range(N_RANDOM_POINTS // 2):
+            inside = ball.random_start(generator)
+            yield ball.valid(ball.enforce(inside))
+            # From there on straight out, a hundred times as far: under linf a corner.
+            yield ball.valid(ball.enforce(ball.project(ball.X + 100 * (inside - ball.X))))
+
+    def _departs(self, points: Tensor) -> np.ndarray:
+        """Tell at which points, one of each checked sample, predict is not what was attacked.
 
         Where the model returns NaN, predict may raise; it is not asked.
         """
         subject = self.subject
-        if len(self.checked) == 0 or self.attack.eps_is_zero:
-            return np.zeros(0, dtype=bool)
-        index = np.repeat(self.checked, N_RANDOM_POINTS)
-        points = self._random_points()
         with frozen(subject.view), torch.no_grad():
             batches = torch.split(points, subject.batch_size)
             scores = torch.cat([subject.view(X.to(subject.device)).cpu() for X in batches])
         answered = ~scores.isnan().any(1)
         classes = np.asarray(subject.estimator.classes_)[scores[answered].argmax(1).numpy()]
-        rows = subject.table.rows(index[answered.numpy()], points[answered].numpy())
-        return np.asarray(subject.estimator.predict(rows) != classes)
-
-    def _random_points(self) -> Tensor:
-        """Draw points of the ball of each checked sample, one sample after the other."""
-        ball = self.attack.ball(self.subject.X_tensor[self.checked])
-        generator = torch.Generator().manual_seed(self.subject.seed)
-        points = []
-        for _ in range(N_RANDOM_POINTS // 2):
-            inside = ball.random_start(generator)
-            # From there on straight out, as far as a hundred times: a corner under linf.
-            outermost = ball.project(ball.X + 100 * (inside - ball.X))
-            points += [ball.valid(ball.enforce(X)) for X in (inside, outermost)]
-        return torch.stack(points, dim=1).flatten(0, 1)
+        X_adv = subject.table.rows(self.checked[answered.numpy()], points[answered].numpy())
+        return np.asarray(subject.estimator.predict(X_adv) != classes)
 
     def output(self) -> Flag:
         """What the model returns."""
