@@ -69,7 +69,12 @@ class Columns:
         if kind == "mask" and values.shape in (self.shape, (len(self),)):
             return np.flatnonzero(values).tolist()
         if kind == "names" and not self._places:
-            self._reject(parameter, said, f"; {_NAMES_NEED}")
+            but = (
+                _NAMES_NEED
+                if self.names is None
+                else f"the names of X are no strings, but like {self.names[0]!r}"
+            )
+            self._reject(parameter, said, f"; {but}")
         if kind not in ("names", "indices") or values.ndim > 1:
             self._reject(parameter, said, ", all of one kind")
         found = [self._index(parameter, said, value) for value in values.tolist()]

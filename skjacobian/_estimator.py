@@ -323,7 +323,8 @@ class RobustClassifier(NetClassifier):
             self._init_net(preprocessor, values, seed)
         samples = self._samples(values, y, weight, rows)
         objective = self._make_objective(samples.X)
-        watching = watch(self, X, y, weight, held_out) if len(held_out) else []
+        scored = X if hasattr(X, "__getitem__") else values  # what rows can be taken of
+        watching = watch(self, scored, y, weight, held_out) if len(held_out) else []
         n_before = len(self.net_.history)
         train(
             self.net_,

@@ -50,8 +50,9 @@ class RobustScorer(BaseEstimator):
         Radius: ‖(X_adv - X) / feature_scale‖ <= eps. Of several, each gets an entry of the
         dict that is then returned. `cross_validate`, `GridSearchCV` and `RandomizedSearchCV` take
         such a scorer as the only `scoring`, not in a dict, and `refit` names an entry. What wants
-        one score, as `HalvingGridSearchCV`, `cross_val_score` and `learning_curve`, needs one
-        radius: of several, some of these notice it late (docs/user_guide.md).
+        one score, as `HalvingGridSearchCV`, `cross_val_score`, `learning_curve` and
+        `validation_curve`, needs one radius: of several, some of these notice it late
+        (docs/user_guide.md).
     attack : {"pgd", "fgsm", "strong"} or Attack, default="pgd"
         How to search. "pgd" is quick, as a search over parameters needs; "strong" is a
         cascade of attacks for a figure to report (`skjacobian.attacks.Cascade`), and for whole

@@ -34,6 +34,7 @@ from sklearn.model_selection import (
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
 from sklearn.utils.estimator_checks import (
+    _NotAnArray,
     check_dataframe_column_names_consistency,
     check_param_validation,
     parametrize_with_checks,
@@ -565,6 +566,13 @@ def test_no_batch_at_all_is_an_error(iris):
     model = JacobianRegularizedClassifier(**SMALL, batch_size=200, iterator_train__drop_last=True)
     with pytest.raises(ValueError, match="Got batch_size=200, but expected at most 150"):
         model.fit(*iris)
+
+
+def test_early_stopping_takes_what_is_an_array_by_its_method_alone(iris):
+    X, y = iris
+    early = JacobianRegularizedClassifier(**SMALL, early_stopping=True)
+    given = clone(early).fit(_NotAnArray(X), y)
+    np.testing.assert_array_equal(given.predict_proba(X), clone(early).fit(X, y).predict_proba(X))
 
 
 def test_one_number_as_weight_goes_with_early_stopping(iris):

@@ -274,5 +274,7 @@ def test_names_that_are_no_strings_name_nothing():
     assert columns.indices("immutable", [2]) == [2]
     assert columns.indices("immutable", "age") == [1]
     assert columns.shown([0, 1]) == "2, age"
-    with pytest.raises(ValueError, match="names need a DataFrame"):
+    with pytest.raises(ValueError, match=r"; the names of X are no strings, but like 0\."):
         Columns((2,), [0, 1]).indices("immutable", "age")
+    with pytest.raises(ValueError, match=r"are no strings, but like \('a', 'x'\)"):
+        Columns((2,), [("a", "x"), ("a", "y")]).indices("mutable", [("a", "y")])
