@@ -276,6 +276,8 @@ class Checks:
             batches = torch.split(points, subject.batch_size)
             scores = torch.cat([subject.view(X.to(subject.device)).cpu() for X in batches])
         answered = ~scores.isnan().any(1)
+        if not answered.any():
+            return np.zeros(0, dtype=bool)
         classes = np.asarray(subject.estimator.classes_)[scores[answered].argmax(1).numpy()]
         X_adv = subject.table.rows(self.checked[answered.numpy()], points[answered].numpy())
         return np.asarray(subject.estimator.predict(X_adv) != classes)

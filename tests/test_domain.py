@@ -135,7 +135,11 @@ def test_the_report_and_the_curve_stay_there_too():
     assert report.robust_accuracy <= accuracy <= report.robust_accuracy + 0.05
 
 
-@pytest.mark.parametrize("last", [LogisticRegression(), KNeighborsClassifier()], ids=repr)
+@pytest.mark.parametrize(
+    "last",
+    [LogisticRegression(), pytest.param(KNeighborsClassifier(), marks=pytest.mark.slow)],
+    ids=repr,
+)
 def test_the_check_at_a_huge_radius_stays_there_whatever_the_radius_of_the_report(last):
     """There categories are looked up, and no model is blamed for what it is not defined for."""
     table = pd.DataFrame(X, columns=list("abcd")).assign(job=np.where(y == 0, "clerk", "pilot"))

@@ -516,12 +516,12 @@ def plane(w, b):
 @pytest.mark.parametrize(
     ("norm", "scale", "bounds", "mutable"),
     [
-        ("linf", None, None, None),
+        pytest.param("linf", None, None, None, marks=pytest.mark.slow),
         ("linf", [1.0, 0.3, 2.0, 1.5], (0.1, 7.7), [0, 2, 3]),
         ("l2", 2.0, (0.1, 7.7), None),
-        ("l2", "std", None, [0, 2, 3]),
+        pytest.param("l2", "std", None, [0, 2, 3], marks=pytest.mark.slow),
         ("l1", "std", (0.1, 7.7), None),
-        ("l1", [1.0, 0.3, 2.0, 1.5], None, [0, 3]),
+        pytest.param("l1", [1.0, 0.3, 2.0, 1.5], None, [0, 3], marks=pytest.mark.slow),
     ],
 )
 def test_the_robust_accuracy_of_a_plane_is_the_closed_form(norm, scale, bounds, mutable):

@@ -1,6 +1,8 @@
 """A classifier under attack: batches change nothing, containers and times are kept."""
 
 import copy
+import itertools
+import time
 import warnings
 
 import numpy as np
@@ -202,6 +204,8 @@ def test_all_samples_come_back_with_those_perturbed_in_their_place():
 
 
 def test_the_time_of_an_attack_is_shared_among_the_batches(monkeypatch):
+    ticks = itertools.count()
+    monkeypatch.setattr(time, "perf_counter", lambda: 1e-3 * next(ticks))  # asked at each query
     slow = Cascade(eps=0.1, time_limit=0.4)
     model = KNeighborsClassifier(3).fit(X, NAMES)
     long = PLANS["scores in boxes"][0]._replace(attack=Square(n_queries=10**6))
@@ -210,10 +214,10 @@ def test_the_time_of_an_attack_is_shared_among_the_batches(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         perturbed = subject.perturb(slow, EVERYONE)
-    assert 0.3 < perturbed.seconds < 1.5
+    assert 0.4 <= perturbed.seconds < 0.5
     assert not perturbed.found.complete
     queries = perturbed.found.n_queries.reshape(5, 10).amax(1)
-    assert (queries > 1).all()  # no batch went without
+    assert queries.min() > 0.8 * queries.max()
 
 
 def test_progress_is_printed_for_each_batch(capsys):

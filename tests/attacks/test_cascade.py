@@ -17,6 +17,7 @@ from skjacobian.attacks.cascade import PLANS
 from skjacobian.exceptions import AttackWarning
 from tests.attacks.problems import make_problem, margins
 from tests.seeds import seeded
+from tests.slow import others_slow
 
 NORMS = ["linf", "l2", "l1"]
 every_norm = pytest.mark.parametrize("norm", NORMS)
@@ -164,7 +165,7 @@ def test_multiplying_the_logits_blinds_cross_entropy():
     assert blind < 0.5 * plain
 
 
-@every_norm
+@pytest.mark.parametrize("norm", others_slow(["linf", "l2", "l1"], ["l2"]))
 def test_probabilities_are_recognised(norm):
     net, X, y = make_problem()
     attack = Cascade(norm=norm, eps=EPS[norm])
@@ -174,7 +175,7 @@ def test_probabilities_are_recognised(norm):
     torch.testing.assert_close(by_probabilities.X_adv, by_logits.X_adv, rtol=0, atol=1e-6)
 
 
-@every_norm
+@pytest.mark.parametrize("norm", others_slow(["linf", "l2", "l1"], ["linf"]))
 def test_a_model_whose_gradients_are_zero_is_searched_by_its_scores(norm):
     net, X, y = make_problem()
 
@@ -397,7 +398,7 @@ def same(first, second, at=None):
 
 
 @pytest.mark.usefixtures("brief_stages")
-@every_norm
+@pytest.mark.parametrize("norm", others_slow(["linf", "l2", "l1"], ["l1"]))
 def test_resuming_ends_where_a_search_without_a_break_ends(norm):
     model, X, y, attack = counted(norm, n=40)
     whole = attack.search(model, X, y, generator=seeded(4))

@@ -12,6 +12,7 @@ from skjacobian import FeatureConstraints
 from skjacobian.attacks import APGD, FGSM, FMN, PGD, Cascade, HotFlip
 from skjacobian.modules import MLP
 from tests.seeds import seeded
+from tests.slow import others_slow
 
 pytestmark = pytest.mark.usefixtures("short_stages")
 
@@ -132,7 +133,11 @@ def test_whole_numbers_of_a_linear_model_are_changed_as_well_as_can_be(
 
 @pytest.mark.parametrize("attack", [HotFlip, Cascade])
 @pytest.mark.parametrize(
-    ("norm", "eps", "seed"), [("l1", 2.2, 0), ("l1", 4.2, 1), ("l2", 1.5, 1), ("l2", 2.1, 0)]
+    ("norm", "eps", "seed"),
+    others_slow(
+        [("l1", 2.2, 0), ("l1", 4.2, 1), ("l2", 1.5, 1), ("l2", 2.1, 0)],
+        [("l1", 4.2, 1), ("l2", 2.1, 0)],
+    ),
 )
 def test_categories_of_a_linear_model_are_changed_as_well_as_can_be(attack, norm, eps, seed):
     data, model, groups = mixed(seed)
@@ -310,7 +315,11 @@ def test_changes_that_promise_nothing_are_tried(attack, norm, unit):
 
 
 @pytest.mark.parametrize(
-    ("attack", "norm"), [(HotFlip, "l1"), (HotFlip, "l2"), (Cascade, "l2"), (FMN, "l1")]
+    ("attack", "norm"),
+    others_slow(
+        [(HotFlip, "l1"), (HotFlip, "l2"), (Cascade, "l2"), (FMN, "l1")],
+        [(HotFlip, "l1"), (Cascade, "l2")],
+    ),
 )
 def test_changes_that_promise_nothing_are_tried_among_many(attack, norm):
     rng = np.random.default_rng(0)

@@ -385,7 +385,7 @@ def test_a_time_limit_keeps_what_was_found_in_time():
     assert "leaves" in flag.detail
 
 
-@every_norm
+@pytest.mark.parametrize("norm", others_slow(["linf", "l2", "l1"], ["l2"]))
 def test_curves_of_forests_are_nowhere_above_the_score_among_leaves(norm):
     X, y = scaled("wine")
     forest = RandomForestClassifier(10, random_state=0).fit(X[::2], y[::2])

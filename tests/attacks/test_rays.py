@@ -7,6 +7,7 @@ from skjacobian.attacks._search import Search
 from skjacobian.threat_model import DataScale
 from tests.attacks.problems import make_problem
 from tests.seeds import seeded
+from tests.slow import others_slow
 
 NORMS = ["linf", "l2", "l1"]
 DUAL = {"linf": 1, "l2": 2, "l1": torch.inf}
@@ -88,7 +89,7 @@ def grid_in_ball(norm, n=101):
     return grid[torch.linalg.vector_norm(grid, {"linf": torch.inf, "l2": 2, "l1": 1}[norm], 1) <= 1]
 
 
-@every_norm
+@pytest.mark.parametrize("norm", others_slow(["linf", "l2", "l1"], ["l2"]))
 def test_it_finds_what_brute_force_finds(norm):
     net, X, y = make_problem(n=40, n_features=2, seed=1)
     grid, eps = grid_in_ball(norm), 0.25
