@@ -339,7 +339,10 @@ def _device_of(view: TensorFunction) -> torch.device:
     """Return where the weights of a view are, so that samples are moved there once."""
     tensors = chain(view.parameters(), view.buffers()) if isinstance(view, nn.Module) else ()
     first = next(iter(tensors), None)
-    return torch.device("cpu") if first is None else first.device
+    device = torch.device("cpu") if first is None else first.device
+    if device.type not in _AUTO_BATCH:
+        raise ValueError(f"Got a network on {str(device)!r}, but expected one on 'cpu' or 'cuda'.")
+    return device
 
 
 def _batch_size(X: Tensor, device: torch.device) -> int:

@@ -285,6 +285,12 @@ def test_a_module_takes_tensors_without_a_warning():
         RobustScorer(eps=0.0)(nn.Linear(3, 2), X, y)
 
 
+def test_a_network_on_a_device_that_is_not_supported_is_rejected():
+    # "meta" stands for what this machine may lack: "mps", "xpu".
+    with pytest.raises(ValueError, match="on 'meta', but expected one on 'cpu' or 'cuda'"):
+        subject_of(nn.Linear(2, 2, device="meta"))
+
+
 class Relabelled(ClassifierMixin, BaseEstimator):
     """A logistic regression with its classes in another order, or a threshold of its own."""
 
