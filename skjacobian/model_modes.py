@@ -28,12 +28,32 @@ def frozen(model: object) -> Iterator[None]:
         model.eval()
         for parameter in parameters:
             parameter.requires_grad_(False)
-        yield
+        with differentiable_recurrence(model):
+            yield
     finally:
         for parameter in parameters:
             parameter.requires_grad_(True)
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def differentiable_recurrence(model: object) -> Iterator[None]:
+    """Keep cuDNN from the recurrent layers of a module for the duration.
+
+    On CUDA it has no gradients of theirs in eval mode, and no second derivatives in any; torch
+    itself has both.
+    """
+    layers = model.modules() if isinstance(model, nn.Module) else ()
+    if not any(isinstance(layer, nn.RNNBase) for layer in layers):
+        yield
+        return
+    was_enabled = torch.backends.cudnn.enabled
+    try:
+        torch.backends.cudnn.enabled = False
+        yield
+    finally:
+        torch.backends.cudnn.enabled = was_enabled
 
 
 def trains_norms(model: object) -> bool:

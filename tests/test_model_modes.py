@@ -4,6 +4,7 @@ from torch import nn
 
 from skjacobian.model_modes import (
     batch_norm_in_eval,
+    differentiable_recurrence,
     frozen,
     normalized_inputs,
     statistics_following,
@@ -45,6 +46,17 @@ def test_modes_and_requires_grad_are_restored_after_an_error(context):
     with pytest.raises(ZeroDivisionError, match="division"), context(net):
         raise ZeroDivisionError("division")
     assert state(net) == before
+
+
+@pytest.mark.parametrize("context", [frozen, differentiable_recurrence])
+@pytest.mark.parametrize("layer", [nn.RNN, nn.GRU, nn.LSTM, nn.Linear])
+def test_only_recurrent_layers_are_without_cudnn_and_for_a_while(layer, context):
+    with context(nn.Sequential(nn.Sequential(layer(3, 4)))):
+        assert torch.backends.cudnn.enabled == (layer is nn.Linear)
+    assert torch.backends.cudnn.enabled
+    with pytest.raises(ZeroDivisionError, match="division"), context(layer(3, 4)):
+        raise ZeroDivisionError("division")
+    assert torch.backends.cudnn.enabled
 
 
 @pytest.mark.parametrize("context", [frozen, batch_norm_in_eval])

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -13,7 +14,12 @@ from skjacobian._rng import replayed_rng
 from skjacobian.jacobian._linearization import Linearization
 from skjacobian.jacobian._reductions import ReducedRows, Reduction
 from skjacobian.layers import CONVOLUTIONS
-from skjacobian.model_modes import PredictLogits, batch_norm_in_eval, running_statistics
+from skjacobian.model_modes import (
+    PredictLogits,
+    batch_norm_in_eval,
+    differentiable_recurrence,
+    running_statistics,
+)
 from skjacobian.model_outputs import outputs
 
 
@@ -57,6 +63,7 @@ class AutogradLinearization(Linearization):
             replayed_rng(X.device) as self._replay,
             torch.enable_grad(),
             batch_norm_in_eval(predict_logits),
+            differentiable_recurrence(predict_logits),
             # The other kernels of attention have no second derivative.
             sdpa_kernel(SDPBackend.MATH) if create_graph else nullcontext(),
         ):
@@ -64,6 +71,8 @@ class AutogradLinearization(Linearization):
             self._statistics = running_statistics(predict_logits)
             with torch.autograd.graph.saved_tensors_hooks(count, lambda saved: saved):
                 logits = outputs(predict_logits, self.X)
+        if create_graph:
+            _check_differentiable_twice(logits)
         super().__init__(logits)
         self._saved_numbers = sum(saved_sizes)
 
@@ -160,6 +169,37 @@ class AutogradLinearization(Linearization):
                 create_graph=self.create_graph,
                 may_loop=self.may_loop,
             )
+
+
+# What `once_differentiable` makes of a backward pass.
+_ONCE = once_differentiable(lambda ctx: ctx).__code__
+
+
+def _check_differentiable_twice(logits: Tensor) -> None:
+    """Raise a ValueError for a custom function in the graph that is marked as having no second.
+
+    Torch says so only in some ways of asking; in others its part of the gradient is missing.
+    """
+    for node in _graph(logits):
+        function: Any = getattr(node, "_forward_cls", None)
+        if function is not None and getattr(function.backward, "__code__", None) is _ONCE:
+            raise ValueError(
+                f"Got a model with the function {function.__name__}, marked @once_differentiable, "
+                "but expected one that can be differentiated twice: the gradient of a penalty on "
+                "the Jacobian is a second derivative."
+            )
+
+
+def _graph(output: Tensor) -> set[Any]:
+    """Return the nodes of the autograd graph of a tensor."""
+    nodes: set[Any] = set()
+    to_visit: set[Any] = {output.grad_fn}
+    while to_visit:
+        node = to_visit.pop()
+        if node is not None:
+            nodes.add(node)
+            to_visit.update(before for before, _ in node.next_functions if before not in nodes)
+    return nodes
 
 
 def _by_place(model: nn.Module, tensors: Sequence[Tensor]) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
+from skjacobian.attacks import PGD
 from skjacobian.jacobian import JACOBIAN_NORMS, _chain, _cost, jacobian_norm
 from skjacobian.jacobian._cost import gram_pays
 from skjacobian.jacobian._stack import chain_of
@@ -283,7 +284,7 @@ def made(make_net, shape, n=4, seed=0, dtype=torch.float64):
 def norms_and_gradients(net, X, y, **options):
     """Norms, and the gradients by all parameters of their sum with unequal weights."""
     norms = jacobian_norm(net, X, y, create_graph=True, generator=seeded(3), **options)
-    weights = torch.linspace(0.5, 2.0, len(X), dtype=X.dtype)
+    weights = torch.linspace(0.5, 2.0, len(X), dtype=X.dtype, device=X.device)
     gradients = torch.autograd.grad(
         weights @ norms, list(net.parameters()), materialize_grads=True, allow_unused=True
     )
@@ -891,6 +892,17 @@ def test_auto_works_for_recurrent_networks(make_cells):
     agree(norms_and_gradients(net, X, y), norms_and_gradients(net, X, y, engine="loop"))
 
 
+@pytest.mark.cuda
+@pytest.mark.parametrize("make_cells", [nn.RNN, nn.GRU, nn.LSTM])
+def test_recurrent_networks_have_both_derivatives_on_a_card(make_cells):
+    net, X, y = made(lambda: Recurrent(make_cells), (3, 4))
+    attack = PGD(eps=0.3, n_steps=4, random_start=False)
+    expected, X_adv = norms_and_gradients(net, X, y), attack(net, X, y)
+    norms, gradients = norms_and_gradients(net.cuda(), X.cuda(), y.cuda())
+    agree((norms.cpu(), tuple(gradient.cpu() for gradient in gradients)), expected)
+    agree(attack(net, X.cuda(), y.cuda()).cpu(), X_adv)
+
+
 class Mixing(nn.Module):
     def __init__(self):
         super().__init__()
@@ -966,6 +978,31 @@ def test_rows_are_taken_one_by_one_where_they_cannot_be_taken_at_once(function, 
     )
     torch.testing.assert_close(auto, loop)
     assert auto.requires_grad == create_graph
+
+
+class Cube(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, X):
+        ctx.save_for_backward(X)
+        return X**3
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        (X,) = ctx.saved_tensors
+        return 3 * X.square() * gradient
+
+
+@few_options
+@pytest.mark.parametrize("engine", ["auto", "batched", "loop"])
+def test_functions_that_say_they_have_one_derivative_are_not_for_penalties(engine, options):
+    net, y = WithFunction(Cube.apply).double(), torch.tensor([0, 1, 2])
+    X = torch.rand(3, 4, dtype=torch.float64)
+    norms = jacobian_norm(net, X, y, engine=engine, **options)
+    if "class_samples" not in options:
+        agree(norms, jacobian_norm(lambda X: net.last(net.first(X) ** 3), X, y, **options))
+    with pytest.raises(ValueError, match="the function Cube, marked @once_differentiable, but"):
+        jacobian_norm(net, X, y, engine=engine, create_graph=True, **options)
 
 
 def test_attention_can_be_regularized():
