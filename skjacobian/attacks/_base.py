@@ -174,7 +174,9 @@ class Attack(BaseEstimator):
         """Check what was given, let `search_with` search, and make sure of what it found."""
         self.check_params()
         _check_tensors(X, y)
-        X, y = X.detach(), y.long()
+        if self.needs == "gradients" and torch.is_inference_mode_enabled():
+            raise RuntimeError("Got torch.inference_mode(), but expected a mode with gradients.")
+        X, y = X.clone() if X.is_inference() else X.detach(), y.long()
         self.check_clean(X)
         with frozen(predict_logits), torch.set_grad_enabled(self.needs == "gradients"):
             search = Search(predict_logits, self.ball(X), y)
@@ -290,10 +292,17 @@ def _check_tensors(X: Tensor, y: Tensor) -> None:
     for name, value in (("X", X), ("y", y)):
         check_tensor(name, value, "To attack an estimator with arrays, use RobustScorer.")
     check_floating("X", X)
+    if X.ndim == 0:
+        raise ValueError("Got X of shape (), but expected (n_samples, *features).")
     if y.is_floating_point() or y.dtype == torch.bool:
         raise ValueError(f"Got y of {y.dtype}, but expected class indices, whole numbers.")
     if len(y) and int(y.min()) < 0:
         raise ValueError(f"Got y from {int(y.min())}, but expected class indices from 0.")
+    if y.ndim != 1:
+        raise ValueError(
+            f"Got y of shape {tuple(y.shape)}, but expected one class index for each sample, "
+            "shape (n_samples,)."
+        )
     if len(X) != len(y):
         raise ValueError(
             f"Got X with {len(X)} samples and y with {len(y)}, but expected as many of each."

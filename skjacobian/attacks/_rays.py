@@ -130,7 +130,7 @@ class Rays:
         Points inside the ball, up to rounding, are put exactly inside before it is asked.
         """
         ball = self.search.ball
-        moved = (self.start + U * self.scale).clamp(*self.box)
+        moved = (self.start + U * self.scale).clamp(*self.box).to(ball.X.dtype)
         X_adv = ball.X.flatten(1).index_copy(1, self.free, moved).reshape(ball.X.shape)
         U = (moved - self.start) / self.scale
         inside = rows(self._is_within(self.eps, U).squeeze(1), X_adv)

@@ -342,7 +342,8 @@ def _as_arrays(value: Any) -> Any:
     """Return tensors as arrays, whose hash is that of their values."""
     if isinstance(value, tuple | list):
         return [_as_arrays(part) for part in value]
-    return value.detach().cpu().numpy() if isinstance(value, Tensor) else value
+    # numpy has no bfloat16.
+    return value.detach().to("cpu", torch.float64).numpy() if isinstance(value, Tensor) else value
 
 
 def _take_up(search: Search, resume: Found) -> None:

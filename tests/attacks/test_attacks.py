@@ -834,9 +834,38 @@ def test_radii_are_one_for_each_sample(shape):
         (torch.zeros(2, 3), torch.tensor([0.0, 0.9]), "Got y of torch.float32, but expected class"),
         (torch.zeros(2, 3), torch.tensor([True, False]), "Got y of torch.bool, but expected class"),
         (torch.zeros(2, 3), torch.tensor([0, -1]), "Got y from -1, but expected class indices"),
+        (
+            torch.zeros(2, 3),
+            torch.eye(2, dtype=int),
+            r"y of shape \(2, 2\), but expected one class",
+        ),
+        (torch.tensor(0.5), torch.tensor([0]), r"X of shape \(\), but expected \(n_samples, "),
         (torch.zeros(2, 3), torch.tensor([0, 2]), "Got y up to 2 and a model of 2 classes, but"),
     ],
 )
 def test_tensors_of_another_type_are_named(X, y, match):
     with pytest.raises(ValueError, match=match):
         PGD()(nn.Linear(3, 2), X, y)
+
+
+@every_gradient_attack
+def test_inference_mode_has_no_gradients(name):
+    X, y = torch.rand(3, 4), torch.tensor([0, 1, 0])
+    with torch.inference_mode():
+        made_there = X.clone()
+        with pytest.raises(RuntimeError, match=r"Got torch.inference_mode\(\), but expected"):
+            BRIEF[name](nn.Linear(4, 2), X, y)
+    net = nn.Linear(4, 2)
+    ends = (BRIEF[name](net, samples, y, generator=seeded(0)) for samples in (made_there, X))
+    assert torch.equal(*ends)
+
+
+@every_brief_attack_in_some_norm
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_stays_inside_and_half_precision(attack, norm, dtype):
+    torch.manual_seed(0)
+    net, X = nn.Linear(4, 3).to(dtype), torch.rand(8, 4, dtype=dtype)
+    attack = with_threat(attack, norm=norm, eps=0.3)
+    X_adv = attack(net, X, net(X).argmax(1), generator=seeded(0))
+    assert X_adv.dtype == dtype
+    assert attack.ball(X).contains(X_adv).all()
