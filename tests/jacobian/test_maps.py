@@ -112,6 +112,7 @@ MAPS = {
     "conv2d, depthwise": lambda: convolution((3, 5, 5), 6, (3, 3), padding=1, groups=3),
     "conv2d, many channels from one": lambda: convolution((1, 6, 5), 12, (3, 2)),
     "conv2d, many channels from two": lambda: convolution((2, 6, 5), 25, (3, 3), padding=(1, 2)),
+    "conv2d, few channels from one": lambda: convolution((1, 6, 5), 3, (3, 2), padding=(1, 2)),
     "conv2d, many channels, kernel 1": lambda: convolution((1, 3, 4), 13, (1, 1)),
     "conv2d, many channels, padding beyond": lambda: convolution((1, 3, 4), 13, (2, 2), padding=3),
     "conv2d, many channels, stride": lambda: convolution((1, 6, 5), 12, (3, 2), stride=2),
