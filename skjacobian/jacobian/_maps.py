@@ -21,6 +21,8 @@ CONVOLVE: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 # The convolutions of a CPU work on 8 or 16 channels at a time. Where an image has so many times
 # fewer channels than its convolution, products of patches take half the time, and less.
 NARROW = 6
+# Numbers of patches at a time: what they take beside the rows that are in flight anyway.
+PATCHES_AT_ONCE = 2**20
 
 
 @dataclass(frozen=True)
@@ -305,7 +307,9 @@ class Convolution(Map):
         flat = G.flatten(0, 1)
         n_out, n_in = self.weight.shape[:2]
         if n_out >= NARROW * n_in and self._is_plain(G):
-            X = self._from_patches(flat)
+            X = torch.cat(
+                [self._from_patches(part) for part in torch.split(flat, self._at_once(flat))]
+            )
         else:
             X = self._gradient(flat, flat.new_empty(1).expand(len(flat), *self.input_shape), 0)
         return X.reshape(*G.shape[:2], *self.input_shape)
@@ -314,6 +318,11 @@ class Convolution(Map):
         """Tell whether this is a convolution of images, step by step, on the CPU."""
         steps = {*self.stride, *self.dilation, self.groups}
         return len(self.stride) == 2 and steps == {1} and not G.is_cuda
+
+    def _at_once(self, G: Tensor) -> int:
+        """Return how many cotangents make patches at a time."""
+        patches_of_one = self.weight[0].numel() * G[0, 0].numel() if len(G) else 1
+        return max(1, PATCHES_AT_ONCE // patches_of_one)
 
     def _from_patches(self, G: Tensor) -> Tensor:
         """Return the transposed convolution as the sum of each cotangent's patch, k by k."""
@@ -343,7 +352,9 @@ class Convolution(Map):
         """Return the gradient of ⟨G, convolution of D⟩ by the weight."""
         G, D = G.flatten(0, 1), D.flatten(0, 1)
         if self.weight.shape[1] == 1 and self._is_plain(G):
-            return self._by_windows(G, D)
+            size = self._at_once(G)
+            parts = zip(torch.split(G, size), torch.split(D, size), strict=True)
+            return sum((self._by_windows(*part) for part in parts), torch.zeros_like(self.weight))
         return self._gradient(G, D, 1)
 
     def _by_windows(self, G: Tensor, D: Tensor) -> Tensor:
