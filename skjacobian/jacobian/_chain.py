@@ -16,6 +16,7 @@ from skjacobian.jacobian._cost import (
     masked_product_pays,
     samples_in_block,
 )
+from skjacobian.jacobian._dead_units import without_dead_units
 from skjacobian.jacobian._dense_products import (
     gram_gradient,
     gram_product,
@@ -136,8 +137,12 @@ class Tape:
     def __init__(
         self, linearization: StackLinearization, V: Tensor | None, reduction: Reduction
     ) -> None:
-        self.start, self.maps = _start(linearization, V)
         self.reduction = reduction
+        n_samples, n_classes = linearization.shape
+        n_rows = n_samples * (n_classes if V is None else V.shape[1])
+        self.wholes = linearization.tensors()
+        maps, self.left = without_dead_units(linearization.maps, n_rows)
+        self.start, self.maps = _start(linearization, maps, V)
 
     def run(self) -> Tensor:
         """Return the value, shape (n_samples,)."""
@@ -164,6 +169,19 @@ class Tape:
             Gradients that these are added to; None starts from nothing.
         """
         totals = [None] * len(wanted) if totals is None else totals
+        if self.left is None:
+            return self._gradients(weight, wanted, totals)
+        by_V, parts = self._gradients(weight, wanted, [None] * len(wanted))
+        gradients = [
+            None if part is None else live.whole(part, like=tensor)
+            for live, part, tensor in zip(self.left, parts, self.wholes, strict=True)
+        ]
+        return by_V, [_sum(*both) for both in zip(totals, gradients, strict=True)]
+
+    def _gradients(
+        self, weight: Tensor, wanted: Sequence[bool], totals: Gradients
+    ) -> tuple[Tensor | None, Gradients]:
+        """Return the gradients by V and by what is left of the tensors, added to `totals`."""
         position = len(wanted)
         D, of_end = self.end.gradients(weight)
         for gradient in of_end:
@@ -194,9 +212,11 @@ def _sum(total: Tensor | None, gradient: Tensor | None) -> Tensor | None:
 # --- the first rows ----------------------------------------------------------------------
 
 
-def _start(linearization: StackLinearization, V: Tensor | None) -> tuple[Any, list[Map]]:
-    """Return what makes the first rows, and the maps behind it."""
-    maps, n_samples = linearization.maps, linearization.shape[0]
+def _start(
+    linearization: StackLinearization, maps: list[Map], V: Tensor | None
+) -> tuple[Any, list[Map]]:
+    """Return what makes the first rows from the first of the maps, and the maps behind it."""
+    n_samples = linearization.shape[0]
     if V is not None and V.is_floating_point():
         return _Cotangents(V), maps
     match maps:
