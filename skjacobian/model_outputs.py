@@ -52,6 +52,12 @@ def outputs(model: PredictLogits, X: Tensor) -> Tensor:
     return output.to(X.device)
 
 
+def check_gradients_are_possible() -> None:
+    """Raise a RuntimeError in inference mode, in which nothing has a gradient."""
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError("Got torch.inference_mode(), but expected a mode with gradients.")
+
+
 def check_output(output: object, X: Tensor) -> None:
     """Raise a TypeError unless a model has returned one row of numbers for each sample."""
     if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != len(X):

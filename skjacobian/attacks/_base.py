@@ -22,6 +22,7 @@ from skjacobian.attacks._search import Search
 from skjacobian.constraints import FeatureConstraints, check_constraints
 from skjacobian.geometry import BALL_NORMS, Ball
 from skjacobian.model_modes import PredictLogits, frozen
+from skjacobian.model_outputs import check_gradients_are_possible
 from skjacobian.threat_model import (
     check_inside,
     outside,
@@ -174,8 +175,8 @@ class Attack(BaseEstimator):
         """Check what was given, let `search_with` search, and make sure of what it found."""
         self.check_params()
         _check_tensors(X, y)
-        if self.needs == "gradients" and torch.is_inference_mode_enabled():
-            raise RuntimeError("Got torch.inference_mode(), but expected a mode with gradients.")
+        if self.needs == "gradients":
+            check_gradients_are_possible()
         X, y = X.clone() if X.is_inference() else X.detach(), y.long()
         self.check_clean(X)
         with frozen(predict_logits), torch.set_grad_enabled(self.needs == "gradients"):
@@ -296,13 +297,13 @@ def _check_tensors(X: Tensor, y: Tensor) -> None:
         raise ValueError("Got X of shape (), but expected (n_samples, *features).")
     if y.is_floating_point() or y.dtype == torch.bool:
         raise ValueError(f"Got y of {y.dtype}, but expected class indices, whole numbers.")
-    if len(y) and int(y.min()) < 0:
-        raise ValueError(f"Got y from {int(y.min())}, but expected class indices from 0.")
     if y.ndim != 1:
         raise ValueError(
             f"Got y of shape {tuple(y.shape)}, but expected one class index for each sample, "
             "shape (n_samples,)."
         )
+    if len(y) and int(y.min()) < 0:
+        raise ValueError(f"Got y from {int(y.min())}, but expected class indices from 0.")
     if len(X) != len(y):
         raise ValueError(
             f"Got X with {len(X)} samples and y with {len(y)}, but expected as many of each."

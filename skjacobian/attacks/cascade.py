@@ -339,7 +339,7 @@ class Cascade(Attack):
 
 
 def _as_arrays(value: Any) -> Any:
-    """Return tensors as arrays, whose hash is that of their values."""
+    """Return tensors as arrays of float64, whose hash is that of their values."""
     if isinstance(value, tuple | list):
         return [_as_arrays(part) for part in value]
     # numpy has no bfloat16.

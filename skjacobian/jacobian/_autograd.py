@@ -20,7 +20,7 @@ from skjacobian.model_modes import (
     differentiable_recurrence,
     running_statistics,
 )
-from skjacobian.model_outputs import outputs
+from skjacobian.model_outputs import check_gradients_are_possible, outputs
 
 
 class AutogradLinearization(Linearization):
@@ -47,8 +47,7 @@ class AutogradLinearization(Linearization):
         create_graph: bool,
         may_loop: bool = False,
     ) -> None:
-        if torch.is_inference_mode_enabled():
-            raise RuntimeError("Got torch.inference_mode(), but expected a mode with gradients.")
+        check_gradients_are_possible()
         self.predict_logits = predict_logits
         self.batched = batched
         self.create_graph = create_graph

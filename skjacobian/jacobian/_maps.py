@@ -307,9 +307,7 @@ class Convolution(Map):
         flat = G.flatten(0, 1)
         n_out, n_in = self.weight.shape[:2]
         if n_out >= NARROW * n_in and self._is_plain(G):
-            X = torch.cat(
-                [self._from_patches(part) for part in torch.split(flat, self._at_once(flat))]
-            )
+            X = torch.cat([self._from_patches(flat[part]) for part in self._parts(flat)])
         else:
             X = self._gradient(flat, flat.new_empty(1).expand(len(flat), *self.input_shape), 0)
         return X.reshape(*G.shape[:2], *self.input_shape)
@@ -319,10 +317,10 @@ class Convolution(Map):
         steps = {*self.stride, *self.dilation, self.groups}
         return len(self.stride) == 2 and steps == {1} and not G.is_cuda
 
-    def _at_once(self, G: Tensor) -> int:
-        """Return how many cotangents make patches at a time."""
-        patches_of_one = self.weight[0].numel() * G[0, 0].numel() if len(G) else 1
-        return max(1, PATCHES_AT_ONCE // patches_of_one)
+    def _parts(self, G: Tensor) -> list[slice]:
+        """Return the cotangents that make patches at a time; of none there is one empty part."""
+        step = max(1, PATCHES_AT_ONCE // max(1, self.weight[0].numel() * G[:1, 0].numel()))
+        return [slice(start, start + step) for start in range(0, max(1, len(G)), step)]
 
     def _from_patches(self, G: Tensor) -> Tensor:
         """Return the transposed convolution as the sum of each cotangent's patch, k by k."""
@@ -352,9 +350,10 @@ class Convolution(Map):
         """Return the gradient of ⟨G, convolution of D⟩ by the weight."""
         G, D = G.flatten(0, 1), D.flatten(0, 1)
         if self.weight.shape[1] == 1 and self._is_plain(G):
-            size = self._at_once(G)
-            parts = zip(torch.split(G, size), torch.split(D, size), strict=True)
-            return sum((self._by_windows(*part) for part in parts), torch.zeros_like(self.weight))
+            total = torch.zeros_like(self.weight)
+            for part in self._parts(G):
+                total += self._by_windows(G[part], D[part])
+            return total
         return self._gradient(G, D, 1)
 
     def _by_windows(self, G: Tensor, D: Tensor) -> Tensor:
