@@ -63,7 +63,8 @@ class StackLinearization(Linearization):
         """Return the rows VJ of each sample, without a graph; see `Linearization.rows`."""
         with torch.no_grad():
             G = as_cotangents(V, self).expand(self.shape[0], -1, -1)
-            for layer in self.maps:
+            maps, _ = without_dead_units(self.maps, n_rows=G.shape[0] * G.shape[1])
+            for layer in maps:
                 G = layer(G)
         return G.flatten(2)
 
