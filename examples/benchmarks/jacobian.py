@@ -3,8 +3,8 @@
 Run ``python examples/benchmarks/jacobian.py``; ``--only epochs`` takes ten minutes on one core. One
 process, one thread, CPU seconds, all candidates in turn, medians of 15 for the default penalties
 and of 5 for others. ``--device cuda`` times on a GPU, with a synchronization around each fit.
-Epochs are of MNIST, and of random pixels where it is not found: there hardly a unit of a
-network is active, which makes whole penalties cheap. Other inputs are random.
+Epochs are of MNIST, and of random pixels where it is not found: these activate few units of
+a network, which makes whole penalties cheap. Other inputs are random.
 """
 
 import argparse

@@ -8,8 +8,9 @@ that much smaller without them.
 
 import math
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from skjacobian.jacobian._cost import UNITS_OF_KERNELS, leaving_out_pays
@@ -70,29 +71,32 @@ def without_dead_units(maps: list[Map], n_rows: int) -> tuple[list[Map], list[Li
 
 def _live_inputs(maps: list[Map], n_rows: int) -> Tensor | None:
     """Return the inputs of the first map that are left, some dead ones among them; None is all."""
-    n_slopes = 0
-    match maps:
-        case [Dense(input_shape=(n_units,)), *before]:
-            while n_slopes < len(before) and isinstance(before[n_slopes], Diagonal):
-                n_slopes += 1
-        case _:
-            return None
-    match before[n_slopes:]:
-        case [Dense(input_shape=(_,)), *_] if n_slopes > 0:
-            slopes: list[Any] = [layer.tensor for layer in before[:n_slopes]]
-        case _:
-            return None
+    slopes = [layer.slope for layer in _between_dense(maps)]
     # Not worth waiting for an accelerator to tell. And the gradient by a slope of 0 is not 0.
-    if any(slope.is_cuda or slope.requires_grad for slope in slopes):
+    if not slopes or any(slope.is_cuda or slope.requires_grad for slope in slopes):
         return None
-    is_live = slopes[0].any(0)
-    for slope in slopes[1:]:
-        is_live = is_live & slope.any(0)
-    n_left = min(n_units, math.ceil(int(is_live.sum()) / UNITS_OF_KERNELS) * UNITS_OF_KERNELS)
+    is_live = torch.stack([slope.any(0) for slope in slopes]).all(0)
+    n_units, n_live = len(is_live), int(is_live.sum())
+    n_left = min(n_units, math.ceil(n_live / UNITS_OF_KERNELS) * UNITS_OF_KERNELS)
     if not leaving_out_pays(n_rows, n_left, n_units):
         return None
     # The live ones first, each kind in its order.
     return is_live.logical_not().byte().argsort(stable=True)[:n_left].sort().values
+
+
+def _between_dense(maps: list[Map]) -> list[Diagonal]:
+    """Return the elementwise maps between the first map and the next, if both are dense."""
+    diagonals: list[Diagonal] = []
+    for layer in maps[1:]:
+        if not isinstance(layer, Diagonal):
+            return diagonals if _is_dense(maps[0]) and _is_dense(layer) else []
+        diagonals.append(layer)
+    return []
+
+
+def _is_dense(layer: Map) -> bool:
+    """Tell whether this is a linear layer of flat samples."""
+    return isinstance(layer, Dense) and len(layer.input_shape) == 1
 
 
 def _part(layer: Map, live: Live) -> Map:
