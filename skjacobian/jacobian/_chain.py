@@ -140,15 +140,15 @@ class Tape:
     ) -> None:
         self.reduction = reduction
         n_samples, n_classes = linearization.shape
-        n_rows = n_samples * (n_classes if V is None else V.shape[1])
+        self.n_rows = n_samples * (n_classes if V is None else V.shape[1])
         self.wholes = linearization.tensors()
-        maps, self.left = without_dead_units(linearization.maps, n_rows)
+        maps, self.left = without_dead_units(linearization.maps, self.n_rows)
         self.start, self.maps = _start(linearization, maps, V)
 
     def run(self) -> Tensor:
         """Return the value, shape (n_samples,)."""
         G = self.start()
-        self.end, maps = _end(self.reduction, self.maps, n_rows=G.shape[0] * G.shape[1])
+        self.end, maps = _end(self.reduction, self.maps, self.n_rows)
         self.steps: list[tuple[Map, Tensor]] = []
         for layer in maps:
             self.steps.append((layer, G))

@@ -95,8 +95,12 @@ def test_dropout_masks_leave_out_what_they_hide():
 
 def test_smooth_units_are_all_left():
     X, _ = samples()
-    model = nn.Sequential(nn.Linear(N_FEATURES, 8), nn.Softplus(), nn.Linear(8, N_CLASSES)).double()
-    assert n_left(model, X) == [8, N_FEATURES]
+    hidden = nn.Linear(N_FEATURES, 32)
+    model = nn.Sequential(hidden, nn.Softplus(), nn.Linear(32, N_CLASSES)).double()
+    with torch.no_grad():
+        hidden.bias[:16] = -1e3  # slopes that round to 0, and depend on the weights all the same
+    assert not model[:2](X)[:, :16].any()
+    assert n_left(model, X) == [32, N_FEATURES]
 
 
 def test_whole_matrix_is_zero_where_nothing_is_left():
